@@ -1,0 +1,130 @@
+//! Frames to bytes.
+
+use crate::escape::escape;
+use crate::{Command, Escapes, Options, Version};
+use memchr::{memchr, memchr2};
+use thiserror::Error;
+
+/// A frame that has no representation on the wire. Written anyway it would be read as another
+/// frame, or as several.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum EncodeError {
+    /// A header name may not be empty.
+    #[error("a header without a name")]
+    EmptyHeaderName,
+    /// A CR, LF or, in a name, colon, where the version has no escape for it.
+    #[error("a header with a character that this version cannot escape")]
+    Unescapable,
+}
+
+/// Appends a frame's command, its headers and the blank line to `out`; the body and a NUL are to
+/// follow. A `content-length` header is added where there is a body and none is given, so that
+/// the body may hold any octet (STOMP 1.2, "Header content-length").
+///
+/// `version` is `None` before negotiation, when 1.2's escapes are used: only CONNECT and STOMP
+/// are sent then, and these are never escaped.
+///
+/// # Errors
+/// A header that cannot be written. `out` is unspecified then.
+pub fn encode_head<'a>(
+    command: Command,
+    headers: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
+    body_length: usize,
+    version: Option<Version>,
+    out: &mut Vec<u8>,
+) -> Result<(), EncodeError> {
+    let version = version.unwrap_or(Version::V1_2);
+    let escapes = Escapes::of(command, Some(version), &Options::default());
+    let mut needs_length = body_length > 0;
+    out.extend_from_slice(command.as_str().as_bytes());
+    out.push(b'\n');
+    for (name, value) in headers {
+        check_header(name, value, escapes)?;
+        needs_length &= name != b"content-length";
+        escape(name, escapes, out);
+        out.push(b':');
+        escape(value, escapes, out);
+        out.push(b'\n');
+    }
+    if needs_length {
+        out.extend_from_slice(format!("content-length:{body_length}\n").as_bytes());
+    }
+    out.push(b'\n');
+    Ok(())
+}
+
+fn check_header(name: &[u8], value: &[u8], escapes: Escapes) -> Result<(), EncodeError> {
+    if name.is_empty() {
+        return Err(EncodeError::EmptyHeaderName);
+    }
+    let unescapable = match escapes {
+        Escapes::V1_2(_) => false,
+        Escapes::V1_1(_) => memchr(b'\r', name).or(memchr(b'\r', value)).is_some(),
+        Escapes::Raw => {
+            memchr(b':', name).is_some()
+                || memchr2(b'\r', b'\n', name).is_some()
+                || memchr2(b'\r', b'\n', value).is_some()
+        }
+    };
+    if unescapable {
+        return Err(EncodeError::Unescapable);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encoded(
+        command: Command,
+        headers: &[(&str, &str)],
+        body_length: usize,
+        version: Option<Version>,
+    ) -> Result<String, EncodeError> {
+        let mut out = Vec::new();
+        let headers = headers.iter().map(|(n, v)| (n.as_bytes(), v.as_bytes()));
+        encode_head(command, headers, body_length, version, &mut out)?;
+        Ok(String::from_utf8(out).unwrap())
+    }
+
+    #[test]
+    fn a_body_brings_its_content_length_unless_one_is_given() {
+        let send = |headers: &[(&str, &str)], length| {
+            encoded(Command::Send, headers, length, Some(Version::V1_2)).unwrap()
+        };
+        assert_eq!(send(&[("a", "b")], 0), "SEND\na:b\n\n");
+        assert_eq!(send(&[("a", "b")], 5), "SEND\na:b\ncontent-length:5\n\n");
+        let given = [("content-length", "5")];
+        assert_eq!(send(&given, 5), "SEND\ncontent-length:5\n\n");
+    }
+
+    #[test]
+    fn headers_are_escaped_by_version_and_never_before_negotiation() {
+        let headers = [("k:", "v\\\n")];
+        let send = |version| encoded(Command::Send, &headers, 0, Some(version));
+        assert_eq!(send(Version::V1_2).unwrap(), "SEND\nk\\c:v\\\\\\n\n\n");
+        assert_eq!(send(Version::V1_1).unwrap(), "SEND\nk\\c:v\\\\\\n\n\n");
+        assert_eq!(send(Version::V1_0), Err(EncodeError::Unescapable));
+        let connect = encoded(Command::Connect, &[("passcode", "a\\b:c")], 0, None);
+        assert_eq!(connect.unwrap(), "CONNECT\npasscode:a\\b:c\n\n");
+    }
+
+    #[test]
+    fn what_would_be_read_as_something_else_is_refused() {
+        let refused = |command, header, version| encoded(command, &[header], 0, version);
+        let injected = ("host", "/\nlogin:root");
+        assert_eq!(
+            refused(Command::Connect, injected, None),
+            Err(EncodeError::Unescapable)
+        );
+        assert_eq!(
+            refused(Command::Send, ("a", "b\r"), Some(Version::V1_1)),
+            Err(EncodeError::Unescapable)
+        );
+        assert_eq!(
+            refused(Command::Send, ("", "b"), Some(Version::V1_2)),
+            Err(EncodeError::EmptyHeaderName)
+        );
+    }
+}

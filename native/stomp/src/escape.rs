@@ -1,0 +1,150 @@
+//! Value encoding: the escapes in header names and values (STOMP 1.2, "Value Encoding").
+
+use crate::{Command, Options, UndefinedEscapes, Version};
+use memchr::memchr;
+use std::borrow::Cow;
+
+/// Which escapes are in force for a frame's headers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Escapes {
+    /// None: STOMP 1.0, and the frames that negotiate the version.
+    Raw,
+    /// STOMP 1.1: `\n`, `\c`, `\\`.
+    V1_1(UndefinedEscapes),
+    /// STOMP 1.2: `\r` as well.
+    V1_2(UndefinedEscapes),
+}
+
+impl Escapes {
+    /// The escapes of a `command` frame. Before negotiation that can only be an ERROR that
+    /// explains a refusal: it is read as 1.2, and never refused itself for how it is escaped.
+    pub(crate) fn of(command: Command, version: Option<Version>, options: &Options) -> Escapes {
+        match version {
+            _ if command.precedes_negotiation() => Escapes::Raw,
+            None => Escapes::V1_2(UndefinedEscapes::Keep),
+            Some(Version::V1_0) => Escapes::Raw,
+            Some(Version::V1_1) => Escapes::V1_1(options.undefined_escapes),
+            Some(Version::V1_2) => Escapes::V1_2(options.undefined_escapes),
+        }
+    }
+
+    fn undefined(self) -> UndefinedEscapes {
+        match self {
+            Escapes::Raw => UndefinedEscapes::Keep,
+            Escapes::V1_1(undefined) | Escapes::V1_2(undefined) => undefined,
+        }
+    }
+
+    fn decode(self, escaped: u8) -> Option<u8> {
+        match escaped {
+            b'n' => Some(b'\n'),
+            b'c' => Some(b':'),
+            b'\\' => Some(b'\\'),
+            b'r' if matches!(self, Escapes::V1_2(_)) => Some(b'\r'),
+            _ => None,
+        }
+    }
+
+    fn encode(self, octet: u8) -> Option<u8> {
+        match octet {
+            b'\n' => Some(b'n'),
+            b':' => Some(b'c'),
+            b'\\' => Some(b'\\'),
+            b'\r' if matches!(self, Escapes::V1_2(_)) => Some(b'r'),
+            _ => None,
+        }
+    }
+}
+
+/// Decodes the escapes in a header name or value.
+///
+/// # Errors
+/// The index of the backslash that begins an undefined escape, where those are refused.
+pub fn unescape(text: &[u8], escapes: Escapes) -> Result<Cow<'_, [u8]>, usize> {
+    let first = match memchr(b'\\', text) {
+        Some(first) if escapes != Escapes::Raw => first,
+        _ => return Ok(Cow::Borrowed(text)),
+    };
+    let mut decoded = Vec::with_capacity(text.len());
+    decoded.extend_from_slice(&text[..first]);
+    let mut at = first;
+    while at < text.len() {
+        if text[at] != b'\\' {
+            decoded.push(text[at]);
+            at += 1;
+            continue;
+        }
+        match text.get(at + 1).and_then(|&next| escapes.decode(next)) {
+            Some(octet) => {
+                decoded.push(octet);
+                at += 2;
+            }
+            None if escapes.undefined() == UndefinedEscapes::Keep => {
+                decoded.push(b'\\');
+                at += 1;
+            }
+            None => return Err(at),
+        }
+    }
+    Ok(Cow::Owned(decoded))
+}
+
+/// Appends `text` to `out`, escaped.
+pub fn escape(text: &[u8], escapes: Escapes, out: &mut Vec<u8>) {
+    if escapes == Escapes::Raw {
+        out.extend_from_slice(text);
+        return;
+    }
+    for &octet in text {
+        match escapes.encode(octet) {
+            Some(code) => out.extend_from_slice(&[b'\\', code]),
+            None => out.push(octet),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use UndefinedEscapes::{Keep, Refuse};
+
+    const V1_2: Escapes = Escapes::V1_2(Refuse);
+    const V1_1: Escapes = Escapes::V1_1(Refuse);
+
+    fn decoded(text: &str, escapes: Escapes) -> Result<String, usize> {
+        unescape(text.as_bytes(), escapes).map(|t| String::from_utf8(t.into_owned()).unwrap())
+    }
+
+    #[test]
+    fn value_encoding_1_2() {
+        assert_eq!(decoded(r"a\r\n\c\\b", V1_2), Ok("a\r\n:\\b".into()));
+        assert_eq!(decoded(r"\\n", V1_2), Ok(r"\n".into()));
+        assert_eq!(decoded(r"ab\t", V1_2), Err(2));
+        assert_eq!(decoded(r"ab\", V1_2), Err(2));
+    }
+
+    #[test]
+    fn value_encoding_1_1_has_no_carriage_return() {
+        assert_eq!(decoded(r"\n\c\\", V1_1), Ok("\n:\\".into()));
+        assert_eq!(decoded(r"\r", V1_1), Err(0));
+    }
+
+    #[test]
+    fn raw_and_kept_escapes_stay() {
+        assert_eq!(decoded(r"C:\new", Escapes::Raw), Ok(r"C:\new".into()));
+        assert_eq!(decoded(r"\t\n\", Escapes::V1_2(Keep)), Ok("\\t\n\\".into()));
+    }
+
+    #[test]
+    fn nothing_to_do_borrows() {
+        assert!(matches!(unescape(b"plain", V1_2), Ok(Cow::Borrowed(_))));
+    }
+
+    #[test]
+    fn escape_is_the_inverse() {
+        let mut out = Vec::new();
+        escape(b"a:\r\n\\", V1_2, &mut out);
+        assert_eq!(out, br"a\c\r\n\\");
+        assert_eq!(unescape(&out, V1_2).unwrap(), &b"a:\r\n\\"[..]);
+    }
+}

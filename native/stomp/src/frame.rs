@@ -1,0 +1,107 @@
+//! A decoded frame, borrowed from the input and the decoder.
+
+use crate::escape::{Escapes, unescape};
+use crate::head::Line;
+use crate::{Command, UndefinedEscapes};
+use std::borrow::Cow;
+
+/// One frame. Its bytes are where they arrived; nothing is copied until somebody asks.
+#[derive(Debug)]
+pub struct Frame<'a, B> {
+    pub(crate) command: Command,
+    pub(crate) escapes: Escapes,
+    pub(crate) head: &'a [u8],
+    pub(crate) lines: &'a [Line],
+    /// Stream position of the frame's first octet.
+    pub(crate) offset: u64,
+    /// The body, without the NUL that ends it.
+    pub body: Body<'a, B>,
+}
+
+/// A body: in the input, or collected from several inputs.
+#[derive(Debug)]
+pub enum Body<'a, B> {
+    /// It arrived in one piece.
+    Borrowed(&'a [u8]),
+    /// It did not.
+    Owned(B),
+}
+
+impl<B: AsRef<[u8]>> AsRef<[u8]> for Body<'_, B> {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Body::Borrowed(bytes) => bytes,
+            Body::Owned(buffer) => buffer.as_ref(),
+        }
+    }
+}
+
+impl<'a, B> Frame<'a, B> {
+    /// The frame's command.
+    pub fn command(&self) -> Command {
+        self.command
+    }
+
+    /// The headers in wire order, repeated ones included.
+    pub fn headers(&self) -> impl ExactSizeIterator<Item = Header<'a>> + use<'a, B> {
+        let (head, escapes) = (self.head, self.escapes);
+        self.lines.iter().map(move |line| Header {
+            bytes: &head[line.start..line.end],
+            colon: line.colon,
+            escapes: if line.escaped { escapes } else { Escapes::Raw },
+        })
+    }
+
+    /// The value of the first header called `name`; of repeated headers only the first counts
+    /// (STOMP 1.2, "Repeated Header Entries").
+    pub fn header(&self, name: &[u8]) -> Option<Cow<'a, [u8]>> {
+        self.headers()
+            .find(|header| *header.name() == *name)
+            .map(|header| header.value())
+    }
+}
+
+/// One header line.
+#[derive(Clone, Copy, Debug)]
+pub struct Header<'a> {
+    bytes: &'a [u8],
+    colon: usize,
+    escapes: Escapes,
+}
+
+impl<'a> Header<'a> {
+    /// The line as it arrived, without its EOL.
+    pub fn line(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// The escapes that this line really uses; equal lines with equal escapes are equal headers.
+    pub fn escapes(&self) -> Escapes {
+        self.escapes
+    }
+
+    /// The name as it arrived, still escaped.
+    pub fn raw_name(&self) -> &'a [u8] {
+        &self.bytes[..self.colon]
+    }
+
+    /// The name, unescaped.
+    pub fn name(&self) -> Cow<'a, [u8]> {
+        decode(self.raw_name(), self.escapes)
+    }
+
+    /// The value, unescaped.
+    pub fn value(&self) -> Cow<'a, [u8]> {
+        decode(&self.bytes[self.colon + 1..], self.escapes)
+    }
+}
+
+/// The decoder let no undefined escape through unless it is to be kept, so this cannot fail.
+fn decode(text: &[u8], escapes: Escapes) -> Cow<'_, [u8]> {
+    let lenient = match escapes {
+        Escapes::Raw => return Cow::Borrowed(text),
+        Escapes::V1_1(_) => Escapes::V1_1(UndefinedEscapes::Keep),
+        Escapes::V1_2(_) => Escapes::V1_2(UndefinedEscapes::Keep),
+    };
+    unescape(text, lenient).unwrap_or(Cow::Borrowed(text))
+}

@@ -1,0 +1,34 @@
+//! The STOMP protocol (1.0, 1.1 and 1.2), sans I/O.
+//!
+//! Bytes and instants go in, frames and verdicts come out. There is no socket, no clock and no
+//! `unsafe` in this crate, so everything hard about the protocol is tested without starting
+//! anything:
+//!
+//! * [`Decoder`]: bytes to frames, incrementally, borrowing from the input;
+//! * [`encode_head`]: a frame's command and headers to bytes;
+//! * [`Session`]: what a receiver owes to a connection: the first frame, the negotiated version,
+//!   and when silence means death.
+#![forbid(unsafe_code)]
+
+mod command;
+mod decoder;
+mod encoder;
+mod error;
+mod escape;
+mod frame;
+mod head;
+mod options;
+mod session;
+mod version;
+
+pub use command::Command;
+pub use decoder::{BodyBuffer, Decoder};
+pub use encoder::{EncodeError, encode_head};
+pub use error::{ParseError, Rule};
+pub use escape::{Escapes, escape, unescape};
+pub use frame::{Body, Frame, Header};
+pub use options::{
+    DEFAULT_MAX_BODY, DEFAULT_MAX_HEADER_LINE, DEFAULT_MAX_HEADERS, Options, UndefinedEscapes,
+};
+pub use session::{DEFAULT_FIRST_FRAME_TIMEOUT, Event, Session, Timing};
+pub use version::Version;

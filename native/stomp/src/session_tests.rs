@@ -1,0 +1,95 @@
+use super::*;
+
+const START: Duration = Duration::from_secs(1000);
+const CONNECTED: &[u8] = b"CONNECTED\nversion:1.1\n\n\0";
+
+fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+fn session() -> Session {
+    Session::new(Options::default(), Timing::default(), START)
+}
+
+fn connect(session: &mut Session, heartbeat: Duration) {
+    let event = session.next(&mut &CONNECTED[..]).unwrap();
+    assert!(matches!(event, Some(Event::Connected(_))));
+    session.agree(heartbeat, START);
+}
+
+#[test]
+fn connected_comes_first_and_what_follows_is_decoded_by_its_version() {
+    let mut session = session();
+    let bytes = [CONNECTED, b"MESSAGE\nk:a\\nb\r\n\n\0"].concat();
+    let mut input = &bytes[..];
+    let Some(Event::Connected(frame)) = session.next(&mut input).unwrap() else {
+        panic!("no CONNECTED");
+    };
+    assert_eq!(frame.command(), Command::Connected);
+    session.agree(Duration::ZERO, START);
+    let Some(Event::Frame(frame)) = session.next(&mut input).unwrap() else {
+        panic!("no MESSAGE");
+    };
+    assert_eq!(frame.header(b"k").unwrap(), &b"a\nb\r"[..]);
+}
+
+#[test]
+fn an_error_first_is_an_ordinary_frame_and_the_session_goes_on() {
+    let mut session = session();
+    let mut input = &b"ERROR\n\nno\0RECEIPT\n\n\0"[..];
+    for _ in 0..2 {
+        assert!(matches!(
+            session.next(&mut input),
+            Ok(Some(Event::Frame(_)))
+        ));
+    }
+    session.touch(START + ms(100));
+    assert_eq!(session.deadline(), Some(START + ms(5100)));
+}
+
+#[test]
+fn any_other_first_frame_is_an_error_at_its_first_octet() {
+    for cut in 0..6 {
+        let mut session = session();
+        let (mut left, mut right) = b"\n\nMESSAGE\n\nhi\0".split_at(cut);
+        assert!(session.next(&mut left).unwrap().is_none());
+        let error = session.next(&mut right).map(|_| ()).unwrap_err();
+        assert_eq!((error.rule, error.offset), (Rule::UnexpectedFirstFrame, 2));
+    }
+}
+
+#[test]
+fn five_seconds_until_connected_however_much_trickles_in() {
+    let mut session = session();
+    session.touch(START + ms(4000));
+    assert_eq!(session.deadline(), Some(START + ms(5000)));
+}
+
+#[test]
+fn no_deadline_while_negotiating_or_without_heartbeats() {
+    let mut session = session();
+    assert!(session.next(&mut &CONNECTED[..]).unwrap().is_some());
+    assert_eq!(session.deadline(), None);
+    session.agree(Duration::ZERO, START);
+    assert_eq!(session.deadline(), None);
+}
+
+#[test]
+fn twice_the_heartbeat_since_the_last_octet() {
+    let mut session = session();
+    connect(&mut session, ms(300));
+    assert_eq!(session.deadline(), Some(START + ms(600)));
+    session.touch(START + ms(500));
+    assert_eq!(session.deadline(), Some(START + ms(1100)));
+}
+
+#[test]
+fn the_allowance_is_an_option() {
+    let timing = Timing {
+        heartbeat_allowance: Some(ms(50)),
+        ..Timing::default()
+    };
+    let mut session: Session = Session::new(Options::default(), timing, START);
+    connect(&mut session, ms(300));
+    assert_eq!(session.deadline(), Some(START + ms(350)));
+}

@@ -1,1 +1,28 @@
+//! The NIF under `Barytherium.Native`: sockets, readiness, terms and delivery around the
+//! protocol in the `stomp` crate.
+//!
+//! * [`nifs`]: the functions that Elixir calls, one line each;
+//! * [`connection`]: a connection's resource, its slices and its life cycle;
+//! * [`delivery`]: frames to messages, and who gets them;
+//! * [`socket`] and [`terms`]: all of the `unsafe` code.
+#![deny(unsafe_code)]
 
+mod atoms;
+mod codec;
+mod connection;
+mod delivery;
+// Rustler's attribute expands to the `extern "C"` functions that the VM calls.
+#[allow(unsafe_code)]
+mod nifs;
+mod options;
+#[allow(unsafe_code)]
+mod socket;
+#[allow(unsafe_code)]
+mod terms;
+
+fn load(env: rustler::Env, _info: rustler::Term) -> bool {
+    terms::init();
+    env.register::<connection::Connection>().is_ok() && socket::register(env)
+}
+
+rustler::init!("Elixir.Barytherium.Native", load = load);

@@ -95,9 +95,9 @@ impl<B: BodyBuffer> Decoder<B> {
         self.version = Some(version);
     }
 
-    /// Whether part of a frame has arrived.
+    /// Whether part of a frame has arrived, or of an EOL.
     pub fn in_frame(&self) -> bool {
-        !matches!(self.phase, Phase::Between { .. })
+        !matches!(self.phase, Phase::Between { cr: false })
     }
 
     /// Gives memory back while there is no partial frame to keep in it.

@@ -5,9 +5,10 @@ use memchr::memchr;
 use std::borrow::Cow;
 
 /// Which escapes are in force for a frame's headers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Escapes {
     /// None: STOMP 1.0, and the frames that negotiate the version.
+    #[default]
     Raw,
     /// STOMP 1.1: `\n`, `\c`, `\\`.
     V1_1(UndefinedEscapes),

@@ -1,0 +1,128 @@
+defmodule Barytherium.Frame do
+  @moduledoc """
+  A STOMP frame: a command, headers and a body.
+
+      %Barytherium.Frame{
+        command: :send,
+        headers: [{"destination", "/queue/a"}],
+        body: "hello"
+      }
+
+  Headers are a list of names and values in the order of the wire, unescaped, repeated ones
+  included. Of repeated headers only the first counts (STOMP 1.2, "Repeated Header Entries");
+  `headers_to_map/1` follows that. Names, values and bodies are octets; they need not be UTF-8.
+  """
+
+  alias Barytherium.{Native, ParseError}
+  alias Barytherium.Network.Options
+
+  @enforce_keys [:command]
+  defstruct command: nil, headers: [], body: ""
+
+  @type frame_command ::
+          :stomp
+          | :connect
+          | :disconnect
+          | :ack
+          | :nack
+          | :begin
+          | :commit
+          | :abort
+          | :send
+          | :subscribe
+          | :unsubscribe
+          | :connected
+          | :error
+          | :message
+          | :receipt
+  @type frame_headers :: [{binary(), binary()}]
+  @type frame_body :: binary()
+  @type t :: %__MODULE__{
+          command: frame_command(),
+          headers: frame_headers(),
+          body: frame_body()
+        }
+
+  @typedoc "A version of the protocol; `nil` before one is negotiated."
+  @type version :: nil | String.t()
+
+  @typedoc "Where parsing goes on: what has arrived of a frame, and how to read it."
+  @opaque parse_state :: %{
+            rest: binary(),
+            version: version(),
+            offset: non_neg_integer(),
+            limits: map()
+          }
+
+  @doc """
+  Headers as a map; the first of repeated headers wins.
+
+      iex> Barytherium.Frame.headers_to_map([{"a", "1"}, {"a", "2"}])
+      %{"a" => "1"}
+  """
+  @spec headers_to_map(frame_headers()) :: %{binary() => binary()}
+  def headers_to_map(headers), do: headers |> Enum.reverse() |> Map.new()
+
+  @doc """
+  The state to start parsing a stream with.
+
+  Options: `:version`, `"1.0"`, `"1.1"`, `"1.2"` (the default) or `nil` for a stream that begins
+  with a CONNECTED frame; and the limits of `Barytherium.Network.start_link/4`.
+  """
+  @spec parse_state(keyword()) :: parse_state()
+  def parse_state(opts \\ []) do
+    {version, opts} = Keyword.pop(opts, :version, "1.2")
+    {options, []} = Options.split(opts)
+    %{rest: "", version: version, offset: 0, limits: Options.limits(options)}
+  end
+
+  @doc """
+  Parses all frames in `data`, which goes on where `state` ended.
+
+  Returns the complete frames and the state for the data that follows; a partial frame is no
+  error. A CONNECTED frame sets the version by which the frames after it are read.
+
+  On an error, the frames before it are in the exception's `:frames`.
+
+      iex> {:ok, [frame], _state} = Barytherium.Frame.parse_all("MESSAGE\\na:b\\n\\nhi\\0")
+      iex> {frame.headers, frame.body}
+      {[{"a", "b"}], "hi"}
+  """
+  @spec parse_all(binary(), parse_state()) ::
+          {:ok, [t()], parse_state()} | {:error, ParseError.t()}
+  def parse_all(data, state \\ parse_state()) when is_binary(data) do
+    data = state.rest <> data
+
+    case Native.parse(data, state.version, state.limits) do
+      {frames, version, taken, nil} ->
+        # Copied, so that a partial frame does not keep all of the data in memory.
+        rest = data |> binary_part(taken, byte_size(data) - taken) |> :binary.copy()
+        {:ok, frames, %{state | rest: rest, version: version, offset: state.offset + taken}}
+
+      {frames, _version, _taken, failure} ->
+        error = ParseError.from_native(failure, frames)
+        {:error, %{error | offset: state.offset + error.offset}}
+    end
+  end
+
+  @doc """
+  The frame's bytes, with headers escaped as `version` has it, and a `content-length` header
+  where there is a body and no such header.
+
+  Raises `ArgumentError` for a frame that cannot be written: an unknown command, an empty header
+  name, or a line end that `version` has no escape for (in a CONNECT frame, which is never
+  escaped, for example).
+
+      iex> frame = %Barytherium.Frame{command: :ack, headers: [{"id", "T_1:2"}]}
+      iex> IO.iodata_to_binary(Barytherium.Frame.format(frame))
+      "ACK\\nid:T_1\\\\c2\\n\\n\\0"
+  """
+  @spec format(t(), version()) :: iodata()
+  def format(%__MODULE__{} = frame, version \\ "1.2") do
+    # The message names no headers: one of them may be a passcode.
+    case Native.encode_head(frame.command, frame.headers, byte_size(frame.body), version) do
+      {:ok, head} -> [head, frame.body, 0]
+      {:error, reason} -> raise ArgumentError, "cannot write this #{frame.command}: #{reason}"
+    end
+  end
+end

@@ -1,0 +1,60 @@
+defmodule Barytherium.Native do
+  @moduledoc false
+  # The stubs of the native library, and the only way to it. `Barytherium.Network.Parser` wraps
+  # the connection's functions, `Barytherium.Frame` the others.
+  #
+  # `recipients` is `{listener, network, sender}`; a step is what `Barytherium.Network.Receiver`
+  # has to do next.
+
+  @on_load :load
+
+  @type connection :: reference()
+  @type recipients :: {GenServer.server(), GenServer.server(), pid()}
+  @type failure :: {rule :: atom(), non_neg_integer(), binary(), String.t()}
+  @type step ::
+          :again
+          | {:wait, timeout()}
+          | {:connected_frame, Barytherium.Frame.t()}
+          | {:stop, nil | :panic | failure()}
+          | {:relay, [{GenServer.server(), term()}], step()}
+
+  @doc false
+  def load do
+    :barytherium
+    |> :code.priv_dir()
+    |> :filename.join('native/libbarytherium_nif')
+    |> :erlang.load_nif(0)
+  end
+
+  @spec open(nil | non_neg_integer(), binary(), nil | String.t(), map(), map()) ::
+          {:ok, connection()} | {:error, :emfile | :ebadf}
+  def open(_descriptor, _pending, _version, _limits, _patience), do: not_loaded()
+
+  @spec receive_slice(connection(), reference(), recipients()) :: step()
+  def receive_slice(_connection, _reference, _recipients), do: not_loaded()
+
+  @spec feed(connection(), binary(), recipients()) :: step()
+  def feed(_connection, _bytes, _recipients), do: not_loaded()
+
+  @spec disconnect(connection(), atom(), recipients()) :: step()
+  def disconnect(_connection, _reason, _recipients), do: not_loaded()
+
+  @spec agree(connection(), non_neg_integer()) :: :ok
+  def agree(_connection, _interval), do: not_loaded()
+
+  @spec parse(binary(), nil | String.t(), map()) ::
+          {[Barytherium.Frame.t()], nil | String.t(), non_neg_integer(), nil | failure()}
+  def parse(_data, _version, _limits), do: not_loaded()
+
+  @spec encode_head(atom(), [{binary(), binary()}], non_neg_integer(), nil | String.t()) ::
+          {:ok, binary()} | {:error, :empty_header_name | :unescapable}
+  def encode_head(_command, _headers, _body_length, _version), do: not_loaded()
+
+  @spec escape(binary()) :: binary()
+  def escape(_text), do: not_loaded()
+
+  @spec unescape(binary()) :: binary()
+  def unescape(_text), do: not_loaded()
+
+  defp not_loaded, do: :erlang.nif_error(:nif_not_loaded)
+end

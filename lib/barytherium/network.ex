@@ -1,0 +1,106 @@
+defmodule Barytherium.Network do
+  @moduledoc """
+  A connection to a STOMP server: connects, and coordinates the sender and the receiver.
+
+  ## Messages
+
+  Everything is cast to the callback process (`handle_cast/2` in a GenServer):
+
+    * `{:barytherium, :connect, {:ok, sender_pid}}` - connected; the CONNECT frame is to be
+      written now, with `Barytherium.Network.Sender.write/2`;
+    * `{:barytherium, :connect, {:error, reason}}` - not connected: `:econnrefused`,
+      `:nxdomain`, ...;
+    * `{:barytherium, :frames, {frames, sender_pid}}` - frames, see
+      `Barytherium.Network.Receiver`;
+    * `{:barytherium, :disconnect, reason}` - the connection is over. Exactly once after a
+      successful connect, whatever sender and receiver both report, and the last message.
+
+  The heart-beats are agreed on between the CONNECT frame that was written and the CONNECTED frame
+  that came (STOMP 1.2, "Heart-beating"), and both kept and watched from there.
+
+  The process goes on after a disconnect, without doing anything, until it is stopped, or the
+  callback process ends.
+  """
+  use GenServer, restart: :temporary
+
+  alias Barytherium.{Connection, Frame}
+  alias Barytherium.Network.{Options, Receiver, Sender}
+
+  @doc """
+  Connects to `host` and `port`, at once and asynchronously, on behalf of `callback_pid`.
+
+  `host` is a charlist, a string, an IP address or `{:local, path}`.
+
+  ## Options
+
+  #{Options.docs()}
+
+  Other options go to the transport, `:gen_tcp.connect/3` or with `secure: true`
+  `:ssl.connect/3`: `:verify`, `:cacertfile`, `:inet6` and so on.
+  """
+  @spec start_link(pid(), Connection.host(), :inet.port_number(), [term()]) ::
+          GenServer.on_start()
+  def start_link(callback_pid, host, port, opts \\ []) do
+    # In the caller: a mistake in the options is its own.
+    Options.split(opts)
+    init = %{callback_handler: callback_pid, host: host, port: port, opts: opts}
+    GenServer.start_link(__MODULE__, init)
+  end
+
+  @impl true
+  def init(%{callback_handler: callback_pid} = state) do
+    Process.monitor(callback_pid)
+    state = Map.merge(state, %{socket: nil, sender_pid: nil})
+    {:ok, state, {:continue, :connect}}
+  end
+
+  @impl true
+  def handle_continue(:connect, state) do
+    case Connection.connect(state.host, state.port, state.opts) do
+      {:ok, socket} ->
+        {:noreply, connected(state, socket)}
+
+      {:error, reason} ->
+        callback(state, {:connect, {:error, reason}})
+        {:noreply, state, :hibernate}
+    end
+  end
+
+  defp connected(%{callback_handler: callback_pid} = state, socket) do
+    {:ok, sender_pid} = Sender.start_link(self(), socket)
+    # Before anything can be received.
+    callback(state, {:connect, {:ok, sender_pid}})
+    {:ok, _pid} = Receiver.start_link(socket, callback_pid, self(), sender_pid, state.opts)
+    %{state | socket: socket, sender_pid: sender_pid}
+  end
+
+  @impl true
+  def handle_call({:connected_frame, %Frame{} = frame}, _from, state) do
+    agreed = if state.socket, do: Sender.connected(state.sender_pid, frame), else: {0, 0}
+    {:reply, agreed, state, :hibernate}
+  end
+
+  @impl true
+  def handle_cast({:barytherium, :disconnect, _reason}, %{socket: nil} = state),
+    do: {:noreply, state, :hibernate}
+
+  def handle_cast({:barytherium, :disconnect, reason}, state) do
+    callback(state, {:disconnect, reason})
+    # The receiver ends by the socket's end, if not for a reason of its own.
+    Connection.close(state.socket)
+    stop_sender(state.sender_pid)
+    {:noreply, %{state | socket: nil, sender_pid: nil}, :hibernate}
+  end
+
+  @impl true
+  def handle_info({:DOWN, _monitor, :process, pid, _reason}, %{callback_handler: pid} = state),
+    do: {:stop, :shutdown, state}
+
+  defp stop_sender(sender_pid) do
+    Process.unlink(sender_pid)
+    Process.exit(sender_pid, :shutdown)
+  end
+
+  defp callback(%{callback_handler: pid}, {event, value}),
+    do: GenServer.cast(pid, {:barytherium, event, value})
+end

@@ -1,0 +1,43 @@
+defmodule Barytherium.Network.HeartBeat do
+  @moduledoc false
+  # The arithmetic of STOMP 1.2, "Heart-beating". A pair is {what a side sends, what it wants to
+  # receive}, in milliseconds, 0 for none.
+
+  require Logger
+
+  @type pair :: {non_neg_integer(), non_neg_integer()}
+
+  @doc """
+  What both sides agree on, from the headers of the client's CONNECT and the server's CONNECTED:
+  `{hb_send, hb_recv}` as the client sees it.
+  """
+  @spec agree(Barytherium.Frame.frame_headers(), Barytherium.Frame.frame_headers()) :: pair()
+  def agree(client_headers, server_headers) do
+    {client_sends, client_wants} = parse(client_headers)
+    {server_sends, server_wants} = parse(server_headers)
+    {interval(client_sends, server_wants), interval(server_sends, client_wants)}
+  end
+
+  defp interval(0, _wanted), do: 0
+  defp interval(_sent, 0), do: 0
+  defp interval(sent, wanted), do: max(sent, wanted)
+
+  defp parse(headers) do
+    case List.keyfind(headers, "heart-beat", 0) do
+      nil -> {0, 0}
+      {_name, value} -> parse_value(value)
+    end
+  end
+
+  defp parse_value(value) do
+    with [sends, wants] <- String.split(value, ","),
+         {sends, ""} when sends >= 0 <- Integer.parse(String.trim(sends)),
+         {wants, ""} when wants >= 0 <- Integer.parse(String.trim(wants)) do
+      {sends, wants}
+    else
+      _malformed ->
+        Logger.warning("ignoring the heart-beat header #{inspect(value)}: not two numbers")
+        {0, 0}
+    end
+  end
+end

@@ -1,0 +1,57 @@
+defmodule Barytherium.Network.Parser do
+  @moduledoc false
+  # A connection's native side: its session, and with a descriptor also its reading. Every
+  # function but `agree/2` answers with what is to be done next, a `t:Barytherium.Native.step/0`;
+  # frames and disconnects are on their way by then.
+
+  alias Barytherium.Native
+  alias Barytherium.Network.Options
+
+  @enforce_keys [:connection, :recipients, :reference]
+  defstruct [:connection, :recipients, :reference]
+
+  @type t :: %__MODULE__{
+          connection: Native.connection(),
+          recipients: Native.recipients(),
+          reference: reference()
+        }
+
+  @doc """
+  Opens the native side. `descriptor` is the socket's, which is duplicated, or `nil` for bytes
+  that come by `feed/2`; `pending` are bytes that were already read.
+  """
+  @spec open(nil | non_neg_integer(), binary(), map()) :: {:ok, t()} | {:error, :inet.posix()}
+  def open(descriptor, pending, %{parse_state: parse_state} = loop) do
+    patience = Options.patience(loop.options, loop.hb_recv)
+    pending = parse_state.rest <> pending
+    version = parse_state.version
+    limits = parse_state.limits
+
+    with {:ok, connection} <- Native.open(descriptor, pending, version, limits, patience) do
+      recipients = {loop.listener_pid, loop.network_pid, loop.sender_pid}
+      reference = make_ref()
+      {:ok, %__MODULE__{connection: connection, recipients: recipients, reference: reference}}
+    end
+  end
+
+  @doc """
+  Reads from the descriptor. When the answer is to wait, a message
+  `{:select, _, reference, :ready_input}` will tell that there is something to read.
+  """
+  @spec receive_slice(t()) :: Native.step()
+  def receive_slice(parser),
+    do: Native.receive_slice(parser.connection, parser.reference, parser.recipients)
+
+  @doc "Takes bytes that were read elsewhere; no bytes, to see whether time is up."
+  @spec feed(t(), binary()) :: Native.step()
+  def feed(parser, bytes), do: Native.feed(parser.connection, bytes, parser.recipients)
+
+  @doc "Ends the connection for `reason`, unless it has ended."
+  @spec disconnect(t(), atom()) :: Native.step()
+  def disconnect(parser, reason),
+    do: Native.disconnect(parser.connection, reason, parser.recipients)
+
+  @doc "Starts the heart-beats: the peer promised a byte every `interval` ms, 0 for no promise."
+  @spec agree(t(), non_neg_integer()) :: :ok
+  def agree(parser, interval), do: Native.agree(parser.connection, interval)
+end

@@ -1,0 +1,211 @@
+defmodule Barytherium.Network.Receiver do
+  @moduledoc """
+  Moves frames from an open socket to a listener.
+
+  Reading, parsing and delivering are native and run on a dirty I/O scheduler, a slice at a time:
+  a slice reads until the socket is dry and then waits for a message, so an idle connection holds
+  no thread. The process that runs the loop only does what a slice says is next.
+
+  ## Messages
+
+  Frames are cast to `listener_pid`:
+
+      {:barytherium, :frames, {[%Barytherium.Frame{}, ...], sender_pid}}
+
+  The list is never empty, and in the order of the wire. The first frame of a connection has to
+  be CONNECTED. It comes alone in its list, and `network_pid` is then called with
+  `{:connected_frame, frame}`, which has to reply `{hb_send, hb_recv}`, the agreed heart-beats in
+  milliseconds. An ERROR as first frame is delivered like any other, and the loop goes on until
+  the peer closes.
+
+  The end is cast to `network_pid`, once, after everything that came before it was delivered:
+
+      {:barytherium, :disconnect, reason}
+
+    * `:closed` - the peer closed the connection, or this side the socket, or the listener is gone;
+    * `:timeout` - no CONNECTED within 5 s, or nothing at all for twice the agreed heart-beat;
+    * `:parse_error` - the peer does not speak STOMP, see `Barytherium.ParseError`;
+    * a POSIX atom such as `:econnreset`, where reading failed with it.
+
+  The socket is closed then.
+  """
+
+  require Logger
+
+  alias Barytherium.{Connection, Frame, ParseError}
+  alias Barytherium.Network.{Options, Parser, Socket}
+
+  # The longest time that a `receive` takes.
+  @longest_wait 0xFFFF_FFFF
+
+  @typedoc """
+  Where the loop starts.
+
+    * `:parse_state` - where parsing starts (`Barytherium.Frame.parse_state/1`);
+    * `:hb_recv` - `nil` before CONNECTED, `0` for no heart-beats, else milliseconds;
+    * `:options` - the receiving ones of `Barytherium.Network.start_link/4`.
+  """
+  @type state :: %{
+          required(:socket) => Connection.socket(),
+          required(:listener_pid) => GenServer.server(),
+          required(:network_pid) => GenServer.server(),
+          required(:sender_pid) => pid(),
+          optional(:parse_state) => Frame.parse_state(),
+          optional(:hb_recv) => nil | non_neg_integer(),
+          optional(:options) => keyword()
+        }
+
+  @doc """
+  Starts the loop on an open socket, as a linked task. See `loop/1`.
+  """
+  @spec start_link(Connection.socket(), pid(), pid(), pid(), keyword()) :: {:ok, pid()}
+  def start_link(socket, listener_pid, network_pid, sender_pid, opts \\ []) do
+    Task.start_link(__MODULE__, :loop, [
+      %{
+        socket: socket,
+        listener_pid: listener_pid,
+        network_pid: network_pid,
+        sender_pid: sender_pid,
+        hb_recv: nil,
+        options: opts
+      }
+    ])
+  end
+
+  @doc """
+  Receives in the calling process until the connection ends. Messages that are waiting for the
+  caller are left alone.
+
+  Raises `ArgumentError` if the socket is not passive and raw.
+  """
+  @spec loop(state()) :: :ok
+  def loop(%{socket: socket} = state) do
+    Socket.check!(socket)
+    {options, _transport} = state |> Map.get(:options, []) |> Options.split()
+
+    state =
+      state
+      |> Map.put_new(:hb_recv, nil)
+      |> Map.put(:options, options)
+      |> Map.put(:parse_state, parse_state(state, options))
+
+    if Connection.tls?(socket), do: loop_tls(state), else: loop_tcp(state)
+  end
+
+  # A state that the caller parsed with has its own limits. Otherwise the stream starts here, and
+  # no version is negotiated before CONNECTED.
+  defp parse_state(%{parse_state: parse_state}, _options) when not is_nil(parse_state),
+    do: parse_state
+
+  defp parse_state(_state, options),
+    do: %{Frame.parse_state(version: nil) | limits: Options.limits(options)}
+
+  defp loop_tcp(%{socket: socket} = state) do
+    monitor = Socket.monitor(socket)
+
+    try do
+      with {:ok, descriptor} <- Socket.descriptor(socket),
+           {:ok, parser} <- Parser.open(descriptor, Socket.leftover(socket), state) do
+        run(parser, Map.put(state, :monitor, monitor))
+      else
+        {:error, reason} -> refuse(state, reason)
+      end
+    after
+      Socket.demonitor(socket, monitor)
+    end
+  end
+
+  defp loop_tls(state) do
+    {:ok, parser} = Parser.open(nil, "", state)
+    run(parser, Map.put(state, :monitor, nil))
+  end
+
+  defp run(parser, %{socket: socket} = state) do
+    drive(:again, parser, state)
+  after
+    # After an exception only; otherwise it is over, and this does nothing.
+    Parser.disconnect(parser, :closed)
+    Connection.close(socket)
+    flush(parser.reference)
+  end
+
+  # There is no descriptor to read from: the socket was closed, or there are none left.
+  defp refuse(state, reason) do
+    reason = if reason == :emfile, do: :emfile, else: :closed
+    GenServer.cast(state.network_pid, {:barytherium, :disconnect, reason})
+    Connection.close(state.socket)
+  end
+
+  defp drive(:again, parser, state), do: parser |> next(state) |> drive(parser, state)
+
+  defp drive({:wait, timeout}, parser, state),
+    do: timeout |> min_wait() |> wait(parser, state) |> drive(parser, state)
+
+  defp drive({:connected_frame, frame}, parser, state) do
+    {_hb_send, hb_recv} = GenServer.call(state.network_pid, {:connected_frame, frame}, :infinity)
+
+    Parser.agree(parser, hb_recv)
+    drive(:again, parser, state)
+  end
+
+  defp drive({:relay, casts, step}, parser, state) do
+    Enum.each(casts, fn {server, message} -> GenServer.cast(server, message) end)
+    drive(step, parser, state)
+  end
+
+  defp drive({:stop, failure}, _parser, _state), do: log(failure)
+
+  # There is more to do at once, unless this side has closed the socket meanwhile.
+  defp next(parser, %{monitor: nil}), do: Parser.feed(parser, "")
+
+  defp next(parser, %{monitor: monitor}) do
+    receive do
+      {:DOWN, ^monitor, _type, _socket, _info} -> Parser.disconnect(parser, :closed)
+    after
+      0 -> Parser.receive_slice(parser)
+    end
+  end
+
+  defp wait(timeout, parser, %{monitor: nil, socket: socket}) do
+    case :ssl.recv(socket, 0, timeout) do
+      {:ok, bytes} -> Parser.feed(parser, IO.iodata_to_binary(bytes))
+      {:error, :timeout} -> Parser.feed(parser, "")
+      {:error, reason} when is_atom(reason) -> Parser.disconnect(parser, reason)
+      {:error, _alert} -> Parser.disconnect(parser, :closed)
+    end
+  end
+
+  defp wait(timeout, %{reference: reference} = parser, %{monitor: monitor}) do
+    receive do
+      {:select, _socket, ^reference, :ready_input} -> Parser.receive_slice(parser)
+      {:DOWN, ^monitor, _type, _socket, _info} -> Parser.disconnect(parser, :closed)
+    after
+      # Late is the peer only if there is nothing to read now.
+      timeout -> Parser.receive_slice(parser)
+    end
+  end
+
+  defp min_wait(:infinity), do: :infinity
+  defp min_wait(timeout), do: min(timeout, @longest_wait)
+
+  # Polling has stopped, so no further one can come.
+  defp flush(reference) do
+    receive do
+      {:select, _socket, ^reference, _ready} -> flush(reference)
+    after
+      0 -> :ok
+    end
+  end
+
+  defp log(nil), do: :ok
+
+  defp log(:panic) do
+    Logger.error("Barytherium ended a connection because of a bug in its native code")
+  end
+
+  defp log(failure) do
+    error = ParseError.from_native(failure)
+    message = "Barytherium ended a connection: " <> Exception.message(error)
+    Logger.error(message, barytherium_parse_error: error)
+  end
+end

@@ -1,0 +1,100 @@
+defmodule Barytherium.Network.Sender do
+  @moduledoc """
+  Writes frames to a connection, and the client's heart-beats.
+
+  `Barytherium.Network` starts it and passes its pid around: with
+  `{:barytherium, :connect, {:ok, sender_pid}}` and with every list of frames.
+
+  When a write fails, or takes longer than the option `send_timeout`, the connection ends with
+  `{:barytherium, :disconnect, reason}`.
+  """
+  use GenServer, restart: :temporary
+
+  alias Barytherium.{Connection, Frame}
+  alias Barytherium.Network.HeartBeat
+
+  # An end of line, which is a heart-beat between frames.
+  @beat "\n"
+
+  @doc false
+  @spec start_link(pid(), Connection.socket()) :: GenServer.on_start()
+  def start_link(network_pid, socket),
+    do: GenServer.start_link(__MODULE__, %{network_pid: network_pid, socket: socket})
+
+  @doc """
+  Writes `frames`, in one send.
+
+  Returns at once; a sender that is gone loses them, as a connection that ends does. Raises
+  `ArgumentError` for a frame that cannot be written, see `Barytherium.Frame.format/2`.
+  """
+  @spec write(pid(), [Frame.t()]) :: :ok
+  def write(sender_pid, frames) do
+    # In the caller, whose mistake it would be, and not in the process that others write with too.
+    Enum.each(frames, &Frame.format/1)
+    GenServer.cast(sender_pid, {:write, frames})
+  end
+
+  @doc false
+  # The answer to the CONNECTED frame: `{hb_send, hb_recv}`.
+  @spec connected(pid(), Frame.t()) :: HeartBeat.pair()
+  def connected(sender_pid, frame), do: GenServer.call(sender_pid, {:connected, frame}, :infinity)
+
+  @impl true
+  def init(state) do
+    state = Map.merge(state, %{version: nil, connect_headers: [], idle: :infinity})
+    {:ok, state}
+  end
+
+  @impl true
+  def handle_cast({:write, frames}, state) do
+    state = remember_connect(frames, state)
+    write_data(Enum.map(frames, &Frame.format(&1, state.version)), state)
+  end
+
+  @impl true
+  def handle_call({:connected, %Frame{headers: headers}}, _from, state) do
+    {hb_send, _hb_recv} = agreed = HeartBeat.agree(state.connect_headers, headers)
+    state = %{state | version: version(headers), idle: idle(hb_send)}
+    {:reply, agreed, state, state.idle}
+  end
+
+  # Nothing was written for so long.
+  @impl true
+  def handle_info(:timeout, state), do: write_data(@beat, state)
+
+  defp write_data(_data, %{socket: nil} = state), do: {:noreply, state}
+
+  defp write_data(data, state) do
+    case Connection.send(state.socket, data) do
+      :ok -> {:noreply, state, state.idle}
+      {:error, reason} -> disconnect(reason, state)
+    end
+  end
+
+  # What is written from now on is lost. The network ends this process when it has heard.
+  defp disconnect(reason, state) do
+    reason = if is_atom(reason), do: reason, else: :closed
+    Connection.abandon(state.socket)
+    GenServer.cast(state.network_pid, {:barytherium, :disconnect, reason})
+    {:noreply, %{state | socket: nil, idle: :infinity}}
+  end
+
+  defp remember_connect(frames, state) do
+    case Enum.find(frames, &(&1.command in [:connect, :stomp])) do
+      nil -> state
+      %Frame{headers: headers} -> %{state | connect_headers: headers}
+    end
+  end
+
+  defp version(headers) do
+    case List.keyfind(headers, "version", 0) do
+      nil -> "1.0"
+      {_name, version} when version in ["1.0", "1.1"] -> version
+      {_name, _newer} -> "1.2"
+    end
+  end
+
+  # We promised something every `hb_send` ms. Three quarters leave time for being late.
+  defp idle(0), do: :infinity
+  defp idle(hb_send), do: max(div(hb_send * 3, 4), 1)
+end

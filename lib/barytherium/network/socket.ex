@@ -1,0 +1,73 @@
+defmodule Barytherium.Network.Socket do
+  @moduledoc false
+  # What the receive loop has to know of the kinds of socket there are: a `:gen_tcp` port, a
+  # `:gen_tcp` socket of `inet_backend: :socket`, and `:ssl`.
+
+  alias Barytherium.Connection
+
+  @type monitor :: reference()
+
+  @doc """
+  Raises `ArgumentError` unless the receive loop can read the socket: passive and raw. A closed
+  one passes; that it is closed is for the loop to report.
+  """
+  @spec check!(Connection.socket()) :: :ok
+  def check!(socket) do
+    case getopts(socket, [:active, :packet]) do
+      {:ok, options} -> Enum.each(options, &check_option!/1)
+      {:error, _closed} -> :ok
+    end
+  end
+
+  defp check_option!({:active, active}) when active != false do
+    raise ArgumentError, "the socket must be passive, and is active: #{inspect(active)}"
+  end
+
+  defp check_option!({:packet, packet}) when packet not in [:raw, 0] do
+    raise ArgumentError, "the socket must be raw, and has packet: #{inspect(packet)}"
+  end
+
+  defp check_option!(_option), do: :ok
+
+  defp getopts(socket, names) do
+    if Connection.tls?(socket),
+      do: :ssl.getopts(socket, names),
+      else: :inet.getopts(socket, names)
+  end
+
+  @doc "The descriptor of a `:gen_tcp` socket."
+  @spec descriptor(:gen_tcp.socket()) :: {:ok, non_neg_integer()} | {:error, term()}
+  def descriptor({:"$inet", :gen_tcp_socket, {_pid, socket}}),
+    do: :socket.getopt(socket, {:otp, :fd})
+
+  def descriptor(socket), do: :inet.getfd(socket)
+
+  @doc "Bytes that have been read from the socket and are still with its driver."
+  @spec leftover(:gen_tcp.socket()) :: binary()
+  def leftover(socket) do
+    case :gen_tcp.recv(socket, 0, 0) do
+      {:ok, bytes} -> IO.iodata_to_binary(bytes)
+      # What the error is, the next read from the descriptor tells again.
+      {:error, _reason} -> ""
+    end
+  end
+
+  @doc "A monitor of the socket: `{:DOWN, monitor, _, _, _}` when it is closed on this side."
+  @spec monitor(:gen_tcp.socket()) :: monitor()
+  def monitor({:"$inet", :gen_tcp_socket, {_pid, socket}}), do: :socket.monitor(socket)
+  def monitor(socket), do: :erlang.monitor(:port, socket)
+
+  @doc "Ends the monitor and takes its message out of the mailbox."
+  @spec demonitor(:gen_tcp.socket(), monitor()) :: true
+  def demonitor({:"$inet", :gen_tcp_socket, _socket}, monitor) do
+    :socket.cancel_monitor(monitor)
+
+    receive do
+      {:DOWN, ^monitor, _type, _socket, _info} -> true
+    after
+      0 -> true
+    end
+  end
+
+  def demonitor(_socket, monitor), do: Process.demonitor(monitor, [:flush])
+end

@@ -1,0 +1,106 @@
+defmodule Barytherium.TestBroker do
+  @moduledoc """
+  A small STOMP broker on the loopback interface, for tests and for trying things without one.
+
+      {:ok, broker} = Barytherium.TestBroker.start_link(rate: 1_000)
+      port = Barytherium.TestBroker.port(broker)
+      Barytherium.Network.start_link(self(), "127.0.0.1", port)
+
+  It knows CONNECT and STOMP, SUBSCRIBE and UNSUBSCRIBE, SEND, receipts, DISCONNECT and
+  heart-beats, and lets anybody in. What is sent to a destination goes to those who are subscribed
+  to it at that moment: nothing is kept, acknowledgements are accepted and mean nothing, and
+  transactions are an error.
+  """
+  use GenServer, restart: :temporary
+
+  alias Barytherium.Frame
+  alias Barytherium.TestBroker.Client
+
+  @type option ::
+          {:port, :inet.port_number()}
+          | {:rate, non_neg_integer()}
+          | {:body, binary()}
+          | {:heart_beat, {non_neg_integer(), non_neg_integer()}}
+
+  @doc """
+  Starts a broker.
+
+    * `:port` - default 0, any free one; see `port/1`;
+    * `:rate` - MESSAGEs a second that each subscription gets on its own. Default 0: only what is
+      sent;
+    * `:body` - their body. Default: 256 octets;
+    * `:heart_beat` - what the broker offers to send and wants to receive, in milliseconds.
+      Default `{1000, 1000}`.
+  """
+  @spec start_link([option()]) :: GenServer.on_start()
+  def start_link(opts \\ []), do: GenServer.start_link(__MODULE__, opts)
+
+  @doc "The port that the broker listens on."
+  @spec port(GenServer.server()) :: :inet.port_number()
+  def port(broker), do: GenServer.call(broker, :port)
+
+  @doc "Sends `body` to the subscribers of `destination`."
+  @spec publish(GenServer.server(), binary(), binary(), Frame.frame_headers()) :: :ok
+  def publish(broker, destination, body, headers \\ []),
+    do: GenServer.call(broker, {:publish, destination, headers, body})
+
+  @doc false
+  @spec subscribe(pid(), binary(), binary()) :: :ok
+  def subscribe(broker, destination, id),
+    do: GenServer.call(broker, {:subscribe, destination, id})
+
+  @doc false
+  @spec unsubscribe(pid(), binary()) :: :ok
+  def unsubscribe(broker, id), do: GenServer.call(broker, {:unsubscribe, id})
+
+  @impl true
+  def init(opts) do
+    Process.flag(:trap_exit, true)
+    options = [:binary, active: false, ip: {127, 0, 0, 1}, reuseaddr: true, nodelay: true]
+    {:ok, listener} = :gen_tcp.listen(Keyword.get(opts, :port, 0), [backlog: 1024] ++ options)
+    broker = self()
+    spawn_link(fn -> accept(listener, broker, opts) end)
+    {:ok, %{listener: listener, subscriptions: []}}
+  end
+
+  defp accept(listener, broker, opts) do
+    with {:ok, socket} <- :gen_tcp.accept(listener) do
+      {:ok, client} = Client.start(broker, socket, opts)
+      :ok = :gen_tcp.controlling_process(socket, client)
+      Client.begin(client)
+      accept(listener, broker, opts)
+    end
+  end
+
+  @impl true
+  def handle_call(:port, _from, state) do
+    {:ok, port} = :inet.port(state.listener)
+    {:reply, port, state}
+  end
+
+  def handle_call({:subscribe, destination, id}, {client, _tag}, state) do
+    Process.monitor(client)
+    subscription = {destination, client, id}
+    {:reply, :ok, %{state | subscriptions: [subscription | state.subscriptions]}}
+  end
+
+  def handle_call({:unsubscribe, id}, {client, _tag}, state),
+    do: {:reply, :ok, reject(state, &match?({_destination, ^client, ^id}, &1))}
+
+  def handle_call({:publish, destination, headers, body}, _from, state) do
+    for {^destination, client, id} <- state.subscriptions do
+      Client.deliver(client, id, destination, headers, body)
+    end
+
+    {:reply, :ok, state}
+  end
+
+  @impl true
+  def handle_info({:DOWN, _monitor, :process, client, _reason}, state),
+    do: {:noreply, reject(state, &match?({_destination, ^client, _id}, &1))}
+
+  def handle_info({:EXIT, _acceptor, reason}, state), do: {:stop, reason, state}
+
+  defp reject(state, condition),
+    do: %{state | subscriptions: Enum.reject(state.subscriptions, condition)}
+end

@@ -1,0 +1,180 @@
+defmodule Barytherium.TestBroker.Client do
+  @moduledoc false
+  # One client of a `Barytherium.TestBroker`: reads its frames and answers them.
+  use GenServer, restart: :temporary
+
+  alias Barytherium.{Frame, TestBroker}
+  alias Barytherium.Network.HeartBeat
+
+  # How often a subscription with a rate is served, in milliseconds.
+  @tick 10
+  @default_body String.duplicate("Lorem ipsum dolor sit amet. ", 10) |> binary_part(0, 256)
+
+  @spec start(pid(), :gen_tcp.socket(), keyword()) :: GenServer.on_start()
+  def start(broker, socket, opts), do: GenServer.start(__MODULE__, {broker, socket, opts})
+
+  @doc "To be called once the process owns its socket."
+  @spec begin(pid()) :: :ok
+  def begin(client), do: GenServer.cast(client, :begin)
+
+  @spec deliver(pid(), binary(), binary(), Frame.frame_headers(), binary()) :: :ok
+  def deliver(client, id, destination, headers, body),
+    do: GenServer.cast(client, {:deliver, id, destination, headers, body})
+
+  @impl true
+  def init({broker, socket, opts}) do
+    Process.monitor(broker)
+
+    {:ok,
+     %{
+       broker: broker,
+       socket: socket,
+       parse_state: Frame.parse_state(),
+       version: nil,
+       heart_beat: Keyword.get(opts, :heart_beat, {1000, 1000}),
+       rate: Keyword.get(opts, :rate, 0),
+       body: Keyword.get(opts, :body, @default_body),
+       sent: 0,
+       watchdog: nil,
+       silence: 0
+     }}
+  end
+
+  @impl true
+  def handle_cast(:begin, state), do: {:noreply, receive_more(state)}
+
+  def handle_cast({:deliver, id, destination, headers, body}, state),
+    do: send_data(message(state, id, destination, headers, body, state.sent), count(state, 1))
+
+  @impl true
+  def handle_info({:tcp, _socket, data}, state) do
+    case Frame.parse_all(data, state.parse_state) do
+      {:ok, frames, parse_state} ->
+        handle_frames(frames, state |> watch() |> Map.put(:parse_state, parse_state))
+
+      {:error, error} ->
+        send_data(format(state, :error, [{"message", Exception.message(error)}]), state)
+        {:stop, :normal, state}
+    end
+  end
+
+  def handle_info({:tcp_closed, _socket}, state), do: {:stop, :normal, state}
+  def handle_info({:tcp_error, _socket, _reason}, state), do: {:stop, :normal, state}
+  def handle_info({:DOWN, _monitor, :process, _broker, _reason}, s), do: {:stop, :normal, s}
+  def handle_info({:watchdog, ref}, %{watchdog: {ref, _}} = state), do: {:stop, :normal, state}
+  def handle_info({:watchdog, _stale}, state), do: {:noreply, state}
+  def handle_info({:beat, _every} = beat, state), do: again(beat, send_data("\n", state))
+
+  def handle_info({:tick, id, destination} = tick, state) do
+    number = max(div(state.rate * @tick, 1000), 1)
+    message = &message(state, id, destination, [], state.body, &1)
+    batch = for n <- state.sent..(state.sent + number - 1), do: message.(n)
+    again(tick, send_data(batch, count(state, number)))
+  end
+
+  defp again(event, {:noreply, _state} = going_on) do
+    Process.send_after(self(), event, interval(event))
+    going_on
+  end
+
+  defp again(_event, stop), do: stop
+
+  defp interval({:beat, every}), do: every
+  defp interval({:tick, _id, _destination}), do: @tick
+
+  defp handle_frames([], state), do: {:noreply, receive_more(state)}
+
+  defp handle_frames([%Frame{command: command, headers: headers} = frame | frames], state) do
+    with {:noreply, state} <- handle_frame(command, Map.new(headers), frame, state),
+         {:noreply, state} <- receipt(List.keyfind(headers, "receipt", 0), state) do
+      if command == :disconnect, do: {:stop, :normal, state}, else: handle_frames(frames, state)
+    end
+  end
+
+  defp handle_frame(command, headers, frame, %{version: nil} = state)
+       when command in [:connect, :stomp] do
+    version = negotiate(Map.get(headers, "accept-version", "1.0"))
+    {sends, wants} = state.heart_beat
+    own = [{"version", version}, {"heart-beat", "#{sends},#{wants}"}]
+    {every, silence} = HeartBeat.agree(own, frame.headers)
+    if every > 0, do: Process.send_after(self(), {:beat, every}, every)
+    state = watch(%{state | version: version, silence: silence})
+    send_data(format(state, :connected, own ++ [{"server", "Barytherium.TestBroker"}]), state)
+  end
+
+  defp handle_frame(_command, _headers, _frame, %{version: nil} = state) do
+    send_data(format(state, :error, [{"message", "not connected"}]), state)
+    {:stop, :normal, state}
+  end
+
+  defp handle_frame(:subscribe, %{"id" => id, "destination" => destination}, _frame, state) do
+    :ok = TestBroker.subscribe(state.broker, destination, id)
+    if state.rate > 0, do: send(self(), {:tick, id, destination})
+    {:noreply, state}
+  end
+
+  defp handle_frame(:unsubscribe, %{"id" => id}, _frame, state) do
+    :ok = TestBroker.unsubscribe(state.broker, id)
+    {:noreply, state}
+  end
+
+  defp handle_frame(:send, %{"destination" => destination}, frame, state) do
+    own = ["destination", "receipt", "content-length"]
+    headers = Enum.reject(frame.headers, fn {name, _value} -> name in own end)
+    :ok = TestBroker.publish(state.broker, destination, frame.body, headers)
+    {:noreply, state}
+  end
+
+  defp handle_frame(command, _headers, _frame, state) when command in [:ack, :nack, :disconnect],
+    do: {:noreply, state}
+
+  defp handle_frame(command, _headers, _frame, state) do
+    send_data(format(state, :error, [{"message", "cannot #{command}"}]), state)
+    {:stop, :normal, state}
+  end
+
+  defp receipt(nil, state), do: {:noreply, state}
+
+  defp receipt({"receipt", id}, state),
+    do: send_data(format(state, :receipt, [{"receipt-id", id}]), state)
+
+  defp negotiate(accepted),
+    do: Enum.find(["1.2", "1.1"], "1.0", &(&1 in String.split(accepted, ",", trim: true)))
+
+  defp message(state, id, destination, headers, body, number) do
+    own = [
+      {"subscription", id},
+      {"destination", destination},
+      {"message-id", "T_#{id}@@session@@#{number}"},
+      {"ack", "T_#{id}@@session@@#{number}"}
+    ]
+
+    format(state, :message, own ++ headers, body)
+  end
+
+  defp format(state, command, headers, body \\ ""),
+    do: Frame.format(%Frame{command: command, headers: headers, body: body}, state.version)
+
+  defp count(state, number), do: %{state | sent: state.sent + number}
+
+  defp send_data(data, state) do
+    case :gen_tcp.send(state.socket, data) do
+      :ok -> {:noreply, state}
+      {:error, _reason} -> {:stop, :normal, state}
+    end
+  end
+
+  defp receive_more(state) do
+    :inet.setopts(state.socket, active: :once)
+    state
+  end
+
+  # A client that is silent for twice the agreed time is gone.
+  defp watch(%{silence: 0} = state), do: state
+
+  defp watch(%{silence: silence} = state) do
+    with {_ref, timer} <- state.watchdog, do: Process.cancel_timer(timer)
+    ref = make_ref()
+    %{state | watchdog: {ref, Process.send_after(self(), {:watchdog, ref}, 2 * silence)}}
+  end
+end

@@ -1,0 +1,121 @@
+# A script and not a module of the application: `mix.exs` needs it before anything is compiled.
+defmodule Mix.Tasks.Compile.BarytheriumNative do
+  @moduledoc """
+  Builds the native library with cargo and puts it into the application's `priv/native`.
+
+  Cargo decides what is stale. It builds into `CARGO_TARGET_DIR`, or else beside the build path,
+  where all environments share one build; never inside the sources, which may be read-only.
+  """
+  use Mix.Task.Compiler
+
+  alias Mix.Task.Compiler.Diagnostic
+
+  @crate "barytherium_nif"
+  # As `rust-version` in Cargo.toml: what rustler asks for.
+  @required "1.91.0"
+  @sources Path.expand("../../..", __DIR__)
+  # The VM looks for this name, also on macOS.
+  @library "lib#{@crate}.so"
+
+  @impl true
+  def run(_args) do
+    with {:ok, cargo} <- find_cargo(),
+         :ok <- check_version(cargo),
+         :ok <- build(cargo) do
+      install(built_library(), installed_library())
+    else
+      {:error, message} -> failure(message)
+    end
+  end
+
+  @impl true
+  def manifests, do: [installed_library()]
+
+  @impl true
+  def clean do
+    File.rm(installed_library())
+    File.rm_rf(target_dir())
+    :ok
+  end
+
+  defp find_cargo do
+    beside_rustup = Path.expand("~/.cargo/bin/cargo")
+
+    cond do
+      cargo = System.find_executable("cargo") -> {:ok, cargo}
+      File.exists?(beside_rustup) -> {:ok, beside_rustup}
+      true -> {:error, "Barytherium needs cargo (Rust #{@required} or later), and there is none."}
+    end
+  end
+
+  defp check_version(cargo) do
+    {output, _status} = System.cmd(cargo, ["--version"], stderr_to_stdout: true)
+
+    case Regex.run(~r/^cargo (\d+\.\d+\.\d+)/, output) do
+      [_, version] ->
+        if Version.compare(version, @required) == :lt,
+          do: {:error, "Barytherium needs Rust #{@required} or later, and cargo is #{version}."},
+          else: :ok
+
+      nil ->
+        {:error, "Barytherium needs cargo, and #{cargo} does not work: #{String.trim(output)}"}
+    end
+  end
+
+  defp build(cargo) do
+    args = ["build", "--release", "--locked", "--quiet", "--package", @crate]
+    args = args ++ ["--target-dir", target_dir()]
+    # RUSTC_WRAPPER and the like stay the user's; the directory makes .cargo/config.toml apply.
+    options = [cd: @sources, stderr_to_stdout: true, into: IO.stream(:stdio, :line)]
+
+    case System.cmd(cargo, args, options) do
+      {_output, 0} -> :ok
+      {_output, status} -> {:error, "cargo could not build #{@crate} (exit status #{status})."}
+    end
+  end
+
+  # A library that is loaded must not be written to: the VM would be killed. It is replaced.
+  defp install(built, installed) do
+    library = File.read!(built)
+
+    if File.read(installed) == {:ok, library} do
+      {:noop, []}
+    else
+      File.mkdir_p!(Path.dirname(installed))
+      temporary = installed <> ".#{System.pid()}"
+      File.write!(temporary, library)
+      File.rename!(temporary, installed)
+      {:ok, []}
+    end
+  end
+
+  defp failure(message) do
+    Mix.shell().error(message)
+    file = Path.join(@sources, "Cargo.toml")
+
+    diagnostic = %Diagnostic{
+      compiler_name: "cargo",
+      file: file,
+      message: message,
+      position: 0,
+      severity: :error
+    }
+
+    {:error, [diagnostic]}
+  end
+
+  defp installed_library, do: Path.join([Mix.Project.app_path(), "priv", "native", @library])
+
+  defp built_library do
+    triple = System.get_env("CARGO_BUILD_TARGET", "")
+    Path.join([target_dir(), triple, "release", cargo_name(:os.type())])
+  end
+
+  defp cargo_name({:unix, :darwin}), do: "lib#{@crate}.dylib"
+  defp cargo_name(_os), do: "lib#{@crate}.so"
+
+  defp target_dir do
+    beside_build = Path.expand("../barytherium_cargo", Mix.Project.build_path())
+    Path.expand(System.get_env("CARGO_TARGET_DIR", beside_build))
+  end
+end

@@ -1,0 +1,122 @@
+//! The functions of `Barytherium.Native`.
+//!
+//! Whatever reads, decodes or sends runs on a dirty scheduler: decoding a full buffer takes
+//! longer than the millisecond that an ordinary one may be held.
+
+use crate::atoms;
+use crate::codec;
+use crate::connection::{Connection, now};
+use crate::delivery::Recipients;
+use crate::options::{Limits, Patience};
+use crate::socket::Socket;
+use rustler::{Atom, Binary, Encoder, Env, Error, NifResult, Reference, ResourceArc, Term};
+use std::time::Duration;
+use stomp::Version;
+
+/// `{:ok, connection}` or `{:error, posix}`. `descriptor` is the socket's, or nil.
+#[rustler::nif]
+fn open<'a>(
+    env: Env<'a>,
+    descriptor: Option<i32>,
+    pending: Binary,
+    version: Option<&str>,
+    limits: Limits,
+    patience: Patience,
+) -> NifResult<Term<'a>> {
+    let session = patience.session(parse_version(version)?, &limits, now());
+    let socket = match descriptor.map(Socket::duplicate).transpose() {
+        Ok(socket) => socket,
+        Err(error) => return Ok(env.error_tuple(descriptor_error(&error))),
+    };
+    let connection = Connection::new(session, socket, pending.to_vec());
+    let connection = ResourceArc::new(connection);
+    env.monitor(&connection, &env.pid());
+    Ok((rustler::types::atom::ok(), connection).encode(env))
+}
+
+#[rustler::nif(schedule = "DirtyIo")]
+fn receive_slice<'a>(
+    env: Env<'a>,
+    connection: ResourceArc<Connection>,
+    reference: Reference,
+    to: Recipients<'a>,
+) -> Term<'a> {
+    connection.receive(env, reference, to)
+}
+
+#[rustler::nif(schedule = "DirtyIo")]
+fn feed<'a>(
+    env: Env<'a>,
+    connection: ResourceArc<Connection>,
+    bytes: Binary,
+    to: Recipients<'a>,
+) -> Term<'a> {
+    connection.feed(env, &bytes, to)
+}
+
+#[rustler::nif]
+fn disconnect<'a>(
+    env: Env<'a>,
+    connection: ResourceArc<Connection>,
+    reason: Atom,
+    to: Recipients<'a>,
+) -> Term<'a> {
+    connection.disconnect(env, reason, to)
+}
+
+#[rustler::nif]
+fn agree(connection: ResourceArc<Connection>, interval: u64) -> Atom {
+    connection.agree(Duration::from_millis(interval));
+    rustler::types::atom::ok()
+}
+
+#[rustler::nif(schedule = "DirtyCpu")]
+fn parse<'a>(
+    env: Env<'a>,
+    data: Binary,
+    version: Option<&str>,
+    limits: Limits,
+) -> NifResult<Term<'a>> {
+    Ok(codec::parse(env, &data, parse_version(version)?, &limits))
+}
+
+#[rustler::nif]
+fn encode_head<'a>(
+    env: Env<'a>,
+    command: Atom,
+    headers: Vec<(Binary, Binary)>,
+    body_length: usize,
+    version: Option<&str>,
+) -> NifResult<Result<Term<'a>, Atom>> {
+    let command = atoms::to_command(command).ok_or(Error::BadArg)?;
+    let version = parse_version(version)?;
+    Ok(codec::encode_head(
+        env,
+        command,
+        &headers,
+        body_length,
+        version,
+    ))
+}
+
+#[rustler::nif]
+fn escape<'a>(env: Env<'a>, text: Binary) -> Term<'a> {
+    codec::escape(env, &text)
+}
+
+#[rustler::nif]
+fn unescape<'a>(env: Env<'a>, text: Binary) -> Term<'a> {
+    codec::unescape(env, &text)
+}
+
+fn parse_version(version: Option<&str>) -> NifResult<Option<Version>> {
+    let parse = |version: &str| Version::parse(version.as_bytes()).ok_or(Error::BadArg);
+    version.map(parse).transpose()
+}
+
+fn descriptor_error(error: &std::io::Error) -> Atom {
+    match error.raw_os_error() {
+        Some(libc::EMFILE) => atoms::emfile(),
+        _ => atoms::ebadf(),
+    }
+}

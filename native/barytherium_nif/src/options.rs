@@ -1,0 +1,60 @@
+//! Options as they come from `Barytherium.Network.Options`.
+
+use rustler::NifMap;
+use std::time::Duration;
+use stomp::{Options, Session, Timing, UndefinedEscapes, Version};
+
+/// What a peer may send.
+#[derive(NifMap)]
+pub struct Limits {
+    max_header_line: usize,
+    max_headers: usize,
+    max_body: u64,
+    keep_undefined_escapes: bool,
+}
+
+impl Limits {
+    pub fn options(&self) -> Options {
+        Options {
+            max_header_line: self.max_header_line,
+            max_headers: self.max_headers,
+            max_body: self.max_body,
+            undefined_escapes: match self.keep_undefined_escapes {
+                true => UndefinedEscapes::Keep,
+                false => UndefinedEscapes::Refuse,
+            },
+        }
+    }
+}
+
+/// How long a peer may be silent, in milliseconds.
+#[derive(NifMap)]
+pub struct Patience {
+    first_frame_timeout: u64,
+    /// `None`: as long again as the agreed interval.
+    heartbeat_receive_allowance: Option<u64>,
+    /// The agreed interval, `None` before CONNECTED.
+    hb_recv: Option<u64>,
+}
+
+impl Patience {
+    /// A session in the state that these options say it is in.
+    pub fn session<B: stomp::BodyBuffer>(
+        &self,
+        version: Option<Version>,
+        limits: &Limits,
+        now: Duration,
+    ) -> Session<B> {
+        let timing = Timing {
+            first_frame_timeout: Duration::from_millis(self.first_frame_timeout),
+            heartbeat_allowance: self.heartbeat_receive_allowance.map(Duration::from_millis),
+        };
+        let Some(interval) = self.hb_recv else {
+            return Session::new(limits.options(), timing, now);
+        };
+        let version = version.unwrap_or(Version::V1_2);
+        let mut session = Session::connected(version, limits.options(), timing, now);
+        session.agree(Duration::from_millis(interval), now);
+        session
+    }
+}

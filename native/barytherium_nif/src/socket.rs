@@ -1,0 +1,190 @@
+//! A duplicate of a socket's descriptor: reading from it, and waiting for it.
+//!
+//! The VM's driver polls the descriptor that it opened, and two pollers of one descriptor steal
+//! it from each other, so we poll a `dup` of it. The duplicate belongs to a resource type that
+//! is opened by hand, because `enif_select` needs a stop callback and Rustler's resources have
+//! none. Only that callback closes the duplicate: the VM runs it when no poller can still be
+//! using the descriptor.
+
+use crate::terms::BinaryBody;
+use rustler::sys::{
+    ERL_NIF_SELECT_READ, ERL_NIF_SELECT_STOP, ErlNifEnv, ErlNifEvent, ErlNifResourceFlags,
+    ErlNifResourceStop, ErlNifResourceType, ErlNifResourceTypeInit, c_int, c_void,
+    enif_alloc_resource, enif_init_resource_type, enif_release_resource, enif_select,
+};
+use rustler::{Env, Reference, Term};
+use std::io::{Error, ErrorKind, Result};
+use std::mem::MaybeUninit;
+use std::os::fd::RawFd;
+use std::ptr;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Index of `stop` in the callbacks of a resource type, plus one: how many members are set.
+const MEMBERS_UP_TO_STOP: c_int = 2;
+
+struct ResourceType(*const ErlNifResourceType);
+
+// SAFETY: a resource type is immutable once opened, and never freed while the library is loaded.
+unsafe impl Send for ResourceType {}
+// SAFETY: as above.
+unsafe impl Sync for ResourceType {}
+
+static POLLED: OnceLock<ResourceType> = OnceLock::new();
+
+/// Opens the resource type of polled descriptors. To be called from the library's `load`.
+pub fn register(env: Env) -> bool {
+    let init = ErlNifResourceTypeInit {
+        dtor: ptr::null(),
+        stop: close_descriptor as *const ErlNifResourceStop,
+        down: ptr::null(),
+        members: MEMBERS_UP_TO_STOP,
+        dyncall: ptr::null(),
+    };
+    // SAFETY: `env` is the environment of `load`, the name is NUL-terminated, and `init` has as
+    // many members as it says.
+    let opened = unsafe {
+        enif_init_resource_type(
+            env.as_c_arg(),
+            c"barytherium_polled".as_ptr(),
+            &init,
+            ErlNifResourceFlags::ERL_NIF_RT_CREATE,
+            &mut MaybeUninit::<ErlNifResourceFlags>::uninit() as *mut _ as *mut _,
+        )
+    };
+    !opened.is_null() && POLLED.set(ResourceType(opened)).is_ok()
+}
+
+unsafe extern "C" fn close_descriptor(
+    _env: *mut ErlNifEnv,
+    _object: *mut c_void,
+    descriptor: ErlNifEvent,
+    _is_direct_call: c_int,
+) {
+    // SAFETY: `Socket::stop` asks for this once for each descriptor, and nobody uses the
+    // descriptor after it has asked.
+    unsafe { libc::close(descriptor) };
+}
+
+/// A duplicated, non-blocking socket.
+pub struct Socket {
+    descriptor: RawFd,
+    polled: *mut c_void,
+    stopped: AtomicBool,
+}
+
+// SAFETY: a descriptor may be used from any thread, and `polled` is only handed to the VM, which
+// does its own locking.
+unsafe impl Send for Socket {}
+// SAFETY: as above.
+unsafe impl Sync for Socket {}
+
+impl Socket {
+    /// Duplicates `descriptor`, which stays its owner's.
+    pub fn duplicate(descriptor: RawFd) -> Result<Socket> {
+        let polled_type = POLLED.get().ok_or(ErrorKind::Unsupported)?;
+        // SAFETY: `fcntl` checks the descriptor that it is given.
+        let descriptor = unsafe { libc::fcntl(descriptor, libc::F_DUPFD_CLOEXEC, 0) };
+        if descriptor < 0 {
+            return Err(Error::last_os_error());
+        }
+        // SAFETY: the type was opened; the resource has no contents of ours.
+        let polled = unsafe { enif_alloc_resource(polled_type.0, 1) };
+        Ok(Socket {
+            descriptor,
+            polled,
+            stopped: AtomicBool::new(false),
+        })
+    }
+
+    /// Reads what is there, without waiting: first into `body`, as many octets as it is said to
+    /// miss, then into `buffer`. How many octets went to each; none at all is the end of the
+    /// stream.
+    pub fn receive(
+        &self,
+        body: Option<(&mut BinaryBody, usize)>,
+        buffer: &mut [u8],
+    ) -> Result<(usize, usize)> {
+        let Some((body, missing)) = body else {
+            return Ok((0, self.receive_into(&mut [], buffer)?));
+        };
+        let spare = body.spare(missing);
+        let room = spare.len();
+        // What lies beyond a body that has not got all its room yet still belongs to it.
+        let beyond = if room == missing { buffer } else { &mut [] };
+        let received = self.receive_into(spare, beyond)?;
+        let filled = received.min(room);
+        // SAFETY: so many octets were just written there.
+        unsafe { body.filled(filled) };
+        Ok((filled, received - filled))
+    }
+
+    fn receive_into(&self, first: &mut [MaybeUninit<u8>], then: &mut [u8]) -> Result<usize> {
+        let mut parts = [
+            libc::iovec {
+                iov_base: first.as_mut_ptr().cast(),
+                iov_len: first.len(),
+            },
+            libc::iovec {
+                iov_base: then.as_mut_ptr().cast(),
+                iov_len: then.len(),
+            },
+        ];
+        // SAFETY: an all-zero `msghdr` is valid: no name, no control data, no parts.
+        let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+        message.msg_iov = parts.as_mut_ptr();
+        message.msg_iovlen = parts.len() as _;
+        // SAFETY: the parts point to memory that is borrowed mutably for the call, and the
+        // descriptor is open: it is closed only after `stop`, which excludes this call.
+        let received = unsafe { libc::recvmsg(self.descriptor, &mut message, libc::MSG_DONTWAIT) };
+        usize::try_from(received).map_err(|_| Error::last_os_error())
+    }
+
+    /// Asks the VM for one `{:select, _, reference, :ready_input}` to the calling process, once
+    /// there is something to read.
+    pub fn notify(&self, env: Env, reference: Reference) -> Result<()> {
+        let reference: Term = reference.into();
+        // SAFETY: `env` is of the calling process, `polled` is a resource with a stop callback,
+        // and a null pid stands for the calling process.
+        let selected = unsafe {
+            enif_select(
+                env.as_c_arg(),
+                self.descriptor,
+                ERL_NIF_SELECT_READ,
+                self.polled,
+                ptr::null(),
+                reference.as_c_arg(),
+            )
+        };
+        if selected < 0 {
+            return Err(ErrorKind::InvalidInput.into());
+        }
+        Ok(())
+    }
+
+    /// Ends both directions, stops polling and has the duplicate closed, once. Nobody may be in
+    /// another method, or enter one afterwards.
+    ///
+    /// Shut down, the peer sees the end even if the socket's owner does not close its own
+    /// descriptor, and what the owner still has to send cannot hold up its close.
+    pub fn stop(&self, env: Env) {
+        if self.stopped.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let undefined = rustler::types::atom::undefined().to_term(env).as_c_arg();
+        // SAFETY: as in `notify`; this also runs the stop callback if nothing was ever selected.
+        // The VM keeps the resource alive until that has happened, so our reference can go.
+        unsafe {
+            libc::shutdown(self.descriptor, libc::SHUT_RDWR);
+            enif_select(
+                env.as_c_arg(),
+                self.descriptor,
+                ERL_NIF_SELECT_STOP,
+                self.polled,
+                ptr::null(),
+                undefined,
+            );
+            enif_release_resource(self.polled);
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! Terms made by raw calls, for the path that every frame takes: binaries that are filled before
+//! they are terms, headers whose terms are reused, and messages in environments of their own.
+
+use crate::atoms;
+use rustler::sys::{
+    ErlNifBinary, ErlNifEnv, ErlNifTerm, enif_alloc_binary, enif_alloc_env, enif_free_env,
+    enif_make_binary, enif_make_list_from_array, enif_make_map_from_arrays, enif_make_new_binary,
+    enif_make_tuple_from_array, enif_realloc_binary, enif_release_binary, enif_send,
+};
+use rustler::{Env, LocalPid, Term};
+use std::mem::MaybeUninit;
+use std::ptr;
+use std::slice;
+use std::sync::OnceLock;
+use stomp::{BodyBuffer, Command, Header};
+
+/// Binaries up to this size live on the heap of their process and are cheap to make.
+const HEAP_BINARY_MAX: usize = 64;
+
+/// The terms that every frame uses.
+struct Constants {
+    keys: [ErlNifTerm; 4],
+    frame_module: ErlNifTerm,
+    commands: [ErlNifTerm; Command::ALL.len()],
+}
+
+static CONSTANTS: OnceLock<Constants> = OnceLock::new();
+
+/// Makes what every frame uses. Atoms are valid in every environment, for ever.
+pub fn init() {
+    let command = |&command| atoms::of_command(command).as_c_arg();
+    let commands: Vec<ErlNifTerm> = Command::ALL.iter().map(command).collect();
+    CONSTANTS.get_or_init(|| Constants {
+        keys: [
+            atoms::struct_key().as_c_arg(),
+            atoms::body().as_c_arg(),
+            atoms::command().as_c_arg(),
+            atoms::headers().as_c_arg(),
+        ],
+        frame_module: atoms::frame_module().as_c_arg(),
+        commands: std::array::from_fn(|index| commands[index]),
+    });
+}
+
+/// A body that is collected in the binary that will be its term: one copy from the socket.
+pub struct BinaryBody {
+    binary: ErlNifBinary,
+    length: usize,
+}
+
+// SAFETY: the binary is ours alone until it becomes a term, and may be filled on any thread.
+unsafe impl Send for BinaryBody {}
+
+impl BinaryBody {
+    /// Room for octets that are still to come, at most `missing` of them.
+    pub fn spare(&mut self, missing: usize) -> &mut [MaybeUninit<u8>] {
+        if self.length == self.binary.size {
+            self.grow(missing);
+        }
+        let room = (self.binary.size - self.length).min(missing);
+        // SAFETY: the binary has `size` octets, of which `length` are filled; `MaybeUninit` does
+        // not claim that the rest is.
+        unsafe { slice::from_raw_parts_mut(self.binary.data.add(self.length).cast(), room) }
+    }
+
+    /// Accounts for `octets` that were written to [`spare`](Self::spare).
+    ///
+    /// # Safety
+    /// They must have been written.
+    pub unsafe fn filled(&mut self, octets: usize) {
+        debug_assert!(self.length + octets <= self.binary.size);
+        self.length += octets;
+    }
+
+    /// Makes room for `more` octets, but for no more than that and as many as there already are:
+    /// doubling keeps appending linear, and a length that a peer only announced costs nothing.
+    fn grow(&mut self, more: usize) {
+        let size = self.length + more.min(self.length.max(HEAP_BINARY_MAX));
+        self.resize(size);
+    }
+
+    fn resize(&mut self, size: usize) {
+        // SAFETY: the binary was allocated by `enif_alloc_binary` and is not a term yet.
+        let resized = unsafe { enif_realloc_binary(&mut self.binary, size) };
+        assert!(resized != 0, "out of memory for a body of {size} octets");
+    }
+
+    fn into_term(mut self, env: Env) -> ErlNifTerm {
+        if self.length <= HEAP_BINARY_MAX {
+            return binary(env, self.as_ref());
+        }
+        if self.length < self.binary.size {
+            self.resize(self.length);
+        }
+        let mut this = std::mem::ManuallyDrop::new(self);
+        // SAFETY: the binary is filled; making a term of it hands it to the VM, so it must not
+        // be released here any more.
+        unsafe { enif_make_binary(env.as_c_arg(), &mut this.binary) }
+    }
+}
+
+impl BodyBuffer for BinaryBody {
+    fn with_capacity(capacity: usize) -> Self {
+        let mut binary = MaybeUninit::uninit();
+        // SAFETY: `binary` is written if the allocation succeeds.
+        let allocated = unsafe { enif_alloc_binary(capacity, binary.as_mut_ptr()) };
+        assert!(
+            allocated != 0,
+            "out of memory for a body of {capacity} octets"
+        );
+        BinaryBody {
+            // SAFETY: just checked.
+            binary: unsafe { binary.assume_init() },
+            length: 0,
+        }
+    }
+
+    fn extend_from_slice(&mut self, bytes: &[u8]) {
+        let needed = self.length + bytes.len();
+        if needed > self.binary.size {
+            self.resize(needed.max(self.length * 2));
+        }
+        // SAFETY: there is room for `bytes` behind `length`, and nobody else has this memory.
+        unsafe {
+            let end = self.binary.data.add(self.length);
+            ptr::copy_nonoverlapping(bytes.as_ptr(), end, bytes.len());
+        }
+        self.length = needed;
+    }
+}
+
+impl AsRef<[u8]> for BinaryBody {
+    fn as_ref(&self) -> &[u8] {
+        // SAFETY: `length` octets are filled.
+        unsafe { slice::from_raw_parts(self.binary.data, self.length) }
+    }
+}
+
+impl Drop for BinaryBody {
+    fn drop(&mut self) {
+        // SAFETY: it did not become a term, or this would not run.
+        unsafe { enif_release_binary(&mut self.binary) };
+    }
+}
+
+fn binary(env: Env, bytes: &[u8]) -> ErlNifTerm {
+    let mut term = MaybeUninit::uninit();
+    // SAFETY: the VM makes room for `bytes` and fills in the term; nobody else knows it yet.
+    unsafe {
+        let data = enif_make_new_binary(env.as_c_arg(), bytes.len(), term.as_mut_ptr());
+        ptr::copy_nonoverlapping(bytes.as_ptr(), data, bytes.len());
+        term.assume_init()
+    }
+}
+
+/// Header lines beyond these are not kept: longer or further ones seldom repeat, and what a peer
+/// sends must not grow a thread's memory for good.
+const CACHED_HEADERS_MAX: usize = 32;
+const CACHED_LINE_MAX: usize = 256;
+
+/// One header's terms, kept for the frames after it.
+#[derive(Default)]
+struct CachedHeader {
+    /// The environment that the terms are of; see `FrameTerms::generation`.
+    generation: u64,
+    line: Vec<u8>,
+    escapes: stomp::Escapes,
+    name_length: usize,
+    name: ErlNifTerm,
+    pair: ErlNifTerm,
+}
+
+/// Makes frames' terms in one environment. Feeds repeat most of their header lines from frame to
+/// frame: a line that is, octet for octet, the one at the same place of the frame before has that
+/// one's term, and so has a name alone.
+#[derive(Default)]
+pub struct FrameTerms {
+    frames: Vec<ErlNifTerm>,
+    pairs: Vec<ErlNifTerm>,
+    cache: Vec<CachedHeader>,
+    /// Counts environments, from 1.
+    generation: u64,
+}
+
+// SAFETY: terms are plain words; `begin` forgets those of another environment.
+unsafe impl Send for FrameTerms {}
+
+impl FrameTerms {
+    /// Forgets everything: what follows is made in another environment.
+    pub fn begin(&mut self) {
+        self.frames.clear();
+        self.generation += 1;
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    /// Adds a frame. `env` must be the same from one `begin` to the next.
+    pub fn push(&mut self, env: Env, frame: stomp::Frame<'_, BinaryBody>) {
+        self.pairs.clear();
+        for (index, header) in frame.headers().enumerate() {
+            let pair = self.header(env, index, header);
+            self.pairs.push(pair);
+        }
+        let command = frame.command();
+        let body = match frame.body {
+            stomp::Body::Borrowed(bytes) => binary(env, bytes),
+            stomp::Body::Owned(body) => body.into_term(env),
+        };
+        let frame = self.frame(env, command, body);
+        self.frames.push(frame);
+    }
+
+    fn frame(&self, env: Env, command: Command, body: ErlNifTerm) -> ErlNifTerm {
+        let constants = CONSTANTS.get().expect("made when the library was loaded");
+        let headers = list(env, &self.pairs);
+        let values = [
+            constants.frame_module,
+            body,
+            constants.commands[command as usize],
+            headers,
+        ];
+        let mut map = MaybeUninit::uninit();
+        // SAFETY: as many keys as values, all terms of `env`, and the keys differ, so this
+        // cannot fail and `map` is written.
+        unsafe {
+            enif_make_map_from_arrays(
+                env.as_c_arg(),
+                constants.keys.as_ptr(),
+                values.as_ptr(),
+                values.len(),
+                map.as_mut_ptr(),
+            );
+            map.assume_init()
+        }
+    }
+
+    fn header(&mut self, env: Env, index: usize, header: Header) -> ErlNifTerm {
+        let mut name = None;
+        if let Some(known) = self.cache.get(index)
+            && known.generation == self.generation
+            && known.escapes == header.escapes()
+        {
+            if known.line == header.line() {
+                return known.pair;
+            }
+            if known.line.get(..known.name_length) == Some(header.raw_name()) {
+                name = Some(known.name);
+            }
+        }
+        let name = name.unwrap_or_else(|| binary(env, &header.name()));
+        let pair = tuple(env, &[name, binary(env, &header.value())]);
+        self.remember(index, header, name, pair);
+        pair
+    }
+
+    fn remember(&mut self, index: usize, header: Header, name: ErlNifTerm, pair: ErlNifTerm) {
+        if index >= CACHED_HEADERS_MAX || header.line().len() > CACHED_LINE_MAX {
+            // Nothing equals an empty line.
+            self.cache
+                .iter_mut()
+                .skip(index)
+                .take(1)
+                .for_each(|known| known.line.clear());
+            return;
+        }
+        if index >= self.cache.len() {
+            self.cache.resize_with(index + 1, CachedHeader::default);
+        }
+        let entry = &mut self.cache[index];
+        entry.generation = self.generation;
+        entry.line.clear();
+        entry.line.extend_from_slice(header.line());
+        entry.escapes = header.escapes();
+        entry.name_length = header.raw_name().len();
+        entry.name = name;
+        entry.pair = pair;
+    }
+
+    /// The frame that was pushed last.
+    pub fn last<'a>(&self, env: Env<'a>) -> Option<Term<'a>> {
+        // SAFETY: `env` is the environment that the frame was made in.
+        self.frames
+            .last()
+            .map(|&frame| unsafe { Term::new(env, frame) })
+    }
+
+    /// The list of the frames since `begin`.
+    pub fn list<'a>(&self, env: Env<'a>) -> Term<'a> {
+        // SAFETY: the term was just made in `env`.
+        unsafe { Term::new(env, list(env, &self.frames)) }
+    }
+}
+
+fn list(env: Env, terms: &[ErlNifTerm]) -> ErlNifTerm {
+    // SAFETY: `terms` are of `env`, and there are as many as said.
+    unsafe { enif_make_list_from_array(env.as_c_arg(), terms.as_ptr(), terms.len() as u32) }
+}
+
+fn tuple(env: Env, terms: &[ErlNifTerm]) -> ErlNifTerm {
+    // SAFETY: as in `list`.
+    unsafe { enif_make_tuple_from_array(env.as_c_arg(), terms.as_ptr(), terms.len() as u32) }
+}
+
+/// An environment for one message.
+pub struct MessageEnv(*mut ErlNifEnv);
+
+impl MessageEnv {
+    pub fn new() -> MessageEnv {
+        // SAFETY: no preconditions; the VM ends itself when it has no memory for it.
+        MessageEnv(unsafe { enif_alloc_env() })
+    }
+
+    /// The environment, for making the message's terms.
+    pub fn env(&self) -> Env<'_> {
+        // SAFETY: the environment lives as long as `self` is borrowed.
+        unsafe { Env::new(self, self.0) }
+    }
+
+    /// Sends the message that `make` makes to `pid`, without copying it. False if there is no
+    /// such process any more.
+    pub fn send<'a>(
+        &'a self,
+        caller: Env,
+        pid: &LocalPid,
+        make: impl FnOnce(Env<'a>) -> Term<'a>,
+    ) -> bool {
+        let message = make(self.env()).as_c_arg();
+        // SAFETY: `caller` is the environment of the process that runs the NIF, `message` is of
+        // `self`. The VM takes the environment's contents; the environment itself stays ours.
+        let sent = unsafe { enif_send(caller.as_c_arg(), pid.as_c_arg(), self.0, message) };
+        sent != 0
+    }
+}
+
+impl Drop for MessageEnv {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new`, and terms of it do not outlive the borrow of `self`.
+        unsafe { enif_free_env(self.0) };
+    }
+}

@@ -28,7 +28,7 @@ defmodule Barytherium.Native do
 
   @spec open(nil | non_neg_integer(), binary(), nil | String.t(), map(), map()) ::
           {:ok, connection()} | {:error, :emfile | :ebadf}
-  def open(_descriptor, _pending, _version, _limits, _patience), do: not_loaded()
+  def open(_descriptor, _pending, _version, _limits, _options), do: not_loaded()
 
   @spec receive_slice(connection(), reference(), recipients()) :: step()
   def receive_slice(_connection, _reference, _recipients), do: not_loaded()

@@ -58,12 +58,12 @@ defmodule Barytherium.Network.Options do
     }
   end
 
-  @doc "How long the native session is to wait."
-  @spec patience(t(), nil | non_neg_integer()) :: map()
-  def patience(options, hb_recv) do
+  @doc "How the native connection is to behave."
+  @spec connection(t(), nil | non_neg_integer(), boolean()) :: map()
+  def connection(options, hb_recv, show_econnreset) do
     options
     |> Map.take([:first_frame_timeout, :heartbeat_receive_allowance])
-    |> Map.put(:hb_recv, hb_recv)
+    |> Map.merge(%{hb_recv: hb_recv, show_econnreset: show_econnreset})
   end
 
   defp ours?({name, _value}) when is_atom(name), do: Keyword.has_key?(@schema, name)

@@ -5,7 +5,7 @@ defmodule Barytherium.Network.Parser do
   # frames and disconnects are on their way by then.
 
   alias Barytherium.Native
-  alias Barytherium.Network.Options
+  alias Barytherium.Network.{Options, Socket}
 
   @enforce_keys [:connection, :recipients, :reference]
   defstruct [:connection, :recipients, :reference]
@@ -22,12 +22,13 @@ defmodule Barytherium.Network.Parser do
   """
   @spec open(nil | non_neg_integer(), binary(), map()) :: {:ok, t()} | {:error, :inet.posix()}
   def open(descriptor, pending, %{parse_state: parse_state} = loop) do
-    patience = Options.patience(loop.options, loop.hb_recv)
+    show_econnreset = Socket.show_econnreset?(loop.socket)
+    options = Options.connection(loop.options, loop.hb_recv, show_econnreset)
     pending = parse_state.rest <> pending
     version = parse_state.version
     limits = parse_state.limits
 
-    with {:ok, connection} <- Native.open(descriptor, pending, version, limits, patience) do
+    with {:ok, connection} <- Native.open(descriptor, pending, version, limits, options) do
       recipients = {loop.listener_pid, loop.network_pid, loop.sender_pid}
       reference = make_ref()
       {:ok, %__MODULE__{connection: connection, recipients: recipients, reference: reference}}

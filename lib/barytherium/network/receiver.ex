@@ -22,10 +22,12 @@ defmodule Barytherium.Network.Receiver do
 
       {:barytherium, :disconnect, reason}
 
-    * `:closed` - the peer closed the connection, or this side the socket, or the listener is gone;
+    * `:closed` - the peer closed or reset the connection, or this side closed the socket, or the
+      listener is gone;
     * `:timeout` - no CONNECTED within 5 s, or nothing at all for twice the agreed heart-beat;
     * `:parse_error` - the peer does not speak STOMP, see `Barytherium.ParseError`;
-    * a POSIX atom such as `:econnreset`, where reading failed with it.
+    * a POSIX atom such as `:etimedout`, where reading failed with it; for a reset `:econnreset`,
+      on a socket with the option `show_econnreset`.
 
   The socket is closed then.
   """

@@ -35,6 +35,13 @@ defmodule Barytherium.Network.Socket do
       else: :inet.getopts(socket, names)
   end
 
+  @doc "Whether a reset is to be told from a close: `:gen_tcp` does so with this option only."
+  @spec show_econnreset?(Connection.socket()) :: boolean()
+  def show_econnreset?(socket) do
+    not Connection.tls?(socket) and
+      getopts(socket, [:show_econnreset]) == {:ok, [show_econnreset: true]}
+  end
+
   @doc "The descriptor of a `:gen_tcp` socket."
   @spec descriptor(:gen_tcp.socket()) :: {:ok, non_neg_integer()} | {:error, term()}
   def descriptor({:"$inet", :gen_tcp_socket, {_pid, socket}}),

@@ -52,6 +52,7 @@ pub struct Connection {
     /// None where the bytes come from elsewhere.
     socket: Option<Socket>,
     owner_is_dead: AtomicBool,
+    show_econnreset: bool,
 }
 
 struct State {
@@ -78,7 +79,12 @@ impl rustler::Resource for Connection {
 }
 
 impl Connection {
-    pub fn new(session: Session<BinaryBody>, socket: Option<Socket>, pending: Vec<u8>) -> Self {
+    pub fn new(
+        session: Session<BinaryBody>,
+        socket: Option<Socket>,
+        pending: Vec<u8>,
+        show_econnreset: bool,
+    ) -> Self {
         let state = State {
             session,
             pending,
@@ -88,15 +94,37 @@ impl Connection {
             state: Mutex::new(state),
             socket,
             owner_is_dead: AtomicBool::new(false),
+            show_econnreset,
         }
     }
 
     /// Reads from the socket: a slice.
     pub fn receive<'a>(&self, env: Env<'a>, reference: Reference, to: Recipients<'a>) -> Term<'a> {
-        self.run(env, to, |state, delivery, buffer| match &self.socket {
-            Some(socket) => state.receive(socket, env, reference, delivery, buffer),
-            None => state.wait(delivery),
+        self.run(env, to, |state, delivery, buffer| {
+            let Some(socket) = &self.socket else {
+                return state.wait(delivery);
+            };
+            let read = state.receive(socket, delivery, buffer);
+            let step = read.unwrap_or_else(|error| state.end(delivery, self.reason(&error)));
+            match step {
+                Step::Wait(_) if socket.notify(env, reference).is_err() => {
+                    state.end(delivery, atoms::closed())
+                }
+                step => step,
+            }
         })
+    }
+
+    /// The reason that `gen_tcp` would give for `error`.
+    fn reason(&self, error: &io::Error) -> Atom {
+        match error.kind() {
+            ErrorKind::ConnectionReset if self.show_econnreset => atoms::econnreset(),
+            ErrorKind::TimedOut => atoms::etimedout(),
+            ErrorKind::HostUnreachable => atoms::ehostunreach(),
+            ErrorKind::NetworkUnreachable => atoms::enetunreach(),
+            ErrorKind::NetworkDown => atoms::enetdown(),
+            _ => atoms::closed(),
+        }
     }
 
     /// Takes bytes that were read elsewhere; none of them, to see whether time is up.
@@ -185,34 +213,32 @@ impl State {
     fn receive<'a>(
         &mut self,
         socket: &Socket,
-        env: Env<'a>,
-        reference: Reference,
         delivery: &mut Delivery<'a, '_>,
         buffer: &mut Vec<u8>,
-    ) -> Step<'a> {
+    ) -> io::Result<Step<'a>> {
         if let Some(step) = self.decode_pending(delivery) {
-            return step;
+            return Ok(step);
         }
         buffer.resize(RECEIVE_BUFFER, 0);
         let mut read = 0;
         while read < SLICE_OCTETS {
             match self.read(socket, buffer) {
-                Ok((0, _)) => return self.end(delivery, atoms::closed()),
+                Ok((0, _)) => return Ok(self.end(delivery, atoms::closed())),
                 Ok((received, beyond)) => {
                     self.session.touch(now());
                     read += received;
                     if let Some(step) = self.decode(&buffer[..beyond], delivery) {
-                        return step;
+                        return Ok(step);
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    return self.wait_for(socket, env, reference, delivery);
+                    return Ok(self.wait(delivery));
                 }
-                Err(error) => return self.end(delivery, reason(&error)),
+                Err(error) => return Err(error),
             }
         }
-        Step::Again
+        Ok(Step::Again)
     }
 
     /// Reads once: into the body that is being collected, then into `buffer`. How many octets in
@@ -222,22 +248,6 @@ impl State {
         let (filled, beyond) = socket.receive(decoder.wanting_body(), buffer)?;
         decoder.filled(filled);
         Ok((filled + beyond, beyond))
-    }
-
-    fn wait_for<'a>(
-        &mut self,
-        socket: &Socket,
-        env: Env<'a>,
-        reference: Reference,
-        delivery: &mut Delivery<'a, '_>,
-    ) -> Step<'a> {
-        match self.wait(delivery) {
-            Step::Wait(deadline) => match socket.notify(env, reference) {
-                Ok(()) => Step::Wait(deadline),
-                Err(_) => self.end(delivery, atoms::closed()),
-            },
-            other => other,
-        }
     }
 
     /// There is nothing to read: is the peer dead, and if not, when would it be?
@@ -290,17 +300,5 @@ impl State {
         self.ended = true;
         delivery.disconnect(reason);
         Step::Stop(None)
-    }
-}
-
-/// The atom that `gen_tcp` would report for `error`.
-fn reason(error: &io::Error) -> Atom {
-    match error.kind() {
-        ErrorKind::ConnectionReset => atoms::econnreset(),
-        ErrorKind::TimedOut => atoms::etimedout(),
-        ErrorKind::HostUnreachable => atoms::ehostunreach(),
-        ErrorKind::NetworkUnreachable => atoms::enetunreach(),
-        ErrorKind::NetworkDown => atoms::enetdown(),
-        _ => atoms::closed(),
     }
 }

@@ -7,7 +7,7 @@ use crate::atoms;
 use crate::codec;
 use crate::connection::{Connection, now};
 use crate::delivery::Recipients;
-use crate::options::{Limits, Patience};
+use crate::options::{ConnectionOptions, Limits};
 use crate::socket::Socket;
 use rustler::{Atom, Binary, Encoder, Env, Error, NifResult, Reference, ResourceArc, Term};
 use std::time::Duration;
@@ -21,14 +21,14 @@ fn open<'a>(
     pending: Binary,
     version: Option<&str>,
     limits: Limits,
-    patience: Patience,
+    options: ConnectionOptions,
 ) -> NifResult<Term<'a>> {
-    let session = patience.session(parse_version(version)?, &limits, now());
+    let session = options.session(parse_version(version)?, &limits, now());
     let socket = match descriptor.map(Socket::duplicate).transpose() {
         Ok(socket) => socket,
         Err(error) => return Ok(env.error_tuple(descriptor_error(&error))),
     };
-    let connection = Connection::new(session, socket, pending.to_vec());
+    let connection = Connection::new(session, socket, pending.to_vec(), options.show_econnreset);
     let connection = ResourceArc::new(connection);
     env.monitor(&connection, &env.pid());
     Ok((rustler::types::atom::ok(), connection).encode(env))

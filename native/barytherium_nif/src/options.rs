@@ -27,9 +27,11 @@ impl Limits {
     }
 }
 
-/// How long a peer may be silent, in milliseconds.
+/// How a connection behaves. Times are in milliseconds.
 #[derive(NifMap)]
-pub struct Patience {
+pub struct ConnectionOptions {
+    /// The socket option: a reset is a reason of its own, and not `closed`.
+    pub show_econnreset: bool,
     first_frame_timeout: u64,
     /// `None`: as long again as the agreed interval.
     heartbeat_receive_allowance: Option<u64>,
@@ -37,7 +39,7 @@ pub struct Patience {
     hb_recv: Option<u64>,
 }
 
-impl Patience {
+impl ConnectionOptions {
     /// A session in the state that these options say it is in.
     pub fn session<B: stomp::BodyBuffer>(
         &self,

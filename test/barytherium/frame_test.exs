@@ -1,0 +1,101 @@
+defmodule Barytherium.FrameTest do
+  use ExUnit.Case, async: true
+
+  alias Barytherium.{Frame, ParseError}
+  alias Barytherium.Frame.ValueEncoding
+
+  doctest Frame
+  doctest ValueEncoding
+
+  @commands ~w(stomp connect disconnect ack nack begin commit abort send subscribe unsubscribe
+               connected error message receipt)a
+
+  defp format(frame, version \\ "1.2"), do: IO.iodata_to_binary(Frame.format(frame, version))
+
+  test "C14: every command is written and read" do
+    for command <- @commands do
+      frame = %Frame{command: command, headers: [{"k", "v"}], body: ""}
+      bytes = format(frame)
+      assert bytes == String.upcase("#{command}") <> "\nk:v\n\n\0"
+      assert {:ok, [^frame], _state} = Frame.parse_all(bytes)
+    end
+  end
+
+  test "C14: a command is needed, headers and body are not" do
+    assert %Frame{command: :begin} == %Frame{command: :begin, headers: [], body: ""}
+  end
+
+  test "a body gets a content-length, unless there is one" do
+    assert format(%Frame{command: :send, body: "a\0b"}) == "SEND\ncontent-length:3\n\na\0b\0"
+    given = %Frame{command: :send, headers: [{"content-length", "3"}], body: "a\0b"}
+    assert format(given) == "SEND\ncontent-length:3\n\na\0b\0"
+  end
+
+  test "headers are escaped by version" do
+    frame = %Frame{command: :send, headers: [{"k:", "a\\\n\r"}]}
+    assert format(frame) == "SEND\nk\\c:a\\\\\\n\\r\n\n\0"
+    assert_raise ArgumentError, fn -> Frame.format(frame, "1.1") end
+    assert_raise ArgumentError, fn -> Frame.format(frame, "1.0") end
+    connect = %Frame{command: :connect, headers: [{"passcode", "a:\\"}]}
+    assert format(connect) == "CONNECT\npasscode:a:\\\n\n\0"
+  end
+
+  test "a frame in pieces, at every place" do
+    bytes = "MESSAGE\r\nk:a\\cb\ncontent-length:3\n\na\0b\0\nRECEIPT\n\n\0"
+
+    expected = [
+      %Frame{command: :message, headers: [{"k", "a:b"}, {"content-length", "3"}], body: "a\0b"},
+      %Frame{command: :receipt}
+    ]
+
+    for cut <- 0..byte_size(bytes) do
+      <<left::binary-size(cut), right::binary>> = bytes
+      {:ok, first, state} = Frame.parse_all(left)
+      {:ok, rest, _state} = Frame.parse_all(right, state)
+      assert first ++ rest == expected, "cut at #{cut}"
+    end
+  end
+
+  test "CONNECTED sets the version of the frames after it" do
+    bytes = "CONNECTED\nsession:a\\b\n\n\0MESSAGE\nk:C:\\new\n\n\0"
+    {:ok, [connected, message], _state} = Frame.parse_all(bytes)
+    assert connected.headers == [{"session", "a\\b"}]
+    assert message.headers == [{"k", "C:\\new"}]
+  end
+
+  test "an error has its rule, its place, what came before it, and a message for people" do
+    {:ok, [], state} = Frame.parse_all("\nMESS")
+    assert {:error, %ParseError{} = error} = Frame.parse_all("AGE\n\nhi\0MESSAGE\nk\n", state)
+    assert %ParseError{rule: :header_without_colon, offset: 22, excerpt: "k"} = error
+    assert [%Frame{command: :message, body: "hi"}] = error.frames
+    assert Exception.message(error) == ~s(a header line without a colon, at byte 22: "k")
+  end
+
+  test "credentials are in no error" do
+    {:error, error} = Frame.parse_all("SEND\npasscode:hunter2\\t\n\n\0")
+    assert error.rule == :undefined_escape
+    refute Exception.message(error) =~ "hunter2"
+  end
+
+  test "limits and leniency are options" do
+    parse = fn bytes, opts -> Frame.parse_all(bytes, Frame.parse_state(opts)) end
+    rule = fn bytes, opts -> with {:error, error} <- parse.(bytes, opts), do: error.rule end
+
+    assert rule.("SEND\n\nabcd\0", max_body: 3) == :body_too_large
+    assert rule.("SEND\nk:v\n\n\0", max_header_line: 2) == :header_line_too_long
+    assert rule.("SEND\nk:v\nk:v\n\n\0", max_headers: 1) == :too_many_headers
+
+    assert {:ok, [%Frame{headers: [{"k", "\\t"}]}], _} =
+             parse.("SEND\nk:\\t\n\n\0", escapes: :lenient)
+
+    assert {:ok, [%Frame{headers: [{"k", "\\n"}]}], _} =
+             parse.("SEND\nk:\\n\n\n\0", version: "1.0")
+  end
+
+  test "a kept frame keeps its own bytes only" do
+    big = String.duplicate("x", 100_000)
+    bytes = "MESSAGE\n\n#{String.duplicate("y", 100)}\0MESSAGE\n\n#{big}\0"
+    {:ok, [small, _big], _state} = Frame.parse_all(bytes)
+    assert :binary.referenced_byte_size(small.body) == 100
+  end
+end

@@ -1,0 +1,111 @@
+defmodule Barytherium.FreshProjectTest do
+  # What an existing user does: one line of mix.exs, and nothing else.
+  use ExUnit.Case, async: false
+
+  @moduletag timeout: 180_000
+  @sources File.cwd!()
+  @fixtures Path.join(@sources, "test/fixtures")
+  @expected "received enough\ndisconnected once\n"
+
+  setup do
+    directory =
+      Path.join(System.tmp_dir!(), "barytherium_fresh_#{System.unique_integer([:positive])}")
+
+    on_exit(fn -> File.rm_rf!(directory) end)
+    %{directory: directory}
+  end
+
+  test "a project with a path dependency runs, and so does its release", %{directory: directory} do
+    make_project(directory, "")
+    assert run!("mix", ["run", "-e", "FeedConsumer.Main.run()"], directory) =~ @expected
+
+    run!("mix", ["release", "--quiet"], directory)
+    release = Path.join(directory, "_build/prod/rel/feed/bin/feed")
+    assert run!(release, ["eval", "FeedConsumer.Main.run()"], directory) =~ @expected
+  end
+
+  test "an up-to-date tree compiles nothing", %{directory: directory} do
+    make_project(directory, "")
+    run!("mix", ["compile"], directory)
+
+    library =
+      Path.join(directory, "_build/prod/lib/barytherium/priv/native/libbarytherium_nif.so")
+
+    before = File.stat!(library)
+    assert run!("mix", ["compile"], directory) == ""
+    assert File.stat!(library) == before
+  end
+
+  test "an application of an umbrella", %{directory: directory} do
+    File.mkdir_p!(Path.join(directory, "apps"))
+
+    File.write!(Path.join(directory, "mix.exs"), """
+    defmodule Umbrella.MixProject do
+      use Mix.Project
+      def project, do: [apps_path: "apps", deps: []]
+    end
+    """)
+
+    make_project(Path.join(directory, "apps/feed"), """
+    build_path: "../../_build", deps_path: "../../deps", lockfile: "../../mix.lock",
+    """)
+
+    assert run!("mix", ["run", "-e", "FeedConsumer.Main.run()"], directory) =~ @expected
+  end
+
+  test "without cargo there is one clear sentence", %{directory: directory} do
+    make_project(directory, "")
+    path = Path.join(directory, "bin")
+    File.mkdir_p!(path)
+    for tool <- ~w(elixir mix erl timeout), do: link(tool, path)
+    # The tools of a system without Rust.
+    environment = [{"PATH", "#{path}:/usr/bin:/bin"}, {"HOME", directory}]
+    {output, status} = run("mix", ["compile"], directory, environment)
+    assert status != 0
+    assert output =~ "Barytherium needs cargo (Rust 1.91.0 or later), and there is none."
+  end
+
+  defp link(tool, path),
+    do: tool |> System.find_executable() |> File.ln_s!(Path.join(path, tool))
+
+  defp make_project(directory, project_options) do
+    File.mkdir_p!(Path.join(directory, "lib"))
+
+    for file <- File.ls!(@fixtures) do
+      File.cp!(Path.join(@fixtures, file), Path.join([directory, "lib", file]))
+    end
+
+    File.write!(Path.join(directory, "mix.exs"), """
+    defmodule Feed.MixProject do
+      use Mix.Project
+
+      def project do
+        [
+          app: :feed,
+          version: "0.1.0",
+          #{project_options}
+          deps: [{:barytherium, path: #{inspect(@sources)}}]
+        ]
+      end
+
+      def application, do: [extra_applications: [:logger]]
+    end
+    """)
+  end
+
+  defp run!(command, args, directory) do
+    {output, status} = run(command, args, directory, [])
+    assert status == 0, output
+    output
+  end
+
+  # The native library that these tests run with need not be built again.
+  defp run(command, args, directory, environment) do
+    target = Path.expand("../barytherium_cargo", Mix.Project.build_path())
+    target = System.get_env("CARGO_TARGET_DIR", target)
+    environment = [{"MIX_ENV", "prod"}, {"CARGO_TARGET_DIR", target} | environment]
+    # Ended if it hangs, so that it does not outlive the test.
+    args = ["60", command | args]
+    System.cmd("timeout", args, cd: directory, env: environment, stderr_to_stdout: true)
+  end
+end

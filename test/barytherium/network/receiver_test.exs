@@ -1,0 +1,264 @@
+defmodule Barytherium.Network.ReceiverTest do
+  use Barytherium.ReceiverCase, async: true
+
+  defp message(n, body \\ "x"),
+    do: "MESSAGE\nn:#{n}\ncontent-length:#{byte_size(body)}\n\n#{body}\0"
+
+  defp numbers(frames),
+    do: for(%Frame{headers: [{"n", n} | _]} <- frames, do: String.to_integer(n))
+
+  for transport <- Peer.transports() do
+    describe "over #{transport}" do
+      @transport transport
+
+      test "C3, C5: CONNECTED comes alone, then the network is called, then the rest in order" do
+        {receiver, peer, _socket} = start_receiver(@transport)
+        messages = for n <- 1..500, do: message(n)
+        Peer.send(peer, [connected_bytes() | messages])
+
+        sender = self()
+        assert_receive {:"$gen_cast", {:barytherium, :frames, {[frame], ^sender}}}
+        assert frame == %Frame{command: :connected, headers: [{"version", "1.2"}], body: ""}
+        assert reply_heart_beats(0) == frame
+        assert numbers(receive_frames(500)) == Enum.to_list(1..500)
+
+        Peer.close(peer)
+        assert_disconnect(:closed, receiver)
+      end
+
+      test "octet by octet it is the same" do
+        {receiver, peer, _socket} = start_receiver(@transport)
+        Peer.send_octets(peer, connected_bytes())
+        assert [%Frame{command: :connected}] = receive_frames()
+        reply_heart_beats(0)
+        Peer.send_octets(peer, ["\r\n", message(1, "a\0b")] |> IO.iodata_to_binary())
+
+        headers = [{"n", "1"}, {"content-length", "3"}]
+        assert receive_frames() == [%Frame{command: :message, headers: headers, body: "a\0b"}]
+        Peer.close(peer)
+        assert_disconnect(:closed, receiver)
+      end
+
+      test "C6: silence before CONNECTED is a time-out, and trickling does not help" do
+        {receiver, peer, _socket} = start_receiver(@transport, first_frame_timeout: 100)
+        Peer.send(peer, "CONN")
+        assert_disconnect(:timeout, receiver)
+        Peer.assert_closed(peer)
+      end
+
+      test "C6: a heart-beat that dies is a time-out" do
+        {receiver, peer, _socket} = start_connected(@transport, [], 300)
+        started = System.monotonic_time(:millisecond)
+        assert_disconnect(:timeout, receiver)
+        assert System.monotonic_time(:millisecond) - started >= 550
+        Peer.assert_closed(peer)
+      end
+
+      test "C6: any octet keeps a connection alive, also in mid-frame" do
+        opts = [heartbeat_receive_allowance: 2_000]
+        {receiver, peer, _socket} = start_connected(@transport, opts, 100)
+
+        for octet <- ["\n", "\n", "M", "ESSAGE\n\n", "b"] do
+          # The pace is the test: together longer than one interval and its allowance, each less.
+          Process.sleep(450)
+          Peer.send(peer, octet)
+        end
+
+        Peer.send(peer, "\0")
+        assert [%Frame{command: :message, body: "b"}] = receive_frames()
+        Peer.close(peer)
+        assert_disconnect(:closed, receiver)
+      end
+
+      test "C7: an ERROR first is a frame, the network is not called, the peer ends it" do
+        {receiver, peer, _socket} = start_receiver(@transport)
+        Peer.send(peer, "ERROR\nmessage:Bad CONNECT\n\nAccess refused\0")
+        assert [%Frame{command: :error, body: "Access refused"}] = receive_frames()
+        Peer.close(peer)
+        assert_disconnect(:closed, receiver)
+        refute_received {:"$gen_call", _from, _call}
+      end
+
+      test "C7: any other first frame is a parse error" do
+        {receiver, peer, _socket} = start_receiver(@transport)
+        Peer.send(peer, message(1))
+        assert_disconnect(:parse_error, receiver)
+        Peer.assert_closed(peer)
+      end
+
+      test "C8, C9: a peer that closes in mid-frame; what was whole came first" do
+        {receiver, peer, _socket} = start_connected(@transport)
+        Peer.send(peer, [message(1), message(2), "MESSAGE\nn:3\n\nhalf"])
+        Peer.close(peer)
+        assert numbers(receive_frames(2)) == [1, 2]
+        assert_disconnect(:closed, receiver)
+      end
+
+      test "C8: the socket closed by its owner" do
+        {receiver, peer, socket} = start_connected(@transport)
+        assert :ok = Connection.close(socket)
+        assert_disconnect(:closed, receiver)
+        Peer.assert_closed(peer)
+      end
+
+      test "a body of 20 MB without content-length" do
+        {receiver, peer, _socket} = start_connected(@transport)
+        body = String.duplicate("0123456789", 2_000_000)
+        sending = Task.async(fn -> Peer.send(peer, ["MESSAGE\n\n", body, 0]) end)
+        assert [%Frame{command: :message, body: ^body}] = receive_frames()
+        Task.await(sending)
+        Peer.close(peer)
+        assert_disconnect(:closed, receiver)
+      end
+
+      test "a binary body of 1 MB, and what follows it at once" do
+        {receiver, peer, _socket} = start_connected(@transport)
+        body = :crypto.strong_rand_bytes(1_000_000)
+        Peer.send(peer, [message(1, body), message(2)])
+        assert [%Frame{body: ^body}, %Frame{body: "x"}] = receive_frames(2)
+        Peer.close(peer)
+        assert_disconnect(:closed, receiver)
+      end
+
+      for {name, bytes} <- [
+            "a TLS alert": <<21, 3, 3, 0, 2, 2, 40>>,
+            "an HTTP answer": "HTTP/1.1 400 Bad Request",
+            "an unknown command": "MESSAGES",
+            "a lower-case command": "message\n",
+            "a header without a colon": "MESSAGE\nheader\n",
+            "a header without a name": "MESSAGE\n:value\n",
+            "an undefined escape": "MESSAGE\nk:a\\tb\n",
+            "a bare carriage return": "MESSAGE\nk:a\rb\n",
+            "a negative content-length": "MESSAGE\ncontent-length:-1\n",
+            "a content-length without end":
+              "MESSAGE\ncontent-length:#{String.duplicate("9", 30)}\n",
+            "a body longer than its length": "MESSAGE\ncontent-length:1\n\nxy\0",
+            "a body over the limit": "MESSAGE\ncontent-length:104857601\n"
+          ] do
+        test "#{name} is a parse error at once, after what was good" do
+          {receiver, peer, _socket} = start_connected(@transport)
+          Peer.send(peer, [message(1), message(2), unquote(bytes)])
+          assert numbers(receive_frames(2)) == [1, 2]
+          assert_disconnect(:parse_error, receiver)
+          Peer.assert_closed(peer)
+        end
+      end
+    end
+  end
+
+  test "C6: five seconds for CONNECTED, unless told otherwise" do
+    {receiver, _peer, _socket} = start_receiver()
+    started = System.monotonic_time(:millisecond)
+    monitor = Process.monitor(receiver)
+    assert_receive {:"$gen_cast", {:barytherium, :disconnect, :timeout}}, 10_000
+    assert_receive {:DOWN, ^monitor, :process, ^receiver, :normal}
+    assert System.monotonic_time(:millisecond) - started >= 5_000
+  end
+
+  test "C9: frames before a reset are delivered" do
+    for {reason, opts} <- [closed: [], econnreset: [show_econnreset: true]] do
+      {socket, peer} = Peer.pair(:tcp, opts)
+      {:ok, receiver} = Receiver.start_link(socket, self(), self(), self())
+      Peer.send(peer, ["ERROR\n\n\0", message(1), message(2)])
+      assert [%Frame{command: :error} | messages] = receive_frames(3)
+      assert numbers(messages) == [1, 2]
+      Peer.reset(peer)
+      assert_disconnect(reason, receiver)
+    end
+  end
+
+  test "killing the receiver frees its descriptor, and the peer sees the end" do
+    Process.flag(:trap_exit, true)
+    {receiver, peer, socket} = start_connected()
+    Process.exit(receiver, :kill)
+    assert_receive {:EXIT, ^receiver, :killed}
+    Peer.assert_closed(peer)
+    Connection.close(socket)
+  end
+
+  test "an idle connection holds no thread: its process waits for a message" do
+    receivers =
+      for _n <- 1..50 do
+        {receiver, _peer, _socket} = start_connected()
+        receiver
+      end
+
+    for receiver <- receivers do
+      eventually(fn -> Process.info(receiver, :status) == {:status, :waiting} end)
+      {:current_function, function} = Process.info(receiver, :current_function)
+      assert {Receiver, :wait, 3} = function
+    end
+  end
+
+  describe "C2: loop/1" do
+    test "runs in its caller, and touches no other message" do
+      {socket, peer} = Peer.pair()
+      test = self()
+
+      looping =
+        Task.async(fn ->
+          send(self(), {:select, :of, :somebody, :else})
+          send(self(), {:DOWN, :of, :somebody, :else, :too})
+
+          Receiver.loop(%{
+            socket: socket,
+            listener_pid: test,
+            network_pid: test,
+            sender_pid: test,
+            parse_state: nil,
+            hb_recv: nil
+          })
+
+          {:messages, messages} = Process.info(self(), :messages)
+          messages
+        end)
+
+      Peer.send(peer, connected_bytes())
+      assert [%Frame{command: :connected}] = receive_frames()
+      reply_heart_beats(0)
+      Peer.close(peer)
+      assert_receive {:"$gen_cast", {:barytherium, :disconnect, :closed}}
+      assert [{:select, :of, :somebody, :else}, {:DOWN, _, _, _, _}] = Task.await(looping)
+    end
+
+    test "starts in mid-frame where a parse state says so, connected where hb_recv does" do
+      {socket, peer} = Peer.pair()
+      test = self()
+      {:ok, [], state} = Frame.parse_all("MESSAGE\nk:v\n\nbo")
+
+      looping =
+        Task.async(fn ->
+          Receiver.loop(%{
+            socket: socket,
+            listener_pid: test,
+            network_pid: test,
+            sender_pid: test,
+            parse_state: state,
+            hb_recv: 0
+          })
+        end)
+
+      Peer.send(peer, "dy\0")
+      assert receive_frames() == [%Frame{command: :message, headers: [{"k", "v"}], body: "body"}]
+      Peer.close(peer)
+      assert_receive {:"$gen_cast", {:barytherium, :disconnect, :closed}}
+      assert Task.await(looping) == :ok
+    end
+
+    test "on a closed socket it is closed" do
+      {socket, _peer} = Peer.pair()
+      Connection.close(socket)
+      {:ok, receiver} = Receiver.start_link(socket, self(), self(), self())
+      assert_disconnect(:closed, receiver)
+    end
+
+    test "an active socket, or one that cuts packets, is refused" do
+      for option <- [[active: true], [packet: 4]] do
+        {socket, _peer} = Peer.pair()
+        :ok = :inet.setopts(socket, option)
+        state = %{socket: socket, listener_pid: self(), network_pid: self(), sender_pid: self()}
+        assert_raise ArgumentError, fn -> Receiver.loop(state) end
+      end
+    end
+  end
+end

@@ -1,0 +1,153 @@
+defmodule Barytherium.NetworkTest do
+  use ExUnit.Case, async: true
+
+  alias Barytherium.{Connection, Frame, Network, Peer}
+  alias Barytherium.Network.Sender
+
+  @connect "CONNECT\nheart-beat:0,0\n\n\0"
+
+  defp connect(host, opts \\ []) do
+    listener = Peer.listen(if opts[:secure], do: :tls, else: :tcp)
+    {:ok, network} = Network.start_link(self(), host, Peer.port(listener), opts)
+    peer = Peer.accept(listener)
+    assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, sender}}}
+    {network, sender, peer}
+  end
+
+  # Connected, with the heart-beats that both sides' headers give.
+  defp connect_with_heart_beats(client, server) do
+    {network, sender, peer} = connect("127.0.0.1")
+    Sender.write(sender, [%Frame{command: :connect, headers: [{"heart-beat", client}]}])
+    Peer.send(peer, "CONNECTED\nversion:1.2\nheart-beat:#{server}\n\n\0")
+
+    assert_receive {:"$gen_cast",
+                    {:barytherium, :frames, {[%Frame{command: :connected}], ^sender}}}
+
+    {network, sender, peer}
+  end
+
+  for {name, host} <- [
+        charlist: Macro.escape(~c"localhost"),
+        string: "localhost",
+        address: Macro.escape({127, 0, 0, 1})
+      ] do
+    test "C10: connects to a #{name}" do
+      {_network, sender, peer} = connect(unquote(host))
+      assert :ok = Sender.write(sender, [%Frame{command: :connect, headers: [{"host", "/"}]}])
+      assert {:ok, "CONNECT\nhost:/\n\n\0"} = Connection.recv(peer, 0, 2_000)
+    end
+  end
+
+  test "C10: connects with TLS" do
+    {_network, sender, peer} = connect("localhost", secure: true, verify: :verify_none)
+    Sender.write(sender, [%Frame{command: :connect, headers: [{"heart-beat", "0,0"}]}])
+    assert {:ok, @connect} = Connection.recv(peer, 0, 2_000)
+    Peer.send(peer, "CONNECTED\n\n\0")
+    assert_receive {:"$gen_cast", {:barytherium, :frames, {[%Frame{}], ^sender}}}
+  end
+
+  test "C10: connects to a Unix domain socket" do
+    path = Path.join(System.tmp_dir!(), "barytherium_#{System.unique_integer([:positive])}")
+    on_exit(fn -> File.rm(path) end)
+    {:ok, listener} = :gen_tcp.listen(0, [:binary, active: false, ip: {:local, path}])
+    {:ok, _network} = Network.start_link(self(), {:local, path}, 0)
+    {:ok, peer} = :gen_tcp.accept(listener)
+    assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, sender}}}
+    Peer.send(peer, "CONNECTED\n\n\0")
+    assert_receive {:"$gen_cast", {:barytherium, :frames, {[%Frame{}], ^sender}}}
+  end
+
+  test "C10: tells why it could not connect" do
+    listener = Peer.listen(:tcp)
+    port = Peer.port(listener)
+    :ok = :gen_tcp.close(listener)
+    {:ok, _network} = Network.start_link(self(), "127.0.0.1", port)
+    assert_receive {:"$gen_cast", {:barytherium, :connect, {:error, :econnrefused}}}
+
+    {:ok, _network} = Network.start_link(self(), "no.such.host.invalid", port)
+    assert_receive {:"$gen_cast", {:barytherium, :connect, {:error, :nxdomain}}}, 10_000
+  end
+
+  test "a mistake in the options is the caller's" do
+    assert_raise ArgumentError, ~r/:max_body/, fn ->
+      Network.start_link(self(), "localhost", 1, max_body: -1)
+    end
+  end
+
+  test "starts as a GenServer with the state that it is documented with" do
+    listener = Peer.listen(:tcp)
+    state = %{callback_handler: self(), host: "localhost", port: Peer.port(listener), opts: []}
+    {:ok, _network} = GenServer.start(Network, state)
+    assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, _sender}}}
+  end
+
+  test "C11: one disconnect, whatever sender and receiver report, and nothing after it" do
+    {network, sender, peer} = connect("127.0.0.1")
+    Peer.close(peer)
+    assert_receive {:"$gen_cast", {:barytherium, :disconnect, :closed}}
+    GenServer.cast(network, {:barytherium, :disconnect, :timeout})
+    assert :ok = Sender.write(sender, [%Frame{command: :disconnect}])
+    # Whatever was on its way is there once the network answers.
+    :sys.get_state(network)
+    refute_received {:"$gen_cast", _message}
+  end
+
+  test "ends with its callback process" do
+    listener = Peer.listen(:tcp)
+    port = Peer.port(listener)
+    callback = spawn(fn -> Process.sleep(:infinity) end)
+    state = %{callback_handler: callback, host: "localhost", port: port, opts: []}
+    {:ok, network} = GenServer.start(Network, state)
+    peer = Peer.accept(listener)
+    monitor = Process.monitor(network)
+    Process.exit(callback, :kill)
+    assert_receive {:DOWN, ^monitor, :process, ^network, :shutdown}
+    Peer.assert_closed(peer)
+  end
+
+  test "its death is seen by the peer" do
+    Process.flag(:trap_exit, true)
+    {network, _sender, peer} = connect("127.0.0.1")
+    Process.exit(network, :kill)
+    Peer.assert_closed(peer)
+  end
+
+  test "C12: heart-beats are sent when nothing else is, and expected" do
+    {_network, sender, peer} = connect_with_heart_beats("100,400", "400,100")
+    assert {:ok, "CONNECT\n" <> _headers} = Connection.recv(peer, 0, 2_000)
+    for _n <- 1..3, do: assert({:ok, "\n"} = Connection.recv(peer, 1, 2_000))
+    # Nothing came from this peer.
+    assert_receive {:"$gen_cast", {:barytherium, :disconnect, :timeout}}
+    refute_received {:"$gen_cast", _message}
+    assert :ok = Sender.write(sender, [])
+  end
+
+  test "C13: frames are written in one send" do
+    {_network, sender, peer} = connect_with_heart_beats("0,0", "0,0")
+    assert {:ok, @connect} = Connection.recv(peer, 0, 2_000)
+    ack = &%Frame{command: :ack, headers: [{"id", &1}]}
+    Sender.write(sender, [ack.("a:1"), ack.("a:2")])
+    written = "ACK\nid:a\\c1\n\n\0ACK\nid:a\\c2\n\n\0"
+    assert {:ok, ^written} = Connection.recv(peer, byte_size(written), 2_000)
+  end
+
+  test "C13: what cannot be written raises where it was asked for" do
+    {_network, sender, _peer} = connect("127.0.0.1")
+
+    for frame <- [
+          %Frame{command: :unknown},
+          %Frame{command: :send, headers: [{"", "v"}]},
+          %Frame{command: :send, headers: [{"k", 1}]},
+          %Frame{command: :connect, headers: [{"passcode", "a\nb"}]}
+        ] do
+      assert_raise ArgumentError, fn -> Sender.write(sender, [frame]) end
+    end
+  end
+
+  test "C13: a send that times out is a disconnect" do
+    {_network, sender, _peer} = connect("127.0.0.1", send_timeout: 100, send_buffer: 4096)
+    body = String.duplicate("x", 20_000_000)
+    Sender.write(sender, [%Frame{command: :send, body: body}])
+    assert_receive {:"$gen_cast", {:barytherium, :disconnect, :timeout}}, 5_000
+  end
+end

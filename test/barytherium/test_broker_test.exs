@@ -1,0 +1,86 @@
+defmodule Barytherium.TestBrokerTest do
+  use ExUnit.Case, async: true
+
+  import ExUnit.CaptureLog
+
+  alias Barytherium.{DefaultCallbackHandler, Frame, Network, TestBroker}
+  alias Barytherium.Network.Sender
+
+  @subscribe %Frame{command: :subscribe, headers: [{"id", "0"}, {"destination", "/queue/a"}]}
+
+  defp connect(opts, headers \\ []) do
+    broker = start_supervised!({TestBroker, opts})
+    {:ok, _network} = Network.start_link(self(), "127.0.0.1", TestBroker.port(broker))
+    assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, sender}}}
+    Sender.write(sender, [%Frame{command: :connect, headers: headers}])
+    assert [%Frame{command: :connected}] = frames()
+    {broker, sender}
+  end
+
+  defp frames do
+    assert_receive {:"$gen_cast", {:barytherium, :frames, {frames, _sender}}}
+    frames
+  end
+
+  test "what is published reaches who is subscribed, and receipts come" do
+    {broker, sender} = connect([], [{"accept-version", "1.1,1.2"}])
+    Sender.write(sender, [@subscribe, %Frame{command: :ack, headers: [{"receipt", "r"}]}])
+    assert [%Frame{command: :receipt, headers: [{"receipt-id", "r"}]}] = frames()
+
+    :ok = TestBroker.publish(broker, "/queue/b", "not for us")
+    :ok = TestBroker.publish(broker, "/queue/a", "one", [{"k", "v:1"}])
+    assert [%Frame{command: :message, body: "one"} = message] = frames()
+    assert %{"k" => "v:1", "subscription" => "0"} = Frame.headers_to_map(message.headers)
+
+    send = %Frame{command: :send, headers: [{"destination", "/queue/a"}], body: "two"}
+    Sender.write(sender, [send])
+    assert [%Frame{command: :message, body: "two"}] = frames()
+  end
+
+  test "a rate of its own" do
+    {_broker, sender} = connect(rate: 1000, body: "tick")
+    Sender.write(sender, [@subscribe])
+    assert Enum.all?(frames(), &match?(%Frame{command: :message, body: "tick"}, &1))
+    assert Enum.all?(frames(), &match?(%Frame{command: :message, body: "tick"}, &1))
+  end
+
+  test "what it does not know is an ERROR, and the end" do
+    {_broker, sender} = connect([])
+    Sender.write(sender, [%Frame{command: :begin}])
+    assert [%Frame{command: :error, headers: [{"message", "cannot begin"}]}] = frames()
+    assert_receive {:"$gen_cast", {:barytherium, :disconnect, :closed}}
+  end
+
+  test "heart-beats keep an idle connection alive in both directions" do
+    {broker, sender} = connect([heart_beat: {500, 500}], [{"heart-beat", "500,500"}])
+    Sender.write(sender, [@subscribe])
+    # Five intervals and nothing written: without beats either side would have ended it.
+    refute_receive {:"$gen_cast", _message}, 2_500
+    :ok = TestBroker.publish(broker, "/queue/a", "still here")
+    assert [%Frame{body: "still here"}] = frames()
+  end
+
+  test "C15: the default callback handler connects, subscribes, logs and acknowledges" do
+    broker = start_supervised!({TestBroker, rate: 100, body: "logged"})
+    test = self()
+
+    log =
+      capture_log(fn ->
+        port = TestBroker.port(broker)
+
+        {:ok, handler} =
+          DefaultCallbackHandler.start_link("127.0.0.1", port, "/", [], [@subscribe])
+
+        Process.unlink(handler)
+        monitor = Process.monitor(handler)
+        :erlang.trace(handler, true, [:receive, {:tracer, test}])
+        assert_receive {:trace, _, :receive, {_, {_, :frames, {[%Frame{body: "logged"} | _], _}}}}
+        stop_supervised!(TestBroker)
+        assert_receive {:DOWN, ^monitor, :process, ^handler, {:shutdown, :closed}}
+      end)
+
+    assert log =~ "accepted the connection"
+    assert log =~ ~s(body: "logged")
+    assert log =~ "Disconnected: closed"
+  end
+end

@@ -1,0 +1,126 @@
+defmodule Barytherium.Peer do
+  @moduledoc """
+  A scripted peer: the other end of a connection, which sends what a test says, and nothing else.
+  """
+
+  import Kernel, except: [send: 2]
+
+  alias Barytherium.Connection
+
+  @transports [:tcp, :socket, :tls]
+
+  @doc "The kinds of socket that the receive loop reads from."
+  def transports, do: @transports
+
+  @doc """
+  A connected pair: `{client, peer}`. Both are passive sockets of the calling process.
+  """
+  def pair(transport \\ :tcp, opts \\ []) do
+    listener = listen(transport)
+    port = port(listener)
+    accepting = Task.async(fn -> accept_for(self(), listener) end)
+    {:ok, client} = connect(transport, port, opts)
+    peer = Task.await(accepting)
+    close(listener)
+    {client, peer}
+  end
+
+  @doc "Listens on a free port of the loopback interface."
+  def listen(:tls) do
+    {:ok, listener} =
+      :ssl.listen(0, [ip: {127, 0, 0, 1}, reuseaddr: true] ++ certificate() ++ mode())
+
+    listener
+  end
+
+  def listen(_transport) do
+    {:ok, listener} = :gen_tcp.listen(0, [ip: {127, 0, 0, 1}, reuseaddr: true] ++ mode())
+    listener
+  end
+
+  def port(listener) do
+    {:ok, {_address, port}} =
+      if tls_listener?(listener), do: :ssl.sockname(listener), else: :inet.sockname(listener)
+
+    port
+  end
+
+  @doc "Accepts a connection; the socket is the calling process's."
+  def accept(listener) do
+    if tls_listener?(listener) do
+      {:ok, socket} = :ssl.transport_accept(listener)
+      {:ok, socket} = :ssl.handshake(socket)
+      socket
+    else
+      {:ok, socket} = :gen_tcp.accept(listener)
+      socket
+    end
+  end
+
+  defp accept_for(_task, listener) do
+    [owner | _] = Process.get(:"$callers")
+    socket = accept(listener)
+
+    :ok =
+      if Connection.tls?(socket),
+        do: :ssl.controlling_process(socket, owner),
+        else: :gen_tcp.controlling_process(socket, owner)
+
+    socket
+  end
+
+  defp connect(:tls, port, opts),
+    do: Connection.connect("127.0.0.1", port, [secure: true, verify: :verify_none] ++ opts)
+
+  defp connect(:tcp, port, opts), do: Connection.connect({127, 0, 0, 1}, port, opts)
+
+  defp connect(:socket, port, opts) do
+    :gen_tcp.connect({127, 0, 0, 1}, port, [{:inet_backend, :socket}] ++ opts ++ mode())
+  end
+
+  def send(peer, data), do: :ok = Connection.send(peer, data)
+
+  @doc "Sends `data` an octet at a time, each one in a segment of its own."
+  def send_octets(peer, data) do
+    for <<octet <- data>>, do: send(peer, <<octet>>)
+  end
+
+  @doc "Waits until the other end has closed. What it sent before is dropped."
+  def assert_closed(peer) do
+    case Connection.recv(peer, 0, 2_000) do
+      {:ok, _data} -> assert_closed(peer)
+      {:error, reason} when reason in [:closed, :econnreset] -> :ok
+    end
+  end
+
+  def close(peer), do: Connection.close(peer)
+
+  @doc "Closes with a reset instead of an end of stream."
+  def reset(peer) do
+    :ok = :inet.setopts(peer, linger: {true, 0})
+    close(peer)
+  end
+
+  defp mode, do: [mode: :binary, active: false]
+
+  defp tls_listener?(listener), do: Connection.tls?(listener)
+
+  # Made once for a run, by the running VM.
+  defp certificate do
+    case :persistent_term.get(__MODULE__, nil) do
+      nil ->
+        options = [digest: :sha256, key: {:rsa, 2048, 65_537}]
+        chain = %{root: options, intermediates: [], peer: options}
+
+        %{server_config: config} =
+          :public_key.pkix_test_data(%{server_chain: chain, client_chain: chain})
+
+        certificate = Keyword.take(config, [:cert, :key])
+        :persistent_term.put(__MODULE__, certificate)
+        certificate
+
+      certificate ->
+        certificate
+    end
+  end
+end

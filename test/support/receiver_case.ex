@@ -1,0 +1,91 @@
+defmodule Barytherium.ReceiverCase do
+  @moduledoc """
+  Tests of the receive loop. The test process is listener and network at once, and sees exactly
+  what is sent to them.
+  """
+  use ExUnit.CaseTemplate
+
+  import ExUnit.Assertions
+
+  alias Barytherium.{Frame, Peer}
+  alias Barytherium.Network.Receiver
+
+  @connected "CONNECTED\nversion:1.2\n\n\0"
+
+  using do
+    quote do
+      import Barytherium.ReceiverCase
+      alias Barytherium.{Connection, Frame, Peer}
+      alias Barytherium.Network.Receiver
+    end
+  end
+
+  def connected_bytes, do: @connected
+
+  @doc "A receiver and its peer: `{receiver, peer, socket}`."
+  def start_receiver(transport \\ :tcp, opts \\ []) do
+    {socket, peer} = Peer.pair(transport)
+    {:ok, receiver} = Receiver.start_link(socket, self(), self(), self(), opts)
+    {receiver, peer, socket}
+  end
+
+  @doc "The same, with CONNECTED received and `hb_recv` agreed on."
+  def start_connected(transport \\ :tcp, opts \\ [], hb_recv \\ 0) do
+    {receiver, peer, socket} = start_receiver(transport, opts)
+    Peer.send(peer, @connected)
+    assert [%Frame{command: :connected}] = receive_frames()
+    reply_heart_beats(hb_recv)
+    {receiver, peer, socket}
+  end
+
+  @doc "Answers the call that every CONNECTED frame brings."
+  def reply_heart_beats(hb_recv) do
+    assert_receive {:"$gen_call", from, {:connected_frame, %Frame{command: :connected} = frame}}
+    GenServer.reply(from, {0, hb_recv})
+    frame
+  end
+
+  @doc "The next list of frames."
+  def receive_frames do
+    sender = self()
+    assert_receive {:"$gen_cast", {:barytherium, :frames, {[_ | _] = frames, ^sender}}}
+    frames
+  end
+
+  @doc "The next `count` frames, in however many lists."
+  def receive_frames(count) do
+    frames = receive_frames()
+
+    case count - length(frames) do
+      0 -> frames
+      more when more > 0 -> frames ++ receive_frames(more)
+    end
+  end
+
+  @doc "Waits for the disconnect, and makes sure that it is the end, and the only one."
+  def assert_disconnect(reason, receiver) do
+    monitor = Process.monitor(receiver)
+    assert_receive {:"$gen_cast", {:barytherium, :disconnect, ^reason}}
+    assert_receive {:DOWN, ^monitor, :process, ^receiver, end_reason}
+    assert end_reason in [:normal, :noproc]
+    refute_received {:"$gen_cast", _message}
+  end
+
+  @doc "Open descriptors of this VM."
+  def descriptors, do: "/proc/self/fd" |> File.ls!() |> length()
+
+  @doc "Waits until `condition` holds, which nothing announces with a message."
+  def eventually(condition, attempts \\ 200) do
+    cond do
+      condition.() ->
+        :ok
+
+      attempts == 0 ->
+        flunk("the condition did not come to hold")
+
+      true ->
+        Process.sleep(10)
+        eventually(condition, attempts - 1)
+    end
+  end
+end

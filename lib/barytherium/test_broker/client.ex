@@ -34,7 +34,7 @@ defmodule Barytherium.TestBroker.Client do
        heart_beat: Keyword.get(opts, :heart_beat, {1000, 1000}),
        rate: Keyword.get(opts, :rate, 0),
        body: Keyword.get(opts, :body, @default_body),
-       sent: 0,
+       delivered: 0,
        watchdog: nil,
        silence: 0
      }}
@@ -44,7 +44,10 @@ defmodule Barytherium.TestBroker.Client do
   def handle_cast(:begin, state), do: {:noreply, receive_more(state)}
 
   def handle_cast({:deliver, id, destination, headers, body}, state),
-    do: send_data(message(state, id, destination, headers, body, state.sent), count(state, 1))
+    do:
+      state
+      |> message(id, destination, headers, body, state.delivered)
+      |> send_data(%{state | delivered: state.delivered + 1})
 
   @impl true
   def handle_info({:tcp, _socket, data}, state) do
@@ -65,11 +68,12 @@ defmodule Barytherium.TestBroker.Client do
   def handle_info({:watchdog, _stale}, state), do: {:noreply, state}
   def handle_info({:beat, _every} = beat, state), do: again(beat, send_data("\n", state))
 
-  def handle_info({:tick, id, destination} = tick, state) do
-    number = max(div(state.rate * @tick, 1000), 1)
+  # As many as are due since the subscription started, however late this comes.
+  def handle_info({:tick, id, destination, started, sent}, state) do
+    due = div((now() - started) * state.rate, 1000)
     message = &message(state, id, destination, [], state.body, &1)
-    batch = for n <- state.sent..(state.sent + number - 1), do: message.(n)
-    again(tick, send_data(batch, count(state, number)))
+    batch = for n <- sent..(due - 1)//1, do: message.(n)
+    again({:tick, id, destination, started, due}, send_data(batch, state))
   end
 
   defp again(event, {:noreply, _state} = going_on) do
@@ -80,7 +84,7 @@ defmodule Barytherium.TestBroker.Client do
   defp again(_event, stop), do: stop
 
   defp interval({:beat, every}), do: every
-  defp interval({:tick, _id, _destination}), do: @tick
+  defp interval({:tick, _id, _destination, _started, _sent}), do: @tick
 
   defp handle_frames([], state), do: {:noreply, receive_more(state)}
 
@@ -109,7 +113,7 @@ defmodule Barytherium.TestBroker.Client do
 
   defp handle_frame(:subscribe, %{"id" => id, "destination" => destination}, _frame, state) do
     :ok = TestBroker.subscribe(state.broker, destination, id)
-    if state.rate > 0, do: send(self(), {:tick, id, destination})
+    if state.rate > 0, do: send(self(), {:tick, id, destination, now(), 0})
     {:noreply, state}
   end
 
@@ -155,7 +159,7 @@ defmodule Barytherium.TestBroker.Client do
   defp format(state, command, headers, body \\ ""),
     do: Frame.format(%Frame{command: command, headers: headers, body: body}, state.version)
 
-  defp count(state, number), do: %{state | sent: state.sent + number}
+  defp now, do: System.monotonic_time(:millisecond)
 
   defp send_data(data, state) do
     case :gen_tcp.send(state.socket, data) do

@@ -1,0 +1,85 @@
+defmodule Mix.Tasks.Barytherium.Listen do
+  @shortdoc "Shows the frames of a STOMP feed"
+  @moduledoc """
+  Connects to a feed and shows its frames as they arrive: one a second in full, and how many
+  there were.
+
+      mix barytherium.listen [options]
+      mix barytherium.listen stomp://user:pass@host:port/destination [options]
+
+  Without a URL the feed is a `Barytherium.TestBroker` in this VM. The scheme may be `stomp+ssl`,
+  the port defaults to 61613 (61614 with TLS), and what follows the host is the destination with
+  its slash: `/queue/a`, `/topic/b`. The virtual host is `/`, or `?host=name`.
+
+    * `--seconds` - how long to listen. Default: 10
+    * `--rate` - frames a second of the feed in this VM. Default: 20000
+    * `--size` - octets of their bodies. Default: 256
+  """
+  use Mix.Task
+
+  alias Barytherium.TestBroker
+  alias Mix.Tasks.Barytherium.Listen.Listener
+
+  @switches [seconds: :integer, rate: :integer, size: :integer]
+
+  @impl true
+  def run(args) do
+    {opts, urls} = OptionParser.parse!(args, strict: @switches)
+    Mix.Task.run("app.start")
+    {:ok, listener} = urls |> feed(opts) |> Listener.start()
+    monitor = Process.monitor(listener)
+
+    receive do
+      {:DOWN, ^monitor, :process, ^listener, {:shutdown, reason}} -> Mix.raise(reason)
+    after
+      Keyword.get(opts, :seconds, 10) * 1000 -> GenServer.call(listener, :summary)
+    end
+  end
+
+  defp feed([], opts) do
+    body = String.duplicate("x", Keyword.get(opts, :size, 256))
+    rate = Keyword.get(opts, :rate, 20_000)
+    {:ok, broker} = TestBroker.start_link(rate: rate, body: body)
+    Mix.shell().info("A feed in this VM: #{rate} frames/s of #{byte_size(body)} octets")
+
+    %{
+      host: "127.0.0.1",
+      port: TestBroker.port(broker),
+      destination: "/topic/feed",
+      headers: [{"host", "/"}],
+      opts: []
+    }
+  end
+
+  defp feed([url], _opts) do
+    case URI.parse(url) do
+      %URI{scheme: scheme, host: host, path: "/" <> _} = uri
+      when scheme in ["stomp", "stomp+ssl"] and is_binary(host) ->
+        feed(uri, scheme == "stomp+ssl")
+
+      _other ->
+        Mix.raise("not a URL of the form stomp://user:pass@host:port/destination: #{url}")
+    end
+  end
+
+  defp feed(%URI{} = uri, secure) do
+    virtual_host = URI.decode_query(uri.query || "")["host"] || "/"
+
+    %{
+      host: uri.host,
+      port: uri.port || if(secure, do: 61_614, else: 61_613),
+      destination: URI.decode(uri.path),
+      headers: [{"host", virtual_host} | credentials(uri.userinfo)],
+      opts: [secure: secure]
+    }
+  end
+
+  defp feed(_urls, _opts), do: Mix.raise("at most one URL, see mix help barytherium.listen")
+
+  defp credentials(nil), do: []
+
+  defp credentials(userinfo) do
+    [~w(login passcode), String.split(userinfo, ":", parts: 2)]
+    |> Enum.zip_with(fn [name, value] -> {name, URI.decode(value)} end)
+  end
+end

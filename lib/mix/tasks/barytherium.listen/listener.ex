@@ -1,0 +1,86 @@
+defmodule Mix.Tasks.Barytherium.Listen.Listener do
+  @moduledoc false
+  # The callback process of `mix barytherium.listen`: a consumer that counts.
+  use GenServer, restart: :temporary
+
+  alias Barytherium.{Frame, Network}
+  alias Barytherium.Network.Sender
+
+  @second 1_000
+  # More would push the counts off the screen.
+  @shown_octets 200
+
+  @spec start(map()) :: GenServer.on_start()
+  def start(feed), do: GenServer.start(__MODULE__, feed)
+
+  @impl true
+  def init(%{host: host, port: port, opts: opts} = feed) do
+    {:ok, _network} = Network.start_link(self(), host, port, opts)
+    now = {now(), 0, 0}
+    {:ok, Map.merge(feed, %{frames: 0, octets: 0, started: now, shown: now, last: nil})}
+  end
+
+  @impl true
+  def handle_cast({:barytherium, :connect, {:ok, sender}}, state) do
+    own = [{"accept-version", "1.0,1.1,1.2"}, {"heart-beat", "5000,5000"}]
+    Sender.write(sender, [%Frame{command: :connect, headers: own ++ state.headers}])
+    {:noreply, state}
+  end
+
+  def handle_cast({:barytherium, :connect, {:error, reason}}, state),
+    do: {:stop, {:shutdown, "no connection to #{state.host}:#{state.port}: #{reason}"}, state}
+
+  def handle_cast(
+        {:barytherium, :frames, {[%Frame{command: :connected} = frame], sender}},
+        state
+      ) do
+    headers = [{"id", "0"}, {"destination", state.destination}, {"ack", "client"}]
+    Sender.write(sender, [%Frame{command: :subscribe, headers: headers}])
+    show(frame)
+    Process.send_after(self(), :show, @second)
+    now = {now(), 0, 0}
+    {:noreply, %{state | started: now, shown: now}}
+  end
+
+  def handle_cast({:barytherium, :frames, {frames, sender}}, state) do
+    for %Frame{command: :error} = frame <- frames, do: show(frame)
+    last = List.last(frames)
+    acknowledge(last, sender)
+    octets = Enum.reduce(frames, state.octets, &(byte_size(&1.body) + &2))
+    {:noreply, %{state | frames: state.frames + length(frames), octets: octets, last: last}}
+  end
+
+  def handle_cast({:barytherium, :disconnect, reason}, state),
+    do: {:stop, {:shutdown, "disconnected: #{reason}"}, state}
+
+  @impl true
+  def handle_info(:show, state) do
+    if state.last, do: show(state.last)
+    IO.puts("       #{rate(state, state.shown)}")
+    Process.send_after(self(), :show, @second)
+    {:noreply, %{state | shown: {now(), state.frames, state.octets}, last: nil}}
+  end
+
+  @impl true
+  def handle_call(:summary, _from, state) do
+    IO.puts("In all #{state.frames} frames, #{rate(state, state.started)}")
+    {:reply, :ok, state}
+  end
+
+  # Acknowledgements are cumulative with `ack: client`.
+  defp acknowledge(%Frame{headers: headers}, sender) do
+    with {"ack", id} <- List.keyfind(headers, "ack", 0),
+         do: Sender.write(sender, [%Frame{command: :ack, headers: [{"id", id}]}])
+  end
+
+  defp show(frame), do: frame |> inspect(limit: 20, printable_limit: @shown_octets) |> IO.puts()
+
+  defp rate(state, {since, frames, octets}) do
+    seconds = max(now() - since, 1) / 1000
+    frames_a_second = round((state.frames - frames) / seconds)
+    megabytes_a_second = Float.round((state.octets - octets) / seconds / 1_000_000, 1)
+    "#{frames_a_second} frames/s, #{megabytes_a_second} MB/s of bodies"
+  end
+
+  defp now, do: System.monotonic_time(:millisecond)
+end

@@ -1,0 +1,65 @@
+defmodule Barytherium.RabbitMQTest do
+  use Barytherium.BrokerCase, async: false, broker: Barytherium.Brokers.RabbitMQ
+
+  alias Barytherium.Brokers.RabbitMQ
+
+  defp acknowledge(sender) do
+    fn frames ->
+      ack = {"id", header(List.last(frames), "ack")}
+      Sender.write(sender, [%Frame{command: :ack, headers: [ack]}])
+    end
+  end
+
+  test "10,000 messages, in order, acknowledged, and the queue is empty", %{broker: broker} do
+    {sender, _connected} = connected(broker)
+    subscribe(sender, "/queue/feed", [{"ack", "client"}])
+    Broker.publish!(broker, ["/queue/feed", 10_000])
+
+    messages = frames(10_000, acknowledge(sender))
+    assert Enum.map(messages, &header(&1, "number")) == Enum.map(1..10_000, &to_string/1)
+    assert List.last(messages).body == "body 10000"
+
+    Sender.write(sender, [%Frame{command: :disconnect, headers: [{"receipt", "bye"}]}])
+    receipt("bye")
+    assert_disconnect(:closed)
+    assert RabbitMQ.messages(broker, "feed") == 0
+  end
+
+  test "a wrong password or virtual host is an ERROR frame, then one disconnect", context do
+    for header <- [{"passcode", "wrong"}, {"host", "no such"}] do
+      connect(context.broker, [header])
+      assert [%Frame{command: :error, headers: headers}] = frames()
+      assert %{"message" => _reason} = Frame.headers_to_map(headers)
+      # RabbitMQ does not always close, though the specification says so: then it is the time
+      # for CONNECTED that runs out.
+      assert_disconnect([:closed, :timeout])
+    end
+  end
+
+  test "negotiated heart-beats keep an idle connection alive", %{broker: broker} do
+    {sender, connected} = connected(broker, [{"heart-beat", "1000,1000"}])
+    assert header(connected, "heart-beat") == "1000,1000"
+    # Longer than either side would bear without beats.
+    refute_receive {:"$gen_cast", _message}, 5_000
+    subscribe(sender, "/queue/idle")
+  end
+
+  describe "a broker of its own" do
+    setup do
+      broker = Broker.start!(RabbitMQ)
+      on_exit(fn -> Broker.stop(broker) end)
+      %{own: broker}
+    end
+
+    test "that freezes is a time-out, and that is killed is closed, once", %{own: broker} do
+      connected(broker, [{"heart-beat", "1000,1000"}])
+      Broker.signal(broker, "STOP")
+      assert_disconnect(:timeout)
+      Broker.signal(broker, "CONT")
+
+      connected(broker)
+      Broker.signal(broker, "KILL")
+      assert_disconnect(:closed)
+    end
+  end
+end

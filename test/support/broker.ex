@@ -1,0 +1,87 @@
+defmodule Barytherium.Broker do
+  @moduledoc """
+  A real broker: started on a free loopback port, in a directory of its own, stopped by its pid.
+  """
+
+  alias Barytherium.Peer
+
+  @enforce_keys [:kind, :port, :pid, :directory, :environment]
+  defstruct [:kind, :port, :pid, :directory, :environment]
+
+  # RabbitMQ takes about 12 s.
+  @start_timeout 90_000
+
+  @doc "Starts a broker of `kind`, which is a module here, for the tests of the calling module."
+  def start!(kind) do
+    directory = Path.join(System.tmp_dir!(), "barytherium_#{System.unique_integer([:positive])}")
+    File.mkdir_p!(directory)
+    port = free_port()
+    environment = kind.prepare!(directory, port)
+    {command, args} = kind.command(directory)
+    opened = open(command, args, environment)
+    pid = opened |> await_port(port, deadline()) |> kind.pid(directory)
+
+    %__MODULE__{
+      kind: kind,
+      port: port,
+      pid: pid,
+      directory: directory,
+      environment: environment
+    }
+  end
+
+  @doc "Ends the broker and everything it left."
+  def stop(broker) do
+    signal(broker, "CONT")
+    signal(broker, "KILL")
+    broker.kind.cleanup(broker)
+    File.rm_rf!(broker.directory)
+  end
+
+  @doc "Sends a signal to the broker's process; a broker that is gone ignores it."
+  def signal(broker, name) do
+    System.cmd("kill", ["-#{name}", broker.pid], stderr_to_stdout: true)
+    :ok
+  end
+
+  @doc "Publishes through Python's stomp.py: what a function there prints."
+  def publish!(broker, script_args) do
+    script = Path.join(__DIR__, "publish.py")
+    args = [script, to_string(broker.port) | Enum.map(script_args, &to_string/1)]
+    {output, 0} = System.cmd("/usr/bin/python3", args, stderr_to_stdout: true)
+    output
+  end
+
+  def free_port do
+    listener = Peer.listen(:tcp)
+    port = Peer.port(listener)
+    Peer.close(listener)
+    port
+  end
+
+  defp open(command, args, environment) do
+    environment = for {name, value} <- environment, do: {to_charlist(name), to_charlist(value)}
+    options = [:binary, :exit_status, :stderr_to_stdout, args: args, env: environment]
+    Port.open({:spawn_executable, to_charlist(command)}, options)
+  end
+
+  defp await_port(opened, port, deadline) do
+    case :gen_tcp.connect({127, 0, 0, 1}, port, []) do
+      {:ok, socket} ->
+        :gen_tcp.close(socket)
+        opened
+
+      {:error, _not_yet} ->
+        receive do
+          {^opened, {:exit_status, status}} -> raise "the broker ended with status #{status}"
+        after
+          200 -> :ok
+        end
+
+        if System.monotonic_time(:millisecond) > deadline, do: raise("the broker did not start")
+        await_port(opened, port, deadline)
+    end
+  end
+
+  defp deadline, do: System.monotonic_time(:millisecond) + @start_timeout
+end

@@ -1,0 +1,90 @@
+defmodule Barytherium.BrokerCase do
+  @moduledoc """
+  Tests against a real broker, which is started once for a module: `use` it with `broker: kind`.
+  The test process is the callback process.
+  """
+  use ExUnit.CaseTemplate
+
+  import ExUnit.Assertions
+
+  alias Barytherium.{Broker, Frame, Network}
+  alias Barytherium.Network.Sender
+
+  using opts do
+    kind = Keyword.fetch!(opts, :broker)
+
+    quote do
+      import Barytherium.BrokerCase
+      alias Barytherium.{Broker, Frame}
+      alias Barytherium.Network.Sender
+
+      @moduletag :broker
+      @moduletag timeout: 180_000
+
+      setup_all do
+        if missing = unquote(kind).missing(), do: raise(missing)
+        broker = Broker.start!(unquote(kind))
+        on_exit(fn -> Broker.stop(broker) end)
+        %{broker: broker}
+      end
+    end
+  end
+
+  @doc "Connects and sends CONNECT: the sender's pid."
+  def connect(broker, headers \\ [], opts \\ []) do
+    {:ok, _network} = Network.start_link(self(), "127.0.0.1", broker.port, opts)
+    assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, sender}}}
+    own = [{"accept-version", "1.2"}, {"host", "/"}, {"login", "guest"}, {"passcode", "guest"}]
+    names = for {name, _value} <- headers, do: name
+    own = Enum.reject(own, fn {name, _value} -> name in names end)
+    Sender.write(sender, [%Frame{command: :connect, headers: own ++ headers}])
+    sender
+  end
+
+  @doc "The same, and waits for CONNECTED: `{sender, connected_frame}`."
+  def connected(broker, headers \\ [], opts \\ []) do
+    sender = connect(broker, headers, opts)
+    assert_receive {:"$gen_cast", {:barytherium, :frames, {[frame], ^sender}}}, 10_000
+    assert %Frame{command: :connected} = frame
+    {sender, frame}
+  end
+
+  @doc "Subscribes, and waits until the broker has done so."
+  def subscribe(sender, destination, headers \\ []) do
+    own = [{"id", "0"}, {"destination", destination}, {"receipt", "subscribed"}]
+    Sender.write(sender, [%Frame{command: :subscribe, headers: own ++ headers}])
+    receipt("subscribed")
+  end
+
+  @doc "Waits for a receipt, which has to be the next frame."
+  def receipt(id) do
+    assert [%Frame{command: :receipt} = frame] = frames()
+    assert header(frame, "receipt-id") == id
+  end
+
+  @doc "The next list of frames."
+  def frames do
+    assert_receive {:"$gen_cast", {:barytherium, :frames, {frames, _sender}}}, 20_000
+    frames
+  end
+
+  @doc "The next `count` frames, each list of which is given to `handle` as it comes."
+  def frames(count, handle) do
+    frames = frames()
+    handle.(frames)
+
+    case count - length(frames) do
+      0 -> frames
+      more when more > 0 -> frames ++ frames(more, handle)
+    end
+  end
+
+  def header(%Frame{headers: headers}, name), do: Frame.headers_to_map(headers)[name]
+
+  @doc "Waits for the disconnect, after which nothing may come."
+  def assert_disconnect(reasons) do
+    assert_receive {:"$gen_cast", {:barytherium, :disconnect, reason}}, 10_000
+    assert reason in List.wrap(reasons)
+    refute_receive {:"$gen_cast", _message}, 100
+  end
+end

@@ -1,0 +1,62 @@
+defmodule Barytherium.Brokers.RabbitMQ do
+  @moduledoc "Debian's RabbitMQ, for `Barytherium.Broker`."
+
+  alias Barytherium.Broker
+
+  @doc "What is missing, as a sentence, or nil."
+  def missing do
+    unless launcher("rabbitmq-server"),
+      do: "RabbitMQ is not installed: run script/bootstrap brokers"
+  end
+
+  def prepare!(directory, port) do
+    File.write!(Path.join(directory, "enabled_plugins"), "[rabbitmq_stomp].\n")
+
+    File.write!(Path.join(directory, "rabbitmq.conf"), """
+    listeners.tcp = none
+    stomp.listeners.tcp.1 = 127.0.0.1:#{port}
+    disk_free_limit.absolute = 1MB
+    """)
+
+    [
+      {"HOME", directory},
+      {"ERL_EPMD_ADDRESS", "127.0.0.1"},
+      # So that it can be ended before it has seen that its node is gone.
+      {"ERL_EPMD_RELAXED_COMMAND_CHECK", "1"},
+      {"ERL_EPMD_PORT", to_string(Broker.free_port())},
+      {"RABBITMQ_DIST_PORT", to_string(Broker.free_port())},
+      {"RABBITMQ_NODENAME", "barytherium_#{port}@localhost"},
+      {"RABBITMQ_CONF_ENV_FILE", Path.join(directory, "none")},
+      {"RABBITMQ_CONFIG_FILE", Path.join(directory, "rabbitmq.conf")},
+      {"RABBITMQ_ENABLED_PLUGINS_FILE", Path.join(directory, "enabled_plugins")},
+      {"RABBITMQ_MNESIA_BASE", Path.join(directory, "mnesia")},
+      {"RABBITMQ_LOG_BASE", Path.join(directory, "log")},
+      {"RABBITMQ_PID_FILE", Path.join(directory, "pid")}
+    ]
+  end
+
+  def command(_directory), do: {launcher("rabbitmq-server"), []}
+
+  # The launcher is a shell script around the VM, which writes its own pid.
+  def pid(_opened, directory), do: directory |> Path.join("pid") |> File.read!() |> String.trim()
+
+  def cleanup(broker) do
+    {"ERL_EPMD_PORT", port} = List.keyfind(broker.environment, "ERL_EPMD_PORT", 0)
+    System.cmd("epmd", ["-port", port, "-kill"], stderr_to_stdout: true)
+  end
+
+  @doc "How many messages the broker has in `queue`, ready or not acknowledged."
+  def messages(broker, queue) do
+    args = ["--quiet", "list_queues", "--no-table-headers", "name", "messages"]
+
+    {output, 0} =
+      System.cmd(launcher("rabbitmqctl"), args, env: broker.environment, stderr_to_stdout: true)
+
+    [[count]] = Regex.scan(~r/^#{queue}\t(\d+)$/m, output, capture: :all_but_first)
+    String.to_integer(count)
+  end
+
+  defp launcher(name) do
+    "/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/#{name}" |> Path.wildcard() |> List.first()
+  end
+end

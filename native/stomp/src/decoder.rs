@@ -14,10 +14,10 @@
 
 use crate::frame::{Body, Frame};
 use crate::head::{Fault, Head};
+use crate::scan::find;
 use crate::version::allows_crlf;
 use crate::{Command, Escapes, Options, ParseError, Rule, Version};
 use bytes::BytesMut;
-use memchr::memchr;
 
 /// How much of a declared body length is reserved before its bytes arrive. Reserving costs
 /// address space and no memory, but an allocator may refuse a length that a peer made up.
@@ -98,6 +98,15 @@ impl<B: BodyBuffer> Decoder<B> {
     /// Whether part of a frame has arrived, or of an EOL.
     pub fn in_frame(&self) -> bool {
         !matches!(self.phase, Phase::Between { cr: false })
+    }
+
+    /// Octets that are held of a frame that is not complete.
+    pub fn buffered(&self) -> usize {
+        match &self.phase {
+            Phase::Body { buffer, .. } => self.carry.len() + buffer.as_ref().len(),
+            Phase::Head => self.carry.len(),
+            Phase::Between { .. } | Phase::Failed(_) => 0,
+        }
     }
 
     /// Gives memory back while there is no partial frame to keep in it.
@@ -200,7 +209,7 @@ impl<B: BodyBuffer> Decoder<B> {
         self.head.clear();
         self.carry.clear();
         let head = *input;
-        while let Some(length) = memchr(b'\n', &head[self.head.line_start..]) {
+        while let Some(length) = find(b'\n', &head[self.head.line_start..]) {
             let lf = self.head.line_start + length;
             if self.take_line(head, lf)? {
                 *input = &head[lf + 1..];
@@ -227,7 +236,7 @@ impl<B: BodyBuffer> Decoder<B> {
         mut carry: BytesMut,
         input: &mut &[u8],
     ) -> (BytesMut, Result<bool, ParseError>) {
-        while let Some(length) = memchr(b'\n', input) {
+        while let Some(length) = find(b'\n', input) {
             carry.extend_from_slice(&input[..=length]);
             *input = &input[length + 1..];
             match self.take_line(&carry, carry.len() - 1) {
@@ -272,7 +281,7 @@ impl<B: BodyBuffer> Decoder<B> {
             Some(length) => usize::try_from(length)
                 .ok()
                 .filter(|&end| end < input.len()),
-            None => memchr(0, input),
+            None => find(0, input),
         };
         if let Some(end) = end {
             let (body, rest) = input.split_at(end);
@@ -302,7 +311,7 @@ impl<B: BodyBuffer> Decoder<B> {
         let length = *length;
         let missing = match length {
             Some(length) => usize::try_from(length - buffer.as_ref().len() as u64).ok(),
-            None => memchr(0, input),
+            None => find(0, input),
         };
         let (part, rest) = input.split_at(missing.unwrap_or(usize::MAX).min(input.len()));
         buffer.extend_from_slice(part);

@@ -1,8 +1,8 @@
 //! Frames to bytes.
 
 use crate::escape::escape;
+use crate::scan::{find, find2};
 use crate::{Command, Escapes, Options, Version};
-use memchr::{memchr, memchr2};
 use thiserror::Error;
 
 /// A frame that has no representation on the wire. Written anyway it would be read as another
@@ -59,11 +59,11 @@ fn check_header(name: &[u8], value: &[u8], escapes: Escapes) -> Result<(), Encod
     }
     let unescapable = match escapes {
         Escapes::V1_2(_) => false,
-        Escapes::V1_1(_) => memchr(b'\r', name).or(memchr(b'\r', value)).is_some(),
+        Escapes::V1_1(_) => find(b'\r', name).or(find(b'\r', value)).is_some(),
         Escapes::Raw => {
-            memchr(b':', name).is_some()
-                || memchr2(b'\r', b'\n', name).is_some()
-                || memchr2(b'\r', b'\n', value).is_some()
+            find(b':', name).is_some()
+                || find2(b'\r', b'\n', name).is_some()
+                || find2(b'\r', b'\n', value).is_some()
         }
     };
     if unescapable {

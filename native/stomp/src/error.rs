@@ -72,7 +72,7 @@ impl ParseError {
 
 /// Cuts `line` before its value where that is a credential, however the name is written.
 fn without_secret(line: &[u8]) -> &[u8] {
-    let name_len = memchr::memchr(b':', line).unwrap_or(line.len());
+    let name_len = crate::scan::find(b':', line).unwrap_or(line.len());
     let name = line[..name_len].trim_ascii();
     let secret = [&b"passcode"[..], b"login"]
         .iter()

@@ -1,7 +1,7 @@
 //! Value encoding: the escapes in header names and values (STOMP 1.2, "Value Encoding").
 
+use crate::scan::find;
 use crate::{Command, Options, UndefinedEscapes, Version};
-use memchr::memchr;
 use std::borrow::Cow;
 
 /// Which escapes are in force for a frame's headers.
@@ -62,7 +62,7 @@ impl Escapes {
 /// # Errors
 /// The index of the backslash that begins an undefined escape, where those are refused.
 pub fn unescape(text: &[u8], escapes: Escapes) -> Result<Cow<'_, [u8]>, usize> {
-    let first = match memchr(b'\\', text) {
+    let first = match find(b'\\', text) {
         Some(first) if escapes != Escapes::Raw => first,
         _ => return Ok(Cow::Borrowed(text)),
     };

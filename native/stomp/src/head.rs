@@ -4,9 +4,9 @@
 //! once and at the same place of the stream however the bytes were cut.
 
 use crate::escape::{Escapes, unescape};
+use crate::scan::{find, find2};
 use crate::version::allows_crlf;
 use crate::{Command, Options, Rule, Version};
-use memchr::{memchr, memchr2};
 
 /// Where a header line lies in the head.
 #[derive(Clone, Copy, Debug)]
@@ -88,11 +88,11 @@ impl Head {
         if self.lines.len() == options.max_headers {
             return Err((Rule::TooManyHeaders, 0));
         }
-        let colon = memchr(b':', line).ok_or((Rule::HeaderWithoutColon, line.len()))?;
+        let colon = find(b':', line).ok_or((Rule::HeaderWithoutColon, line.len()))?;
         if colon == 0 {
             return Err((Rule::EmptyHeaderName, 0));
         }
-        let escaped = match memchr2(b'\\', b'\r', line) {
+        let escaped = match find2(b'\\', b'\r', line) {
             None => false,
             Some(special) => check_specials(line, special, colon, escapes, crlf)?,
         };
@@ -145,10 +145,10 @@ fn check_specials(
     escapes: Escapes,
     crlf: bool,
 ) -> Result<bool, Fault> {
-    if crlf && let Some(cr) = memchr(b'\r', &line[special..]) {
+    if crlf && let Some(cr) = find(b'\r', &line[special..]) {
         return Err((Rule::BareCarriageReturn, special + cr));
     }
-    let has_backslash = memchr(b'\\', &line[special..]).is_some();
+    let has_backslash = find(b'\\', &line[special..]).is_some();
     if !has_backslash || escapes == Escapes::Raw {
         return Ok(false);
     }

@@ -18,6 +18,7 @@ mod escape;
 mod frame;
 mod head;
 mod options;
+mod scan;
 mod session;
 mod version;
 
@@ -32,3 +33,6 @@ pub use options::{
 };
 pub use session::{DEFAULT_FIRST_FRAME_TIMEOUT, Event, Session, Timing};
 pub use version::Version;
+
+#[cfg(test)]
+mod linear_tests;

@@ -1,0 +1,41 @@
+//! The searches that decoding consists of. They are here in one place so that the tests can count
+//! the octets that were examined: that decoding is linear is proved by counting, not by timing.
+
+/// Where `needle` is first in `octets`.
+#[inline]
+pub(crate) fn find(needle: u8, octets: &[u8]) -> Option<usize> {
+    examined(memchr::memchr(needle, octets), octets)
+}
+
+/// Where either octet is first in `octets`.
+#[inline]
+pub(crate) fn find2(one: u8, other: u8, octets: &[u8]) -> Option<usize> {
+    examined(memchr::memchr2(one, other, octets), octets)
+}
+
+#[inline]
+fn examined(found: Option<usize>, octets: &[u8]) -> Option<usize> {
+    #[cfg(test)]
+    count::add(found.map_or(octets.len(), |at| at + 1));
+    #[cfg(not(test))]
+    let _ = octets;
+    found
+}
+
+#[cfg(test)]
+pub(crate) mod count {
+    use std::cell::Cell;
+
+    thread_local! {
+        static EXAMINED: Cell<usize> = const { Cell::new(0) };
+    }
+
+    pub(super) fn add(octets: usize) {
+        EXAMINED.set(EXAMINED.get() + octets);
+    }
+
+    /// The octets that were examined on this thread since the last call.
+    pub(crate) fn take() -> usize {
+        EXAMINED.take()
+    }
+}

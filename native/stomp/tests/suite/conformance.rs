@@ -1,0 +1,107 @@
+//! Runs the conformance cases: whole, octet by octet, and cut at every point; short ones also cut
+//! at every pair of points.
+
+use crate::support::{Case, Outcome, OwnedFrame, Start, cases, recordings, run};
+use std::collections::HashSet;
+use stomp::{Command, EncodeError, Options, Version, encode_head};
+
+/// Up to this length every pair of cuts is tried: the square of it is still quick.
+const PAIRS_MAX: usize = 64;
+
+/// All ways to cut an input that are tried.
+pub fn ways(input: &[u8]) -> Vec<Vec<&[u8]>> {
+    let mut ways = vec![vec![input], input.chunks(1).collect()];
+    for cut in 0..=input.len() {
+        let (left, right) = input.split_at(cut);
+        ways.push(vec![left, right]);
+        if input.len() <= PAIRS_MAX {
+            for second in 0..=right.len() {
+                let (middle, rest) = right.split_at(second);
+                ways.push(vec![left, middle, rest]);
+            }
+        }
+    }
+    ways
+}
+
+fn decoding() -> impl Iterator<Item = Case> {
+    cases().into_iter().filter(|case| case.encodes.is_none())
+}
+
+#[test]
+fn every_case_gives_its_frames_and_its_error_however_it_is_cut() {
+    for case in decoding() {
+        let expected: Outcome = (case.frames.clone(), case.error.clone());
+        for &start in &case.starts {
+            for pieces in ways(&case.input) {
+                let outcome = run(start, case.options, pieces.iter().copied());
+                assert_eq!(outcome, expected, "{} {start:?} {pieces:?}", case.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_case_about_encoding_gives_its_bytes_or_its_error() {
+    for case in cases() {
+        let Some(frame) = &case.encodes else { continue };
+        for &start in &case.starts {
+            let Start::Connected(version) = start else {
+                panic!("{}: encoding needs a version", case.name)
+            };
+            let expected = match &case.error {
+                None => Ok(case.input.clone()),
+                Some((reason, _)) => Err(reason.clone()),
+            };
+            assert_eq!(
+                encode(frame, version),
+                expected,
+                "{} {version:?}",
+                case.name
+            );
+        }
+    }
+}
+
+fn encode(frame: &OwnedFrame, version: Version) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    let headers = frame.headers.iter().map(|(n, v)| (&n[..], &v[..]));
+    let length = frame.body.len();
+    encode_head(frame.command, headers, length, Some(version), &mut bytes).map_err(|error| {
+        match error {
+            EncodeError::EmptyHeaderName => "empty_header_name".to_string(),
+            EncodeError::Unescapable => "unescapable".to_string(),
+        }
+    })?;
+    bytes.extend_from_slice(&frame.body);
+    bytes.push(0);
+    Ok(bytes)
+}
+
+#[test]
+fn names_of_cases_are_unique() {
+    let mut seen = HashSet::new();
+    for case in cases() {
+        assert!(seen.insert(case.name.clone()), "{} twice", case.name);
+    }
+}
+
+#[test]
+fn what_brokers_were_recorded_to_send_is_read() {
+    for (name, bytes) in recordings() {
+        let (frames, error) = run(Start::New, Options::default(), [&bytes[..]]);
+        let messages = frames
+            .iter()
+            .filter(|frame| frame.command == Command::Message);
+        assert_eq!((messages.count(), error), (7, None), "{name}");
+        assert_eq!(frames[0].command, Command::Connected);
+        assert_eq!(
+            frames.last().map(|frame| frame.command),
+            Some(Command::Error)
+        );
+        for pieces in ways(&bytes) {
+            let outcome = run(Start::New, Options::default(), pieces);
+            assert_eq!(outcome, (frames.clone(), None), "{name}");
+        }
+    }
+}

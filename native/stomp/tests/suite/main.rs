@@ -1,0 +1,9 @@
+//! The suites that share the conformance cases, as one program.
+
+#[path = "../../fuzz/src/checks.rs"]
+mod checks;
+mod conformance;
+mod guide;
+mod mutation;
+mod properties;
+mod support;

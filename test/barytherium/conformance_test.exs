@@ -1,0 +1,160 @@
+defmodule Barytherium.ConformanceTest do
+  @moduledoc """
+  The conformance cases through the native library: parsed, encoded, and received from a socket.
+  """
+  use Barytherium.ReceiverCase, async: true
+
+  alias Barytherium.{Conformance, ParseError}
+  alias Barytherium.Network.{Options, Parser, Receiver, Socket}
+
+  describe "Frame.parse_all/2" do
+    test "gives the frames and the error of every case, cut at every point" do
+      for case <- Conformance.decoding(),
+          # What the first frame may be is a connection's concern.
+          not match?({:unexpected_first_frame, _offset}, case.error),
+          version <- case.versions,
+          pieces <- [Conformance.octets(case.input) | Conformance.cuts(case.input)] do
+        outcome = parse(pieces, Frame.parse_state([version: version] ++ case.options))
+
+        assert {case.name, version, pieces, outcome} ==
+                 {case.name, version, pieces, expected(case)}
+      end
+    end
+  end
+
+  describe "Frame.format/2" do
+    test "gives the bytes of every case" do
+      for %{encodes: %Frame{} = frame} = case <- Conformance.cases(), version <- case.versions do
+        if case.error,
+          do: assert_raise(ArgumentError, fn -> Frame.format(frame, version) end),
+          else: assert(IO.iodata_to_binary(Frame.format(frame, version)) == case.input)
+      end
+    end
+  end
+
+  describe "over a socket" do
+    # Slices are taken here and not by a receiver, so that it is known where the input was cut:
+    # each piece has been read before the next one is sent.
+    test "every case gives its frames and its error, cut at every point" do
+      for case <- Conformance.decoding(),
+          version <- case.versions,
+          pieces <- Conformance.cuts(case.input) do
+        outcome = receive_slices(case, version, pieces)
+
+        assert {case.name, version, pieces, outcome} ==
+                 {case.name, version, pieces, expected(case)}
+      end
+    end
+
+    for transport <- Peer.transports() do
+      test "every case, octet by octet, by a receiver (#{transport})" do
+        for case <- Conformance.decoding(), version <- case.versions do
+          outcome = receive_octets(unquote(transport), case, version)
+          {frames, error} = expected(case)
+          expected = {frames, if(error, do: :parse_error, else: :closed)}
+          assert {case.name, version, outcome} == {case.name, version, expected}
+        end
+      end
+    end
+  end
+
+  defp expected(case), do: {case.frames, case.error}
+
+  defp parse(pieces, state, frames \\ [])
+  defp parse([], _state, frames), do: {frames, nil}
+
+  defp parse([piece | pieces], state, frames) do
+    case Frame.parse_all(piece, state) do
+      {:ok, more, state} -> parse(pieces, state, frames ++ more)
+      {:error, %ParseError{} = error} -> {frames ++ error.frames, {error.rule, error.offset}}
+    end
+  end
+
+  defp loop(socket, case, version) do
+    {options, []} = Options.split(case.options)
+
+    %{
+      socket: socket,
+      listener_pid: self(),
+      network_pid: self(),
+      sender_pid: self(),
+      parse_state: Frame.parse_state([version: version] ++ case.options),
+      hb_recv: if(version, do: 0),
+      options: options
+    }
+  end
+
+  defp receive_slices(case, version, pieces) do
+    {socket, peer} = Peer.pair()
+    {:ok, descriptor} = Socket.descriptor(socket)
+    {:ok, parser} = Parser.open(descriptor, "", loop(socket, case, version))
+    step = Parser.receive_slice(parser)
+    outcome = feed(pieces, step, parser, peer)
+    Parser.disconnect(parser, :closed)
+    Enum.each([socket, peer], &Peer.close/1)
+    flush_disconnects()
+    outcome
+  end
+
+  defp feed(_pieces, {:stop, {rule, offset, _excerpt, _text}}, _parser, _peer),
+    do: {delivered(), {rule, offset}}
+
+  defp feed(pieces, {:connected_frame, _frame}, parser, peer) do
+    Parser.agree(parser, 0)
+    feed(pieces, Parser.receive_slice(parser), parser, peer)
+  end
+
+  defp feed(pieces, :again, parser, peer),
+    do: feed(pieces, Parser.receive_slice(parser), parser, peer)
+
+  defp feed(["" | pieces], step, parser, peer), do: feed(pieces, step, parser, peer)
+  defp feed([], {:wait, _timeout}, _parser, _peer), do: {delivered(), nil}
+
+  defp feed([piece | pieces], {:wait, _timeout}, %{reference: reference} = parser, peer) do
+    Peer.send(peer, piece)
+    assert_receive {:select, _socket, ^reference, :ready_input}
+    feed(pieces, Parser.receive_slice(parser), parser, peer)
+  end
+
+  defp delivered do
+    receive do
+      {:"$gen_cast", {:barytherium, :frames, {frames, _sender}}} -> frames ++ delivered()
+    after
+      0 -> []
+    end
+  end
+
+  defp flush_disconnects do
+    receive do
+      {:"$gen_cast", {:barytherium, :disconnect, _reason}} -> flush_disconnects()
+    after
+      0 -> :ok
+    end
+  end
+
+  defp receive_octets(transport, case, version) do
+    {socket, peer} = Peer.pair(transport)
+    state = loop(socket, case, version)
+    receiver = Task.async(fn -> Receiver.loop(%{state | options: case.options}) end)
+    # The receiver may refuse what came before the last octet, and close.
+    Enum.each(Conformance.octets(case.input), &Connection.send(peer, &1))
+    Peer.close(peer)
+    outcome = collect([])
+    Task.await(receiver)
+    outcome
+  end
+
+  defp collect(frames) do
+    receive do
+      {:"$gen_cast", {:barytherium, :frames, {more, _sender}}} ->
+        collect(frames ++ more)
+
+      {:"$gen_call", from, {:connected_frame, _frame}} ->
+        GenServer.reply(from, {0, 0})
+        collect(frames)
+
+      {:"$gen_cast", {:barytherium, :disconnect, reason}} ->
+        {frames, reason}
+    end
+  end
+end

@@ -1,0 +1,196 @@
+defmodule Barytherium.LimitsTest do
+  @moduledoc """
+  Limits, and memory under peers that would have it all. Not async: the memory of the whole
+  operating system process is looked at.
+  """
+  use Barytherium.ReceiverCase, async: false
+
+  import ExUnit.CaptureLog
+
+  alias Barytherium.{Network, ParseError}
+
+  @mib 1024 * 1024
+
+  # Far above what a session needs, far below what the peers here send or announce.
+  @most_growth 48 * @mib
+
+  # A peer that would never end is given up after as much.
+  @flood 256 * @mib
+
+  describe "through Network.start_link/4" do
+    for {name, option, at, over} <- [
+          {"max_header_line", {:max_header_line, 12}, "MESSAGE\nk:3456789012\n\n\0",
+           "MESSAGE\nk:34567890123"},
+          {"max_headers", {:max_headers, 2}, "MESSAGE\na:1\nb:2\n\n\0",
+           "MESSAGE\na:1\nb:2\nc:3\n"},
+          {"max_body", {:max_body, 4}, "MESSAGE\n\n1234\0", "MESSAGE\n\n12345"},
+          {"max_body, declared", {:max_body, 4}, "MESSAGE\ncontent-length:4\n\n1234\0",
+           "MESSAGE\ncontent-length:5\n"}
+        ] do
+      test "#{name}: at it, and one over while bytes arrive" do
+        {_network, peer} = connect([unquote(option)])
+        Peer.send(peer, unquote(at))
+        assert_receive {:"$gen_cast", {:barytherium, :frames, {[%Frame{command: :message}], _}}}
+        Peer.send(peer, unquote(over))
+        assert_receive {:"$gen_cast", {:barytherium, :disconnect, :parse_error}}
+        Peer.assert_closed(peer)
+      end
+    end
+
+    test "escapes: :lenient keeps what is not defined" do
+      {_network, peer} = connect(escapes: :lenient)
+      Peer.send(peer, "MESSAGE\na:\\t\n\n\0")
+      assert_receive {:"$gen_cast", {:barytherium, :frames, {[%Frame{headers: headers}], _}}}
+      assert headers == [{"a", "\\t"}]
+    end
+  end
+
+  describe "why it failed" do
+    test "is logged once, at error level, with the rule and the octet, and as metadata" do
+      {receiver, peer, _socket} = start_connected()
+      :ok = :logger.add_handler(__MODULE__, __MODULE__, %{config: %{test: self()}})
+      on_exit(fn -> :logger.remove_handler(__MODULE__) end)
+      good = "MESSAGE\na:b\n\n\0"
+
+      log =
+        capture_log(fn ->
+          Peer.send(peer, good <> "MESSAGE\nlogin:me\\t\n\n\0")
+          assert [%Frame{}] = receive_frames()
+          assert_disconnect(:parse_error, receiver)
+        end)
+
+      assert log =~ "[error]"
+      offset = byte_size(connected_bytes() <> good <> "MESSAGE\nlogin:me")
+      assert log =~ "at byte #{offset}"
+      refute log =~ "me\\"
+
+      assert_receive {:logged, %{level: :error, meta: %{barytherium_parse_error: error}}}
+      assert %ParseError{rule: :undefined_escape, offset: ^offset, frames: []} = error
+      refute_receive {:logged, _again}, 50
+    end
+  end
+
+  describe "resident memory stays bounded under" do
+    test "an endless line" do
+      assert_refused("a header line longer than the limit", "MESSAGE\n", :binary.copy("x", @mib))
+    end
+
+    test "endless headers" do
+      assert_refused("more headers than the limit", "MESSAGE\n", :binary.copy("a:b\n", 1000))
+    end
+
+    test "a body without end" do
+      assert_refused("a body larger than the limit", "MESSAGE\n\n", :binary.copy("x", @mib),
+        max_body: 4 * @mib
+      )
+    end
+
+    test "a declared length of 99 GB, which is refused, or waited for without a reservation" do
+      head = "MESSAGE\ncontent-length:99000000000\n\n"
+      assert_refused("a body larger than the limit", head, "")
+
+      {receiver, peer, _socket} = start_connected(:tcp, max_body: :infinity)
+      grown = growth(fn -> Peer.send(peer, head <> "begin") && read(receiver) end)
+      assert grown < @most_growth
+      Peer.close(peer)
+      assert_disconnect(:closed, receiver)
+    end
+
+    test "endless empty frames" do
+      frame = "MESSAGE\n\n\0"
+      frames = :binary.copy(frame, 10_000)
+      assert_passes(frames, 10_000)
+    end
+
+    test "endless heart-beats" do
+      assert_passes(:binary.copy("\n", @mib), 0)
+    end
+  end
+
+  @doc false
+  def log(event, %{config: %{test: test}}) do
+    if Map.has_key?(event.meta, :barytherium_parse_error), do: send(test, {:logged, event})
+  end
+
+  defp connect(opts) do
+    listener = Peer.listen(:tcp)
+    {:ok, network} = Network.start_link(self(), "127.0.0.1", Peer.port(listener), opts)
+    peer = Peer.accept(listener)
+    assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, _sender}}}
+    Peer.send(peer, "CONNECTED\nversion:1.2\n\n\0")
+    assert_receive {:"$gen_cast", {:barytherium, :frames, {[%Frame{command: :connected}], _}}}
+    {network, peer}
+  end
+
+  defp assert_refused(reason, head, endless, opts \\ []) do
+    {receiver, peer, _socket} = start_connected(:tcp, opts)
+
+    log =
+      capture_log(fn ->
+        grown = growth(fn -> Connection.send(peer, head) && flood(peer, endless, @flood) end)
+        assert grown < @most_growth
+        assert_disconnect(:parse_error, receiver)
+      end)
+
+    assert log =~ "Barytherium ended a connection: " <> reason
+  end
+
+  # A peer that sends without end, and a listener that keeps up.
+  defp assert_passes(bytes, frames_each) do
+    {socket, peer} = Peer.pair()
+    times = 200
+    test = self()
+    counter = spawn_link(fn -> count_frames(1 + times * frames_each, test) end)
+    {:ok, receiver} = Receiver.start_link(socket, counter, self(), self())
+    Peer.send(peer, connected_bytes())
+    reply_heart_beats(0)
+
+    grown =
+      growth(fn ->
+        for _time <- 1..times, do: Peer.send(peer, bytes)
+        assert_receive :counted, 60_000
+        Peer.close(peer)
+        assert_disconnect(:closed, receiver)
+      end)
+
+    assert grown < @most_growth
+  end
+
+  defp count_frames(0, test) do
+    send(test, :counted)
+    Process.sleep(:infinity)
+  end
+
+  defp count_frames(left, test) do
+    receive do
+      {:"$gen_cast", {:barytherium, :frames, {frames, _sender}}} ->
+        count_frames(left - length(frames), test)
+    end
+  end
+
+  defp flood(_peer, "", _left), do: :ok
+  defp flood(_peer, _bytes, left) when left <= 0, do: flunk("the peer was never refused")
+
+  defp flood(peer, bytes, left) do
+    case Connection.send(peer, bytes) do
+      :ok -> flood(peer, bytes, left - byte_size(bytes))
+      {:error, _closed} -> :ok
+    end
+  end
+
+  # Waits until the receiver has nothing left to do.
+  defp read(receiver) do
+    eventually(fn -> Process.info(receiver, :status) == {:status, :waiting} end)
+  end
+
+  defp growth(fun) do
+    before = resident()
+    fun.()
+    resident() - before
+  end
+
+  defp resident do
+    [_all, kib] = Regex.run(~r/VmRSS:\s+(\d+) kB/, File.read!("/proc/self/status"))
+    String.to_integer(kib) * 1024
+  end
+end

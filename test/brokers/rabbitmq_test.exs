@@ -43,23 +43,4 @@ defmodule Barytherium.RabbitMQTest do
     refute_receive {:"$gen_cast", _message}, 5_000
     subscribe(sender, "/queue/idle")
   end
-
-  describe "a broker of its own" do
-    setup do
-      broker = Broker.start!(RabbitMQ)
-      on_exit(fn -> Broker.stop(broker) end)
-      %{own: broker}
-    end
-
-    test "that freezes is a time-out, and that is killed is closed, once", %{own: broker} do
-      connected(broker, [{"heart-beat", "1000,1000"}])
-      Broker.signal(broker, "STOP")
-      assert_disconnect(:timeout)
-      Broker.signal(broker, "CONT")
-
-      connected(broker)
-      Broker.signal(broker, "KILL")
-      assert_disconnect(:closed)
-    end
-  end
 end

@@ -21,9 +21,11 @@ defmodule Barytherium.BrokerCase do
       @moduletag :broker
       @moduletag timeout: 180_000
 
+      @broker_kind unquote(kind)
+
       setup_all do
-        if missing = unquote(kind).missing(), do: raise(missing)
-        broker = Broker.start!(unquote(kind))
+        if missing = @broker_kind.missing(), do: raise(missing)
+        broker = Broker.start!(@broker_kind)
         on_exit(fn -> Broker.stop(broker) end)
         %{broker: broker}
       end
@@ -47,6 +49,19 @@ defmodule Barytherium.BrokerCase do
     assert_receive {:"$gen_cast", {:barytherium, :frames, {[frame], ^sender}}}, 10_000
     assert %Frame{command: :connected} = frame
     {sender, frame}
+  end
+
+  @doc "Sends a frame that asks for a receipt, and waits for it."
+  def send_frame(sender, command, headers, body \\ "") do
+    headers = headers ++ [{"receipt", "sent"}]
+    Sender.write(sender, [%Frame{command: command, headers: headers, body: body}])
+    receipt("sent")
+  end
+
+  @doc "Disconnects, and waits for the broker's close."
+  def disconnect(sender) do
+    send_frame(sender, :disconnect, [])
+    assert_disconnect(:closed)
   end
 
   @doc "Subscribes, and waits until the broker has done so."

@@ -1,0 +1,152 @@
+# What every broker has to let us do; what only one of them can be asked is in files of their own.
+for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
+  defmodule Module.concat(kind, Test) do
+    use Barytherium.BrokerCase, async: false, broker: kind
+
+    @mib 1024 * 1024
+
+    defp receive_message do
+      assert [%Frame{command: :message} = message] = frames()
+      message
+    end
+
+    # Sent to itself: a queue with one subscriber.
+    defp echo(sender, queue, headers, body) do
+      send = %Frame{command: :send, headers: [{"destination", queue} | headers], body: body}
+      Sender.write(sender, [send])
+      receive_message()
+    end
+
+    # The messages before the one with this body.
+    defp until(body) do
+      frames = frames()
+
+      case Enum.split_while(frames, &(&1.body != body)) do
+        {before, []} -> before ++ until(body)
+        {before, [_last]} -> before
+      end
+    end
+
+    defp acknowledge(sender, message, command \\ :ack),
+      do: send_frame(sender, command, [{"id", header(message, "ack")}])
+
+    describe "bodies and headers" do
+      setup %{broker: broker} do
+        {sender, _connected} = connected(broker)
+        subscribe(sender, "/queue/echo")
+        %{sender: sender}
+      end
+
+      test "binary bodies with NULs, empty ones, and 10 MiB", %{sender: sender} do
+        octets = for octet <- 0..255, into: "", do: <<octet>>
+        large = :binary.copy(octets, div(10 * @mib, 256))
+
+        for body <- [octets, <<0>>, <<0, 0, 10, 0>>, "", "plain", large, "after"] do
+          assert echo(sender, "/queue/echo", [], body).body == body
+        end
+      end
+
+      test "UTF-8 and escapes in values", %{sender: sender} do
+        for value <- ["grüß 日本", "a:b", "line\nline", "C:\\new", "\\n", " blanks ", ""] do
+          assert header(echo(sender, "/queue/echo", [{"x", value}], "b"), "x") == value
+        end
+      end
+
+      test "values that are not UTF-8 harm no frame", %{sender: sender} do
+        message = echo(sender, "/queue/echo", [{"x", <<0xFF, 0xFE, ?a>>}], "b")
+        # Java's strings have no octets: ActiveMQ replaces them.
+        assert String.ends_with?(header(message, "x"), "a")
+        assert message.body == "b"
+        assert echo(sender, "/queue/echo", [], "next").body == "next"
+      end
+    end
+
+    for {version, headers} <- [
+          {"1.0", [{"accept-version", "1.0"}]},
+          {"1.1", [{"accept-version", "1.0,1.1"}]},
+          {"1.2", [{"accept-version", "1.0,1.1,1.2"}]}
+        ] do
+      test "version #{version} is negotiated and spoken", %{broker: broker} do
+        {sender, connected} = connected(broker, unquote(headers))
+        assert (header(connected, "version") || "1.0") == unquote(version)
+        queue = "/queue/version-#{unquote(version)}"
+        subscribe(sender, queue, [{"ack", "client"}])
+        message = echo(sender, queue, [{"x", "y"}], <<1, 0, 2>>)
+        assert {header(message, "x"), message.body} == {"y", <<1, 0, 2>>}
+
+        # 1.0 and 1.1 name the message, 1.2 has an id of its own for the acknowledgement.
+        ack =
+          if unquote(version) == "1.2",
+            do: [{"id", header(message, "ack")}],
+            else: [{"message-id", header(message, "message-id")}, {"subscription", "0"}]
+
+        send_frame(sender, :ack, ack)
+        disconnect(sender)
+      end
+    end
+
+    test "a transaction is seen when it is committed, and never when aborted", %{broker: broker} do
+      {sender, _connected} = connected(broker)
+      subscribe(sender, "/queue/transactions")
+
+      for {transaction, ending} <- [{"t1", :abort}, {"t2", :commit}] do
+        send_frame(sender, :begin, [{"transaction", transaction}])
+        headers = [{"destination", "/queue/transactions"}, {"transaction", transaction}]
+        ending = %Frame{command: ending, headers: [{"transaction", transaction}]}
+        send = %Frame{command: :send, headers: headers, body: transaction}
+        Sender.write(sender, [send, ending])
+      end
+
+      assert receive_message().body == "t2"
+    end
+
+    test "what is not acknowledged comes again, and what is does not", %{broker: broker} do
+      {sender, _connected} = connected(broker)
+      subscribe(sender, "/queue/again", [{"ack", "client-individual"}])
+      assert echo(sender, "/queue/again", [], "kept").body == "kept"
+      gone = echo(sender, "/queue/again", [], "gone")
+      acknowledge(sender, gone)
+      disconnect(sender)
+
+      {sender, _connected} = connected(broker)
+      # It may come before the receipt of the subscription.
+      subscription = [{"id", "0"}, {"destination", "/queue/again"}, {"ack", "client-individual"}]
+      Sender.write(sender, [%Frame{command: :subscribe, headers: subscription}])
+      message = receive_message()
+      assert {message.body, header(message, "redelivered")} == {"kept", "true"}
+      acknowledge(sender, message)
+      assert echo(sender, "/queue/again", [], "last").body == "last"
+    end
+
+    test "NACK is accepted", %{broker: broker} do
+      {sender, _connected} = connected(broker)
+      subscribe(sender, "/queue/nack", [{"ack", "client-individual"}])
+      message = echo(sender, "/queue/nack", [], "refused")
+      Sender.write(sender, [%Frame{command: :nack, headers: [{"id", header(message, "ack")}]}])
+      headers = [{"destination", "/queue/nack"}]
+      Sender.write(sender, [%Frame{command: :send, headers: headers, body: "next"}])
+
+      # RabbitMQ offers it again, ActiveMQ puts it away.
+      for again <- until("next"), do: assert(header(again, "redelivered") == "true")
+    end
+
+    describe "a broker of its own" do
+      setup do
+        broker = Broker.start!(@broker_kind)
+        on_exit(fn -> Broker.stop(broker) end)
+        %{own: broker}
+      end
+
+      test "that freezes is a time-out, and that is killed is closed, once", %{own: broker} do
+        connected(broker, [{"heart-beat", "1000,1000"}])
+        Broker.signal(broker, "STOP")
+        assert_disconnect(:timeout)
+        Broker.signal(broker, "CONT")
+
+        connected(broker)
+        Broker.signal(broker, "KILL")
+        assert_disconnect(:closed)
+      end
+    end
+  end
+end

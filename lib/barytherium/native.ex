@@ -9,11 +9,17 @@ defmodule Barytherium.Native do
   @on_load :load
 
   @type connection :: reference()
+  @type stats :: reference()
+  @type counters ::
+          {frames :: non_neg_integer(), octets :: non_neg_integer(), slices :: non_neg_integer(),
+           waits :: non_neg_integer(), pauses :: non_neg_integer(),
+           parse_microseconds :: non_neg_integer(), idle_milliseconds :: nil | non_neg_integer()}
   @type recipients :: {GenServer.server(), GenServer.server(), pid()}
   @type failure :: {rule :: atom(), non_neg_integer(), binary(), String.t()}
   @type step ::
           :again
           | {:wait, timeout()}
+          | :full
           | {:connected_frame, Barytherium.Frame.t()}
           | {:stop, nil | :panic | failure()}
           | {:relay, [{GenServer.server(), term()}], step()}
@@ -26,9 +32,9 @@ defmodule Barytherium.Native do
     |> :erlang.load_nif(0)
   end
 
-  @spec open(nil | non_neg_integer(), binary(), nil | String.t(), map(), map()) ::
+  @spec open(nil | non_neg_integer(), binary(), nil | String.t(), map(), map(), stats()) ::
           {:ok, connection()} | {:error, :emfile | :ebadf}
-  def open(_descriptor, _pending, _version, _limits, _options), do: not_loaded()
+  def open(_descriptor, _pending, _version, _limits, _options, _stats), do: not_loaded()
 
   @spec receive_slice(connection(), reference(), recipients()) :: step()
   def receive_slice(_connection, _reference, _recipients), do: not_loaded()
@@ -41,6 +47,18 @@ defmodule Barytherium.Native do
 
   @spec agree(connection(), non_neg_integer()) :: :ok
   def agree(_connection, _interval), do: not_loaded()
+
+  @spec resume(connection(), non_neg_integer()) :: :again | :full
+  def resume(_connection, _queued), do: not_loaded()
+
+  @spec new_stats() :: stats()
+  def new_stats, do: not_loaded()
+
+  @spec stats(stats()) :: counters()
+  def stats(_stats), do: not_loaded()
+
+  @spec live_connections() :: non_neg_integer()
+  def live_connections, do: not_loaded()
 
   @spec parse(binary(), nil | String.t(), map()) ::
           {[Barytherium.Frame.t()], nil | String.t(), non_neg_integer(), nil | failure()}

@@ -23,7 +23,7 @@ defmodule Barytherium.Network do
   """
   use GenServer, restart: :temporary
 
-  alias Barytherium.{Connection, Frame}
+  alias Barytherium.{Connection, Frame, Native, Telemetry}
   alias Barytherium.Network.{Options, Receiver, Sender}
 
   @doc """
@@ -47,34 +47,75 @@ defmodule Barytherium.Network do
     GenServer.start_link(__MODULE__, init)
   end
 
+  @typedoc """
+  What a connection has received so far:
+
+    * `:frames` and `:octets` - what came, in all;
+    * `:slices` - calls of the native loop, `:waits` - times that it found nothing to read;
+    * `:pauses` - times that reading was stopped because the callback process was behind;
+    * `:parse_time` - microseconds spent on decoding, on making terms and on sending them;
+    * `:last_activity` - when something came for the last time, in milliseconds of
+      `System.monotonic_time/1`; `nil` if nothing has.
+  """
+  @type stats :: %{
+          frames: non_neg_integer(),
+          octets: non_neg_integer(),
+          slices: non_neg_integer(),
+          waits: non_neg_integer(),
+          pauses: non_neg_integer(),
+          parse_time: non_neg_integer(),
+          last_activity: nil | integer()
+        }
+
+  @doc "Counters of the connection, which are always on. They stay after a disconnect."
+  @spec stats(GenServer.server()) :: stats()
+  def stats(network), do: GenServer.call(network, :stats)
+
   @impl true
   def init(%{callback_handler: callback_pid} = state) do
     Process.monitor(callback_pid)
-    state = Map.merge(state, %{socket: nil, sender_pid: nil})
+    state = Map.merge(state, %{socket: nil, sender_pid: nil, stats: Native.new_stats()})
     {:ok, state, {:continue, :connect}}
   end
 
   @impl true
   def handle_continue(:connect, state) do
+    started = System.monotonic_time()
+
     case Connection.connect(state.host, state.port, state.opts) do
       {:ok, socket} ->
+        Telemetry.connect(state, started, :ok)
         {:noreply, connected(state, socket)}
 
       {:error, reason} ->
+        Telemetry.connect(state, started, reason)
         callback(state, {:connect, {:error, reason}})
         {:noreply, state, :hibernate}
     end
   end
 
-  defp connected(%{callback_handler: callback_pid} = state, socket) do
+  defp connected(state, socket) do
     {:ok, sender_pid} = Sender.start_link(self(), socket)
     # Before anything can be received.
     callback(state, {:connect, {:ok, sender_pid}})
-    {:ok, _pid} = Receiver.start_link(socket, callback_pid, self(), sender_pid, state.opts)
+    {:ok, _pid} = Task.start_link(Receiver, :loop, [receiver_state(state, socket, sender_pid)])
     %{state | socket: socket, sender_pid: sender_pid}
   end
 
+  defp receiver_state(state, socket, sender_pid) do
+    %{
+      socket: socket,
+      listener_pid: state.callback_handler,
+      network_pid: self(),
+      sender_pid: sender_pid,
+      options: state.opts,
+      stats: state.stats
+    }
+  end
+
   @impl true
+  def handle_call(:stats, _from, state), do: {:reply, read_stats(state), state}
+
   def handle_call({:connected_frame, %Frame{} = frame}, _from, state) do
     agreed = if state.socket, do: Sender.connected(state.sender_pid, frame), else: {0, 0}
     {:reply, agreed, state, :hibernate}
@@ -86,6 +127,7 @@ defmodule Barytherium.Network do
 
   def handle_cast({:barytherium, :disconnect, reason}, state) do
     callback(state, {:disconnect, reason})
+    Telemetry.disconnect(state, reason, read_stats(state))
     # The receiver ends by the socket's end, if not for a reason of its own.
     Connection.close(state.socket)
     stop_sender(state.sender_pid)
@@ -95,6 +137,20 @@ defmodule Barytherium.Network do
   @impl true
   def handle_info({:DOWN, _monitor, :process, pid, _reason}, %{callback_handler: pid} = state),
     do: {:stop, :shutdown, state}
+
+  defp read_stats(%{stats: stats}) do
+    {frames, octets, slices, waits, pauses, parse_time, idle} = Native.stats(stats)
+
+    %{
+      frames: frames,
+      octets: octets,
+      slices: slices,
+      waits: waits,
+      pauses: pauses,
+      parse_time: parse_time,
+      last_activity: idle && System.monotonic_time(:millisecond) - idle
+    }
+  end
 
   defp stop_sender(sender_pid) do
     Process.unlink(sender_pid)

@@ -4,7 +4,7 @@ defmodule Barytherium.ConformanceTest do
   """
   use Barytherium.ReceiverCase, async: true
 
-  alias Barytherium.{Conformance, ParseError}
+  alias Barytherium.{Conformance, Native, ParseError}
   alias Barytherium.Network.{Options, Parser, Receiver, Socket}
 
   describe "Frame.parse_all/2" do
@@ -80,7 +80,8 @@ defmodule Barytherium.ConformanceTest do
       sender_pid: self(),
       parse_state: Frame.parse_state([version: version] ++ case.options),
       hb_recv: if(version, do: 0),
-      options: options
+      options: options,
+      stats: Native.new_stats()
     }
   end
 

@@ -11,11 +11,12 @@ defmodule Barytherium.LimitsTest do
 
   @mib 1024 * 1024
 
-  # Far above what a session needs, far below what the peers here send or announce.
-  @most_growth 48 * @mib
+  # Far above what a session needs and what a mailbox may hold, far below what the peers here send,
+  # announce, or make as terms.
+  @most_growth 192 * @mib
 
   # A peer that would never end is given up after as much.
-  @flood 256 * @mib
+  @flood 1024 * @mib
 
   describe "through Network.start_link/4" do
     for {name, option, at, over} <- [
@@ -138,7 +139,7 @@ defmodule Barytherium.LimitsTest do
   # A peer that sends without end, and a listener that keeps up.
   defp assert_passes(bytes, frames_each) do
     {socket, peer} = Peer.pair()
-    times = 200
+    times = 600
     test = self()
     counter = spawn_link(fn -> count_frames(1 + times * frames_each, test) end)
     {:ok, receiver} = Receiver.start_link(socket, counter, self(), self())

@@ -17,6 +17,11 @@ defmodule Barytherium.Network.Options do
       {:size, nil,
        "Milliseconds that a heart-beat may be late, beyond the agreed interval, before the " <>
          "connection ends with `:timeout`. Default: as long again as the interval."},
+    high_water_mark:
+      {:mark, 64,
+       "Messages in the callback process's mailbox at which no more is read from the socket, " <>
+         "until half of them are left. Each holds at most 256 KiB of frames or one larger " <>
+         "frame; 32 MiB of them are too many in any case. `:infinity` never stops reading."},
     max_header_line:
       {:size, 65_536, "Octets of a header line, beyond which the peer is a `:parse_error`."},
     max_headers: {:size, 1_000, "Header lines of a frame, likewise."},
@@ -58,13 +63,22 @@ defmodule Barytherium.Network.Options do
     }
   end
 
-  @doc "How the native connection is to behave."
-  @spec connection(t(), nil | non_neg_integer(), boolean()) :: map()
-  def connection(options, hb_recv, show_econnreset) do
+  @doc "How the native connection is to behave, for a loop's state."
+  @spec connection(map(), boolean()) :: map()
+  def connection(%{options: options, hb_recv: hb_recv} = loop, show_econnreset) do
     options
     |> Map.take([:first_frame_timeout, :heartbeat_receive_allowance])
-    |> Map.merge(%{hb_recv: hb_recv, show_econnreset: show_econnreset})
+    |> Map.merge(%{
+      hb_recv: hb_recv,
+      show_econnreset: show_econnreset,
+      high_water_mark: high_water_mark(loop)
+    })
   end
+
+  # A loop whose listener is its own process has nobody to wait for.
+  defp high_water_mark(%{listener_pid: listener}) when listener == self(), do: nil
+  defp high_water_mark(%{options: %{high_water_mark: :infinity}}), do: nil
+  defp high_water_mark(%{options: %{high_water_mark: mark}}), do: mark
 
   defp ours?({name, _value}) when is_atom(name), do: Keyword.has_key?(@schema, name)
   defp ours?(_other), do: false
@@ -80,6 +94,7 @@ defmodule Barytherium.Network.Options do
   defp valid?(:boolean, value), do: is_boolean(value)
   defp valid?(:size, value), do: is_integer(value) and value >= 0
   defp valid?(:timeout, value), do: value == :infinity or valid?(:size, value)
+  defp valid?(:mark, value), do: value == :infinity or (is_integer(value) and value > 0)
   defp valid?(:limit, value), do: value == :infinity or valid?(:size, value)
   defp valid?(:escapes, value), do: value in [:strict, :lenient]
 end

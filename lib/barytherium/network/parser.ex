@@ -23,12 +23,13 @@ defmodule Barytherium.Network.Parser do
   @spec open(nil | non_neg_integer(), binary(), map()) :: {:ok, t()} | {:error, :inet.posix()}
   def open(descriptor, pending, %{parse_state: parse_state} = loop) do
     show_econnreset = Socket.show_econnreset?(loop.socket)
-    options = Options.connection(loop.options, loop.hb_recv, show_econnreset)
+    options = Options.connection(loop, show_econnreset)
     pending = parse_state.rest <> pending
     version = parse_state.version
     limits = parse_state.limits
 
-    with {:ok, connection} <- Native.open(descriptor, pending, version, limits, options) do
+    with {:ok, connection} <-
+           Native.open(descriptor, pending, version, limits, options, loop.stats) do
       recipients = {loop.listener_pid, loop.network_pid, loop.sender_pid}
       reference = make_ref()
       {:ok, %__MODULE__{connection: connection, recipients: recipients, reference: reference}}
@@ -51,6 +52,13 @@ defmodule Barytherium.Network.Parser do
   @spec disconnect(t(), atom()) :: Native.step()
   def disconnect(parser, reason),
     do: Native.disconnect(parser.connection, reason, parser.recipients)
+
+  @doc """
+  To go on or not, with `queued` messages in the listener's mailbox, after `:full`. That is again
+  `:full` if it is to be asked later.
+  """
+  @spec resume(t(), non_neg_integer()) :: :again | :full
+  def resume(parser, queued), do: Native.resume(parser.connection, queued)
 
   @doc "Starts the heart-beats: the peer promised a byte every `interval` ms, 0 for no promise."
   @spec agree(t(), non_neg_integer()) :: :ok

@@ -30,31 +30,49 @@ defmodule Barytherium.Network.Receiver do
       on a socket with the option `show_econnreset`.
 
   The socket is closed then.
+
+  ## Back-pressure
+
+  When the listener is a process of this node and its mailbox is too long (the option
+  `high_water_mark` of `Barytherium.Network.start_link/4`), the loop stops reading until it has
+  become shorter: the peer then feels TCP's window. While nothing is read, silence is no time-out.
+  What goes to a listener on another node is held up by the distribution's own buffer.
   """
 
   require Logger
 
-  alias Barytherium.{Connection, Frame, ParseError}
+  alias Barytherium.{Connection, Frame, Native, ParseError, Telemetry}
   alias Barytherium.Network.{Options, Parser, Socket}
 
   # The longest time that a `receive` takes.
   @longest_wait 0xFFFF_FFFF
+
+  # A TLS socket is waited for in `:ssl.recv/3`, where nothing else is heard: so often, in ms, it
+  # is left to see whether the listener still lives.
+  @longest_tls_wait 5_000
+
+  # A mailbox does not tell when it has become shorter. It is looked at after so many milliseconds,
+  # and if it has not then after twice as many, up to what a listener works off in one go.
+  @shortest_pause 1
+  @longest_pause 16
 
   @typedoc """
   Where the loop starts.
 
     * `:parse_state` - where parsing starts (`Barytherium.Frame.parse_state/1`);
     * `:hb_recv` - `nil` before CONNECTED, `0` for no heart-beats, else milliseconds;
-    * `:options` - the receiving ones of `Barytherium.Network.start_link/4`.
+    * `:options` - the receiving ones of `Barytherium.Network.start_link/4`;
+    * `:stats` - where to count, for `Barytherium.Network.stats/1`.
   """
   @type state :: %{
           required(:socket) => Connection.socket(),
-          required(:listener_pid) => GenServer.server(),
+          required(:listener_pid) => pid() | atom() | {atom(), node()},
           required(:network_pid) => GenServer.server(),
           required(:sender_pid) => pid(),
           optional(:parse_state) => Frame.parse_state(),
           optional(:hb_recv) => nil | non_neg_integer(),
-          optional(:options) => keyword()
+          optional(:options) => keyword(),
+          optional(:stats) => reference()
         }
 
   @doc """
@@ -84,14 +102,21 @@ defmodule Barytherium.Network.Receiver do
   def loop(%{socket: socket} = state) do
     Socket.check!(socket)
     {options, _transport} = state |> Map.get(:options, []) |> Options.split()
+    listener = Process.monitor(state.listener_pid)
 
     state =
       state
       |> Map.put_new(:hb_recv, nil)
+      |> Map.put_new_lazy(:stats, &Native.new_stats/0)
       |> Map.put(:options, options)
       |> Map.put(:parse_state, parse_state(state, options))
+      |> Map.put(:listener, listener)
 
-    if Connection.tls?(socket), do: loop_tls(state), else: loop_tcp(state)
+    try do
+      if Connection.tls?(socket), do: loop_tls(state), else: loop_tcp(state)
+    after
+      Process.demonitor(listener, [:flush])
+    end
   end
 
   # A state that the caller parsed with has its own limits. Otherwise the stream starts here, and
@@ -157,30 +182,71 @@ defmodule Barytherium.Network.Receiver do
 
   defp drive({:stop, failure}, _parser, _state), do: log(failure)
 
-  # There is more to do at once, unless this side has closed the socket meanwhile.
-  defp next(parser, %{monitor: nil}), do: Parser.feed(parser, "")
+  defp drive(:full, parser, state), do: parser |> resume(state) |> drive(parser, state)
 
-  defp next(parser, %{monitor: monitor}) do
+  # There is more to do at once, unless the connection has been ended meanwhile.
+  defp next(parser, state) do
+    if ended?(state, 0),
+      do: Parser.disconnect(parser, :closed),
+      else: receive_more(parser, state)
+  end
+
+  defp receive_more(parser, %{monitor: nil}), do: Parser.feed(parser, "")
+  defp receive_more(parser, _state), do: Parser.receive_slice(parser)
+
+  # Whether this side has closed the socket, or the listener has ended, within `timeout`.
+  defp ended?(%{monitor: monitor, listener: listener}, timeout) do
     receive do
-      {:DOWN, ^monitor, _type, _socket, _info} -> Parser.disconnect(parser, :closed)
+      {:DOWN, ^listener, :process, _pid, _reason} -> true
+      {:DOWN, ^monitor, _type, _socket, _info} -> true
     after
-      0 -> Parser.receive_slice(parser)
+      timeout -> false
     end
   end
 
-  defp wait(timeout, parser, %{monitor: nil, socket: socket}) do
-    case :ssl.recv(socket, 0, timeout) do
+  # The listener may be behind. If it is, it is left alone for a while.
+  defp resume(parser, state) do
+    case look(parser, state) do
+      :full -> pause(@shortest_pause, System.monotonic_time(), parser, state)
+      step -> step
+    end
+  end
+
+  defp look(parser, state) do
+    case Process.info(state.listener_pid, :message_queue_len) do
+      {:message_queue_len, queued} -> Parser.resume(parser, queued)
+      nil -> Parser.disconnect(parser, :closed)
+    end
+  end
+
+  defp pause(time, started, parser, state) do
+    case not ended?(state, time) and look(parser, state) do
+      false ->
+        Parser.disconnect(parser, :closed)
+
+      :full ->
+        pause(min(time * 2, @longest_pause), started, parser, state)
+
+      step ->
+        Telemetry.pause(state, started)
+        step
+    end
+  end
+
+  defp wait(timeout, parser, %{monitor: nil, socket: socket} = state) do
+    case :ssl.recv(socket, 0, min(timeout, @longest_tls_wait)) do
       {:ok, bytes} -> Parser.feed(parser, IO.iodata_to_binary(bytes))
-      {:error, :timeout} -> Parser.feed(parser, "")
+      {:error, :timeout} -> next(parser, state)
       {:error, reason} when is_atom(reason) -> Parser.disconnect(parser, reason)
       {:error, _alert} -> Parser.disconnect(parser, :closed)
     end
   end
 
-  defp wait(timeout, %{reference: reference} = parser, %{monitor: monitor}) do
+  defp wait(timeout, %{reference: reference} = parser, %{monitor: monitor, listener: listener}) do
     receive do
       {:select, _socket, ^reference, :ready_input} -> Parser.receive_slice(parser)
       {:DOWN, ^monitor, _type, _socket, _info} -> Parser.disconnect(parser, :closed)
+      {:DOWN, ^listener, :process, _pid, _reason} -> Parser.disconnect(parser, :closed)
     after
       # Late is the peer only if there is nothing to read now.
       timeout -> Parser.receive_slice(parser)

@@ -22,6 +22,7 @@ rustler::atoms! {
     // What a slice answers.
     again,
     wait,
+    full,
     connected_frame,
     stop,
     relay,

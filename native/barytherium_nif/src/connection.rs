@@ -10,24 +10,19 @@
 
 use crate::atoms;
 use crate::delivery::{Delivery, Failure, Recipients, Step};
+use crate::options::ConnectionOptions;
 use crate::socket::Socket;
+use crate::state::{State, now};
+use crate::stats::Stats;
 use crate::terms::{BinaryBody, FrameTerms};
-use rustler::{Atom, Env, LocalPid, Monitor, Reference, Term};
+use rustler::{Atom, Env, LocalPid, Monitor, Reference, ResourceArc, Term};
 use std::cell::RefCell;
 use std::io::{self, ErrorKind};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
-use stomp::{Event, ParseError, Session};
-
-/// What a thread reads into. Large enough that a busy feed's system calls cost nothing beside
-/// its frames, small enough to stay in the second-level cache.
-const RECEIVE_BUFFER: usize = 256 * 1024;
-
-/// How much a slice reads before it lets other connections have the thread: some milliseconds'
-/// worth of small frames.
-const SLICE_OCTETS: usize = 1024 * 1024;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use stomp::Session;
 
 /// What a slice needs and a connection does not keep: one for each thread.
 #[derive(Default)]
@@ -40,12 +35,6 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Now, as the session counts time.
-pub fn now() -> Duration {
-    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-    START.elapsed()
-}
-
 /// The resource behind a connection's reference.
 pub struct Connection {
     state: Mutex<State>,
@@ -55,11 +44,12 @@ pub struct Connection {
     show_econnreset: bool,
 }
 
-struct State {
-    session: Session<BinaryBody>,
-    /// Bytes that were read and not decoded yet.
-    pending: Vec<u8>,
-    ended: bool,
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        LIVE.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl rustler::Resource for Connection {
@@ -83,19 +73,22 @@ impl Connection {
         session: Session<BinaryBody>,
         socket: Option<Socket>,
         pending: Vec<u8>,
-        show_econnreset: bool,
+        options: &ConnectionOptions,
+        stats: ResourceArc<Stats>,
     ) -> Self {
-        let state = State {
-            session,
-            pending,
-            ended: false,
-        };
+        LIVE.fetch_add(1, Ordering::Relaxed);
+        let state = State::new(session, pending, options.high_water_mark, stats);
         Connection {
             state: Mutex::new(state),
             socket,
             owner_is_dead: AtomicBool::new(false),
-            show_econnreset,
+            show_econnreset: options.show_econnreset,
         }
+    }
+
+    /// Connections that were opened and not yet freed.
+    pub fn live() -> usize {
+        LIVE.load(Ordering::Relaxed)
     }
 
     /// Reads from the socket: a slice.
@@ -131,10 +124,9 @@ impl Connection {
     pub fn feed<'a>(&self, env: Env<'a>, bytes: &[u8], to: Recipients<'a>) -> Term<'a> {
         self.run(env, to, |state, delivery, _| {
             if !bytes.is_empty() {
-                state.session.touch(now());
+                state.account(bytes.len());
             }
-            let pending = state.decode_pending(delivery);
-            let step = pending.or_else(|| state.decode(bytes, delivery));
+            let step = state.take(bytes, delivery);
             step.unwrap_or_else(|| state.wait(delivery))
         })
     }
@@ -142,6 +134,12 @@ impl Connection {
     /// Ends the connection for a reason that was found elsewhere.
     pub fn disconnect<'a>(&self, env: Env<'a>, reason: Atom, to: Recipients<'a>) -> Term<'a> {
         self.run(env, to, |state, delivery, _| state.end(delivery, reason))
+    }
+
+    /// With `queued` messages in the listener's mailbox: whether to go on. The peer was not
+    /// silent while nobody listened to it.
+    pub fn resume(&self, queued: usize) -> bool {
+        self.lock().resume(queued)
     }
 
     /// Starts the heart-beats that the network agreed on.
@@ -156,6 +154,7 @@ impl Connection {
         slice: impl FnOnce(&mut State, &mut Delivery<'a, '_>, &mut Vec<u8>) -> Step<'a>,
     ) -> Term<'a> {
         let mut state = self.lock();
+        state.stats.slices.add(1);
         let answer = SCRATCH.with_borrow_mut(|scratch| {
             let mut delivery = Delivery::new(env, to, &mut scratch.terms);
             let step = if state.ended {
@@ -207,98 +206,4 @@ fn contained<'a>(
         state.end(delivery, atoms::parse_error());
         Step::Stop(Some(Failure::Panic))
     })
-}
-
-impl State {
-    fn receive<'a>(
-        &mut self,
-        socket: &Socket,
-        delivery: &mut Delivery<'a, '_>,
-        buffer: &mut Vec<u8>,
-    ) -> io::Result<Step<'a>> {
-        if let Some(step) = self.decode_pending(delivery) {
-            return Ok(step);
-        }
-        buffer.resize(RECEIVE_BUFFER, 0);
-        let mut read = 0;
-        while read < SLICE_OCTETS {
-            match self.read(socket, buffer) {
-                Ok((0, _)) => return Ok(self.end(delivery, atoms::closed())),
-                Ok((received, beyond)) => {
-                    self.session.touch(now());
-                    read += received;
-                    if let Some(step) = self.decode(&buffer[..beyond], delivery) {
-                        return Ok(step);
-                    }
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    return Ok(self.wait(delivery));
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(Step::Again)
-    }
-
-    /// Reads once: into the body that is being collected, then into `buffer`. How many octets in
-    /// all, and how many of them are in `buffer`.
-    fn read(&mut self, socket: &Socket, buffer: &mut [u8]) -> io::Result<(usize, usize)> {
-        let decoder = self.session.decoder();
-        let (filled, beyond) = socket.receive(decoder.wanting_body(), buffer)?;
-        decoder.filled(filled);
-        Ok((filled + beyond, beyond))
-    }
-
-    /// There is nothing to read: is the peer dead, and if not, when would it be?
-    fn wait<'a>(&mut self, delivery: &mut Delivery<'a, '_>) -> Step<'a> {
-        self.session.decoder().release_memory();
-        let Some(deadline) = self.session.deadline() else {
-            return Step::Wait(None);
-        };
-        let left = deadline.saturating_sub(now());
-        if left.is_zero() {
-            return self.end(delivery, atoms::timeout());
-        }
-        // Rounded up: a process that wakes too early would only wait again.
-        let millis = left.as_nanos().div_ceil(1_000_000);
-        Step::Wait(Some(millis.try_into().unwrap_or(u64::MAX)))
-    }
-
-    fn decode_pending<'a>(&mut self, delivery: &mut Delivery<'a, '_>) -> Option<Step<'a>> {
-        let pending = std::mem::take(&mut self.pending);
-        self.decode(&pending, delivery)
-    }
-
-    /// Decodes and delivers `bytes`. A step if that is not simply to go on.
-    fn decode<'a>(&mut self, bytes: &[u8], delivery: &mut Delivery<'a, '_>) -> Option<Step<'a>> {
-        let mut input = bytes;
-        loop {
-            match self.session.next(&mut input) {
-                Ok(Some(Event::Frame(frame))) => delivery.push(frame),
-                Ok(Some(Event::Connected(frame))) => {
-                    let frame = delivery.connected(frame);
-                    self.pending = input.to_vec();
-                    return Some(Step::Connected(frame));
-                }
-                Ok(None) if delivery.flush() => return None,
-                // Nobody listens: there is no reason to go on.
-                Ok(None) => return Some(self.end(delivery, atoms::closed())),
-                Err(error) => return Some(self.refuse(error, delivery)),
-            }
-        }
-    }
-
-    fn refuse<'a>(&mut self, error: ParseError, delivery: &mut Delivery<'a, '_>) -> Step<'a> {
-        delivery.flush();
-        self.end(delivery, atoms::parse_error());
-        Step::Stop(Some(Failure::Parse(error)))
-    }
-
-    /// Ends the connection: what came before has been delivered, this comes last.
-    fn end<'a>(&mut self, delivery: &mut Delivery<'a, '_>, reason: Atom) -> Step<'a> {
-        self.ended = true;
-        delivery.disconnect(reason);
-        Step::Stop(None)
-    }
 }

@@ -34,6 +34,8 @@ pub enum Step<'a> {
     Again,
     /// Call again when the socket is ready, or after so many milliseconds.
     Wait(Option<u64>),
+    /// Look at the listener's mailbox.
+    Full,
     /// Tell the network of this CONNECTED frame, and us what it agreed on.
     Connected(Term<'a>),
     /// It is over. An error is for the log.
@@ -46,6 +48,17 @@ pub enum Failure {
     Parse(ParseError),
     /// We did something wrong: a bug, which ends the connection that met it.
     Panic,
+}
+
+/// What became of the frames that were to be delivered.
+#[derive(PartialEq, Eq)]
+pub enum Flushed {
+    /// There were none.
+    Nothing,
+    /// So many.
+    Sent(usize),
+    /// There were some, and nobody is there to get them.
+    NoListener,
 }
 
 /// One slice's messages.
@@ -97,10 +110,11 @@ impl<'a, 't> Delivery<'a, 't> {
         frame.encode(self.caller)
     }
 
-    /// Delivers the frames that were pushed, in one message. False if nobody is there to get it.
-    pub fn flush(&mut self) -> bool {
-        if self.terms.is_empty() {
-            return true;
+    /// Delivers the frames that were pushed, in one message.
+    pub fn flush(&mut self) -> Flushed {
+        let frames = self.terms.len();
+        if frames == 0 {
+            return Flushed::Nothing;
         }
         let delivered = match (self.listener, self.message.take()) {
             (Some(listener), Some(message)) => message.send(self.caller, &listener, |env| {
@@ -114,7 +128,15 @@ impl<'a, 't> Delivery<'a, 't> {
             }
         };
         self.terms.begin();
-        delivered
+        match delivered {
+            true => Flushed::Sent(frames),
+            false => Flushed::NoListener,
+        }
+    }
+
+    /// Whether the length of the listener's mailbox can be known, and so limited.
+    pub fn listener_is_local(&self) -> bool {
+        self.listener.is_some()
     }
 
     /// Tells the network that the connection is over.
@@ -150,6 +172,7 @@ fn frames_cast<'a>(env: Env<'a>, terms: &FrameTerms, sender: Term) -> Term<'a> {
 fn encode_step<'a>(env: Env<'a>, step: Step<'a>) -> Term<'a> {
     match step {
         Step::Again => atoms::again().encode(env),
+        Step::Full => atoms::full().encode(env),
         Step::Wait(Some(millis)) => (atoms::wait(), millis).encode(env),
         Step::Wait(None) => (atoms::wait(), atoms::infinity()).encode(env),
         Step::Connected(frame) => (atoms::connected_frame(), frame).encode(env),

@@ -3,6 +3,7 @@
 //!
 //! * [`nifs`]: the functions that Elixir calls, one line each;
 //! * [`connection`]: a connection's resource, its slices and its life cycle;
+//! * [`state`]: what a slice reads, decodes and delivers;
 //! * [`delivery`]: frames to messages, and who gets them;
 //! * [`socket`] and [`terms`]: all of the `unsafe` code.
 #![deny(unsafe_code)]
@@ -17,6 +18,8 @@ mod nifs;
 mod options;
 #[allow(unsafe_code)]
 mod socket;
+mod state;
+mod stats;
 #[allow(unsafe_code)]
 mod terms;
 

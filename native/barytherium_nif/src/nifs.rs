@@ -5,10 +5,12 @@
 
 use crate::atoms;
 use crate::codec;
-use crate::connection::{Connection, now};
+use crate::connection::Connection;
 use crate::delivery::Recipients;
 use crate::options::{ConnectionOptions, Limits};
 use crate::socket::Socket;
+use crate::state::now;
+use crate::stats::Stats;
 use rustler::{Atom, Binary, Encoder, Env, Error, NifResult, Reference, ResourceArc, Term};
 use std::time::Duration;
 use stomp::Version;
@@ -22,13 +24,14 @@ fn open<'a>(
     version: Option<&str>,
     limits: Limits,
     options: ConnectionOptions,
+    stats: ResourceArc<Stats>,
 ) -> NifResult<Term<'a>> {
     let session = options.session(parse_version(version)?, &limits, now());
     let socket = match descriptor.map(Socket::duplicate).transpose() {
         Ok(socket) => socket,
         Err(error) => return Ok(env.error_tuple(descriptor_error(&error))),
     };
-    let connection = Connection::new(session, socket, pending.to_vec(), options.show_econnreset);
+    let connection = Connection::new(session, socket, pending.to_vec(), &options, stats);
     let connection = ResourceArc::new(connection);
     env.monitor(&connection, &env.pid());
     Ok((rustler::types::atom::ok(), connection).encode(env))
@@ -68,6 +71,31 @@ fn disconnect<'a>(
 fn agree(connection: ResourceArc<Connection>, interval: u64) -> Atom {
     connection.agree(Duration::from_millis(interval));
     rustler::types::atom::ok()
+}
+
+/// Whether to go on, with `queued` messages in the listener's mailbox: `:again` or `:full`.
+#[rustler::nif]
+fn resume(connection: ResourceArc<Connection>, queued: usize) -> Atom {
+    match connection.resume(queued) {
+        true => atoms::again(),
+        false => atoms::full(),
+    }
+}
+
+#[rustler::nif]
+fn new_stats() -> ResourceArc<Stats> {
+    ResourceArc::new(Stats::default())
+}
+
+#[rustler::nif]
+fn stats<'a>(env: Env<'a>, counters: ResourceArc<Stats>) -> Term<'a> {
+    counters.to_term(env, now())
+}
+
+/// Connections that were opened and not yet freed, in the whole VM.
+#[rustler::nif]
+fn live_connections() -> usize {
+    Connection::live()
 }
 
 #[rustler::nif(schedule = "DirtyCpu")]

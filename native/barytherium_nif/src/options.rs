@@ -35,6 +35,8 @@ pub struct ConnectionOptions {
     first_frame_timeout: u64,
     /// `None`: as long again as the agreed interval.
     heartbeat_receive_allowance: Option<u64>,
+    /// Messages in the listener's mailbox that are too many; `None` for no limit.
+    pub high_water_mark: Option<usize>,
     /// The agreed interval, `None` before CONNECTED.
     hb_recv: Option<u64>,
 }

@@ -192,8 +192,9 @@ impl FrameTerms {
         self.generation += 1;
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.frames.is_empty()
+    /// How many frames there are since `begin`.
+    pub fn len(&self) -> usize {
+        self.frames.len()
     }
 
     /// Adds a frame. `env` must be the same from one `begin` to the next.

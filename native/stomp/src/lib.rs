@@ -7,7 +7,8 @@
 //! * [`Decoder`]: bytes to frames, incrementally, borrowing from the input;
 //! * [`encode_head`]: a frame's command and headers to bytes;
 //! * [`Session`]: what a receiver owes to a connection: the first frame, the negotiated version,
-//!   and when silence means death.
+//!   and when silence means death;
+//! * [`Flow`]: when a consumer is too far behind to be sent more.
 #![forbid(unsafe_code)]
 
 mod command;
@@ -15,6 +16,7 @@ mod decoder;
 mod encoder;
 mod error;
 mod escape;
+mod flow;
 mod frame;
 mod head;
 mod options;
@@ -27,6 +29,7 @@ pub use decoder::{BodyBuffer, Decoder};
 pub use encoder::{EncodeError, encode_head};
 pub use error::{ParseError, Rule};
 pub use escape::{Escapes, escape, unescape};
+pub use flow::Flow;
 pub use frame::{Body, Frame, Header};
 pub use options::{
     DEFAULT_MAX_BODY, DEFAULT_MAX_HEADER_LINE, DEFAULT_MAX_HEADERS, Options, UndefinedEscapes,

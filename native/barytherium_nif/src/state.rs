@@ -1,0 +1,238 @@
+//! What a slice works on: reads, decodes and delivers until the socket is dry or its budget is
+//! spent.
+
+use crate::atoms;
+use crate::delivery::{Delivery, Failure, Flushed, Step};
+use crate::socket::Socket;
+use crate::stats::Stats;
+use crate::terms::BinaryBody;
+use rustler::{Atom, ResourceArc};
+use std::io::{self, ErrorKind};
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+use stomp::{Event, Flow, ParseError, Session};
+
+/// What a thread reads into. Large enough that a busy feed's system calls cost nothing beside
+/// its frames, small enough to stay in the second-level cache.
+const RECEIVE_BUFFER: usize = 256 * 1024;
+
+/// How much a slice reads before it lets other connections have the thread: a millisecond's worth
+/// or two of small frames.
+const SLICE_OCTETS: usize = 1024 * 1024;
+
+/// How long a slice lasts before the same, however little it has read: a peer that sends as fast
+/// as single octets are read must not keep a thread either.
+const SLICE_TIME: Duration = Duration::from_millis(5);
+
+/// Now, as the session counts time.
+pub fn now() -> Duration {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    START.elapsed()
+}
+
+/// A connection's session, and what is on its way from the socket to the listener.
+pub struct State {
+    pub session: Session<BinaryBody>,
+    /// Bytes that were read and not decoded yet.
+    pending: Vec<u8>,
+    /// None for no back-pressure.
+    flow: Option<Flow>,
+    /// Octets that were read since the last message.
+    unsent: usize,
+    pub stats: ResourceArc<Stats>,
+    pub ended: bool,
+}
+
+impl State {
+    pub fn new(
+        session: Session<BinaryBody>,
+        pending: Vec<u8>,
+        high_water_mark: Option<usize>,
+        stats: ResourceArc<Stats>,
+    ) -> State {
+        if !pending.is_empty() {
+            stats.read(pending.len(), now());
+        }
+        State {
+            session,
+            unsent: pending.len(),
+            pending,
+            flow: high_water_mark.map(Flow::new),
+            stats,
+            ended: false,
+        }
+    }
+
+    /// With `queued` messages in the listener's mailbox: whether to go on. The peer was not
+    /// silent while nobody listened to it.
+    pub fn resume(&mut self, queued: usize) -> bool {
+        let Some(flow) = &mut self.flow else {
+            return true;
+        };
+        let was_paused = flow.is_paused();
+        let resumed = flow.looked(queued);
+        if was_paused && resumed {
+            self.session.touch(now());
+        } else if !was_paused && !resumed {
+            self.stats.pauses.add(1);
+        }
+        resumed
+    }
+
+    /// Reads and delivers: a slice.
+    pub fn receive<'a>(
+        &mut self,
+        socket: &Socket,
+        delivery: &mut Delivery<'a, '_>,
+        buffer: &mut Vec<u8>,
+    ) -> io::Result<Step<'a>> {
+        if let Some(step) = self.decode_pending(delivery) {
+            return Ok(step);
+        }
+        buffer.resize(RECEIVE_BUFFER, 0);
+        let (mut read, started) = (0, now());
+        let mut time = started;
+        while read < SLICE_OCTETS && time - started < SLICE_TIME {
+            match self.read(socket, buffer) {
+                Ok((0, _)) => return Ok(self.end(delivery, atoms::closed())),
+                Ok((received, beyond)) => {
+                    self.account(received);
+                    read += received;
+                    if let Some(step) = self.decode(&buffer[..beyond], delivery) {
+                        return Ok(step);
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    return Ok(self.wait(delivery));
+                }
+                Err(error) => return Err(error),
+            }
+            time = now();
+        }
+        Ok(self.again(delivery))
+    }
+
+    /// `octets` were read.
+    pub fn account(&mut self, octets: usize) {
+        let now = now();
+        self.session.touch(now);
+        self.unsent += octets;
+        self.stats.read(octets, now);
+    }
+
+    /// Reads once: into the body that is being collected, then into `buffer`. How many octets in
+    /// all, and how many of them are in `buffer`.
+    fn read(&mut self, socket: &Socket, buffer: &mut [u8]) -> io::Result<(usize, usize)> {
+        let decoder = self.session.decoder();
+        let (filled, beyond) = socket.receive(decoder.wanting_body(), buffer)?;
+        decoder.filled(filled);
+        Ok((filled + beyond, beyond))
+    }
+
+    /// There is nothing to read: is the peer dead, and if not, when would it be?
+    pub fn wait<'a>(&mut self, delivery: &mut Delivery<'a, '_>) -> Step<'a> {
+        self.session.decoder().release_memory();
+        self.stats.waits.add(1);
+        let left = match self.left() {
+            None => return Step::Wait(None),
+            Some(Duration::ZERO) => return self.end(delivery, atoms::timeout()),
+            Some(left) => left,
+        };
+        // Rounded up: a process that wakes too early would only wait again.
+        let millis = left.as_nanos().div_ceil(1_000_000);
+        Step::Wait(Some(millis.try_into().unwrap_or(u64::MAX)))
+    }
+
+    /// There may be more to read. Endless heart-beats are no reply to a CONNECT.
+    fn again<'a>(&mut self, delivery: &mut Delivery<'a, '_>) -> Step<'a> {
+        match self.left() {
+            Some(Duration::ZERO) => self.end(delivery, atoms::timeout()),
+            _ => Step::Again,
+        }
+    }
+
+    /// The time until the deadline, if there is one.
+    fn left(&self) -> Option<Duration> {
+        let deadline = self.session.deadline()?;
+        Some(deadline.saturating_sub(now()))
+    }
+
+    /// Decodes `bytes`, after what is pending.
+    pub fn take<'a>(&mut self, bytes: &[u8], delivery: &mut Delivery<'a, '_>) -> Option<Step<'a>> {
+        let step = self.decode_pending(delivery);
+        if step.is_some() {
+            self.pending.extend_from_slice(bytes);
+            return step;
+        }
+        self.decode(bytes, delivery)
+    }
+
+    fn decode_pending<'a>(&mut self, delivery: &mut Delivery<'a, '_>) -> Option<Step<'a>> {
+        let pending = std::mem::take(&mut self.pending);
+        self.decode(&pending, delivery)
+    }
+
+    /// Decodes and delivers `bytes`. A step if that is not simply to go on.
+    fn decode<'a>(&mut self, bytes: &[u8], delivery: &mut Delivery<'a, '_>) -> Option<Step<'a>> {
+        let started = now();
+        let step = self.decode_all(bytes, delivery);
+        self.stats.parsed(now() - started);
+        step
+    }
+
+    fn decode_all<'a>(
+        &mut self,
+        bytes: &[u8],
+        delivery: &mut Delivery<'a, '_>,
+    ) -> Option<Step<'a>> {
+        let mut input = bytes;
+        loop {
+            match self.session.next(&mut input) {
+                Ok(Some(Event::Frame(frame))) => delivery.push(frame),
+                Ok(Some(Event::Connected(frame))) => {
+                    let frame = delivery.connected(frame);
+                    self.stats.frames.add(1);
+                    self.pending = input.to_vec();
+                    return Some(Step::Connected(frame));
+                }
+                Ok(None) => return self.flush(delivery),
+                Err(error) => return Some(self.refuse(error, delivery)),
+            }
+        }
+    }
+
+    /// Delivers what was decoded. A step if the listener is gone, or may be behind.
+    fn flush<'a>(&mut self, delivery: &mut Delivery<'a, '_>) -> Option<Step<'a>> {
+        match delivery.flush() {
+            Flushed::Nothing => None,
+            // Nobody listens: there is no reason to go on.
+            Flushed::NoListener => Some(self.end(delivery, atoms::closed())),
+            Flushed::Sent(frames) => {
+                self.stats.frames.add(frames);
+                let octets = std::mem::take(&mut self.unsent);
+                let flow = self
+                    .flow
+                    .as_mut()
+                    .filter(|_| delivery.listener_is_local())?;
+                flow.sent(octets);
+                flow.is_full().then_some(Step::Full)
+            }
+        }
+    }
+
+    fn refuse<'a>(&mut self, error: ParseError, delivery: &mut Delivery<'a, '_>) -> Step<'a> {
+        if let Flushed::Sent(frames) = delivery.flush() {
+            self.stats.frames.add(frames);
+        }
+        self.end(delivery, atoms::parse_error());
+        Step::Stop(Some(Failure::Parse(error)))
+    }
+
+    /// Ends the connection: what came before has been delivered, this comes last.
+    pub fn end<'a>(&mut self, delivery: &mut Delivery<'a, '_>, reason: Atom) -> Step<'a> {
+        self.ended = true;
+        delivery.disconnect(reason);
+        Step::Stop(None)
+    }
+}

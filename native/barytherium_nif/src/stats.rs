@@ -1,0 +1,71 @@
+//! What a connection has done so far. Counted for a slice or a read at a time, so that it costs
+//! nothing beside it.
+
+use rustler::{Encoder, Env, Term};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+/// The counters of a connection; a resource of its own, so that others than the connection's
+/// process can look at them.
+#[derive(Default)]
+pub struct Stats {
+    pub frames: Counter,
+    /// Octets that were read.
+    pub octets: Counter,
+    pub slices: Counter,
+    /// Times that there was nothing to read.
+    pub waits: Counter,
+    /// Times that the listener was too far behind.
+    pub pauses: Counter,
+    parse_nanos: Counter,
+    /// When something was read for the last time, in nanoseconds of `state::now`; 0 if
+    /// never.
+    last_read: AtomicU64,
+}
+
+#[rustler::resource_impl]
+impl rustler::Resource for Stats {}
+
+/// Only ever added to, by one thread at a time.
+#[derive(Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    pub fn add(&self, count: usize) {
+        self.0.fetch_add(count as u64, Relaxed);
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+impl Stats {
+    pub fn read(&self, octets: usize, now: Duration) {
+        self.octets.add(octets);
+        self.last_read.store(now.as_nanos() as u64, Relaxed);
+    }
+
+    /// Decoding, making terms and sending took so long.
+    pub fn parsed(&self, time: Duration) {
+        self.parse_nanos.add(time.as_nanos() as usize);
+    }
+
+    /// `{frames, octets, slices, waits, pauses, parse_microseconds, idle_milliseconds | nil}`.
+    pub fn to_term<'a>(&self, env: Env<'a>, now: Duration) -> Term<'a> {
+        let idle = match self.last_read.load(Relaxed) {
+            0 => None,
+            last => Some((now.as_nanos() as u64).saturating_sub(last) / 1_000_000),
+        };
+        (
+            self.frames.get(),
+            self.octets.get(),
+            self.slices.get(),
+            self.waits.get(),
+            self.pauses.get(),
+            self.parse_nanos.get() / 1000,
+            idle,
+        )
+            .encode(env)
+    }
+}

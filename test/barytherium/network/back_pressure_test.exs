@@ -1,0 +1,170 @@
+defmodule Barytherium.Network.BackPressureTest do
+  use Barytherium.ReceiverCase, async: false
+
+  alias Barytherium.Native
+
+  @mib 1024 * 1024
+  @frame "MESSAGE\nmessage-id:1\ncontent-length:1024\n\n" <> :binary.copy("x", 1024) <> "\0"
+  @frames 100_000
+
+  # A listener that does nothing until it is told to count: then it takes what comes.
+  defp slow_listener do
+    test = self()
+
+    spawn_link(fn ->
+      receive do: (:count -> count(0, test))
+    end)
+  end
+
+  defp count(frames, test) do
+    receive do
+      {:"$gen_cast", {:barytherium, :frames, {more, _sender}}} ->
+        count(frames + length(more), test)
+
+      {:report, at_least} when frames >= at_least ->
+        send(test, {:counted, frames})
+    end
+  end
+
+  defp start(listener, opts, transport \\ :tcp, hb_recv \\ 0) do
+    {socket, peer} = Peer.pair(transport)
+    stats = Native.new_stats()
+
+    state = %{
+      socket: socket,
+      listener_pid: listener,
+      network_pid: self(),
+      sender_pid: self(),
+      parse_state: Frame.parse_state(),
+      hb_recv: hb_recv,
+      options: opts,
+      stats: stats
+    }
+
+    {:ok, receiver} = Task.start_link(Receiver, :loop, [state])
+    %{receiver: receiver, peer: peer, socket: socket, listener: listener, stats: stats}
+  end
+
+  # Sends from a process of its own, because it is to be held up.
+  defp flood(%{peer: peer} = connection) do
+    frames = :binary.copy(@frame, 100)
+
+    {sender, monitor} =
+      spawn_monitor(fn ->
+        for _time <- 1..div(@frames, 100), do: Connection.send(peer, frames)
+      end)
+
+    Map.merge(connection, %{sender: sender, monitor: monitor})
+  end
+
+  defp pauses(%{stats: stats}), do: stats |> Native.stats() |> elem(4)
+  defp await_pause(connection), do: eventually(fn -> pauses(connection) > 0 end)
+
+  defp queued(listener) do
+    {:message_queue_len, length} = Process.info(listener, :message_queue_len)
+    length
+  end
+
+  for transport <- Peer.transports() do
+    test "a slow listener holds up the peer, loses nothing, and nobody is dead (#{transport})" do
+      connection = slow_listener() |> start([], unquote(transport), 50) |> flood()
+      await_pause(connection)
+
+      # Several heart-beats long the receiver reads nothing, and neither ends nor sends.
+      refute_receive {:"$gen_cast", {:barytherium, :disconnect, _reason}}, 500
+      assert Process.alive?(connection.sender)
+      assert queued(connection.listener) <= 64
+
+      send(connection.listener, :count)
+      monitor = connection.monitor
+      assert_receive {:DOWN, ^monitor, :process, _sender, :normal}, 30_000
+      # All of it was sent; what is missing in the end can only have been lost.
+      Peer.close(connection.peer)
+      assert_receive {:"$gen_cast", {:barytherium, :disconnect, :closed}}, 30_000
+      send(connection.listener, {:report, @frames})
+      assert_receive {:counted, @frames}, 30_000
+    end
+  end
+
+  test "a mailbox holds no more than the mark, nor more than 32 MiB" do
+    connection = slow_listener() |> start(high_water_mark: 4) |> flood()
+    await_pause(connection)
+    assert queued(connection.listener) in 4..5
+
+    large = ["MESSAGE\ncontent-length:#{5 * @mib}\n\n", :binary.copy("x", 5 * @mib), 0]
+    connection = start(slow_listener(), high_water_mark: 1_000)
+    spawn_link(fn -> for _n <- 1..40, do: Connection.send(connection.peer, large) end)
+    await_pause(connection)
+    assert queued(connection.listener) in 7..8
+  end
+
+  test "without a mark the mailbox grows" do
+    connection = slow_listener() |> start(high_water_mark: :infinity) |> flood()
+    monitor = connection.monitor
+    assert_receive {:DOWN, ^monitor, :process, _sender, :normal}, 30_000
+    send(connection.listener, :count)
+    send(connection.listener, {:report, @frames})
+    assert_receive {:counted, @frames}, 30_000
+    assert pauses(connection) == 0
+  end
+
+  test "a loop whose listener is its own process does not wait for itself" do
+    {socket, peer} = Peer.pair()
+    spawn_link(fn -> Peer.send(peer, :binary.copy(@frame, 20_000)) && Peer.close(peer) end)
+    test = self()
+
+    state = %{
+      socket: socket,
+      listener_pid: test,
+      network_pid: test,
+      sender_pid: test,
+      parse_state: Frame.parse_state(),
+      hb_recv: 0
+    }
+
+    assert Receiver.loop(Map.put(state, :options, high_water_mark: 2)) == :ok
+    assert_received {:"$gen_cast", {:barytherium, :disconnect, :closed}}
+  end
+
+  describe "during a pause" do
+    setup do
+      connection = slow_listener() |> start([]) |> flood()
+      await_pause(connection)
+      connection
+    end
+
+    test "the end of the listener is the end", %{listener: listener} = connection do
+      Process.unlink(listener)
+      Process.exit(listener, :kill)
+      assert_disconnect(:closed, connection.receiver)
+    end
+
+    test "the socket closed by its owner is the end", connection do
+      Connection.close(connection.socket)
+      assert_disconnect(:closed, connection.receiver)
+    end
+
+    test "a kill leaves nothing", %{receiver: receiver} = connection do
+      Process.unlink(receiver)
+      Process.exit(receiver, :kill)
+      Connection.close(connection.socket)
+      monitor = connection.monitor
+      assert_receive {:DOWN, ^monitor, :process, _sender, _closed}
+      eventually(fn -> Native.live_connections() == 0 end)
+    end
+  end
+
+  test "stats count what came" do
+    listener = slow_listener()
+    connection = start(listener, [])
+    send(listener, :count)
+    assert {0, 0, _slices, _waits, 0, _parse, nil} = Native.stats(connection.stats)
+    Peer.send(connection.peer, [@frame, @frame, "\n"])
+    send(listener, {:report, 2})
+    assert_receive {:counted, 2}
+    octets = 2 * byte_size(@frame) + 1
+    eventually(fn -> elem(Native.stats(connection.stats), 1) == octets end)
+    assert {2, ^octets, slices, waits, 0, parse_time, idle} = Native.stats(connection.stats)
+    assert slices > 0 and waits > 0 and parse_time >= 0 and idle >= 0
+  end
+end

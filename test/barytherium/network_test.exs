@@ -57,6 +57,30 @@ defmodule Barytherium.NetworkTest do
     assert_receive {:"$gen_cast", {:barytherium, :frames, {[%Frame{}], ^sender}}}
   end
 
+  test "C10: connects over IPv6" do
+    options = [:binary, :inet6, active: false, ip: {0, 0, 0, 0, 0, 0, 0, 1}]
+    {:ok, listener} = :gen_tcp.listen(0, options)
+    address = {0, 0, 0, 0, 0, 0, 0, 1}
+    {:ok, _network} = Network.start_link(self(), address, Peer.port(listener), [:inet6])
+    {:ok, peer} = :gen_tcp.accept(listener)
+    assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, sender}}}
+    Peer.send(peer, "CONNECTED\n\n\0")
+    assert_receive {:"$gen_cast", {:barytherium, :frames, {[%Frame{}], ^sender}}}
+  end
+
+  test "stats tell what came, also after the end" do
+    {network, _sender, peer} = connect("127.0.0.1")
+    bytes = "CONNECTED\n\n\0MESSAGE\n\n1\0MESSAGE\n\n2\0"
+    Peer.send(peer, bytes)
+    assert_receive {:"$gen_cast", {:barytherium, :frames, {[%Frame{body: "1"} | _more], _}}}
+    Peer.close(peer)
+    assert_receive {:"$gen_cast", {:barytherium, :disconnect, :closed}}
+    octets = byte_size(bytes)
+    assert %{frames: 3, octets: ^octets, pauses: 0} = stats = Network.stats(network)
+    assert stats.last_activity <= System.monotonic_time(:millisecond)
+    assert stats.slices > 0 and stats.waits > 0 and is_integer(stats.parse_time)
+  end
+
   test "C10: tells why it could not connect" do
     listener = Peer.listen(:tcp)
     port = Peer.port(listener)

@@ -3,6 +3,8 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
   defmodule Module.concat(kind, Test) do
     use Barytherium.BrokerCase, async: false, broker: kind
 
+    alias Barytherium.FaultProxy
+
     @mib 1024 * 1024
 
     defp receive_message do
@@ -128,6 +130,68 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
 
       # RabbitMQ offers it again, ActiveMQ puts it away.
       for again <- until("next"), do: assert(header(again, "redelivered") == "true")
+    end
+
+    describe "over a bad network" do
+      setup %{broker: broker} do
+        {proxy, port} = FaultProxy.start!(broker.port)
+        queue = "/queue/#{System.unique_integer([:positive])}"
+        %{proxy: proxy, opts: [port: port], queue: queue}
+      end
+
+      # Sends numbered messages to the queue that `sender` is subscribed to.
+      defp send_numbered(sender, queue, numbers) do
+        for number <- numbers do
+          headers = [{"destination", queue}]
+          body = to_string(number)
+          Sender.write(sender, [%Frame{command: :send, headers: headers, body: body}])
+        end
+      end
+
+      defp bodies(count), do: for(frame <- frames(count, fn _frames -> :ok end), do: frame.body)
+      defp numbered(numbers), do: Enum.map(numbers, &to_string/1)
+
+      test "late, and in segments of one octet, all arrives once and in order", context do
+        {sender, _connected} = connected(context.broker, [], context.opts)
+        subscribe(sender, context.queue)
+
+        for {mode, numbers} <- [{{:delay, 20}, 1..50}, {:octets, 51..100}] do
+          FaultProxy.set(context.proxy, mode)
+          send_numbered(sender, context.queue, numbers)
+          assert bodies(50) == numbered(numbers)
+        end
+      end
+
+      test "a stall shorter than the heart-beat's allowance is none", context do
+        headers = [{"heart-beat", "1000,1000"}]
+        {sender, _connected} = connected(context.broker, headers, context.opts)
+        subscribe(sender, context.queue)
+        FaultProxy.set(context.proxy, :stall)
+        send_numbered(sender, context.queue, 1..3)
+        refute_receive {:"$gen_cast", _message}, 1_200
+        FaultProxy.set(context.proxy, :pass)
+        assert bodies(3) == numbered(1..3)
+      end
+
+      test "a stall that is longer, or a peer that vanished, is a time-out", context do
+        headers = [{"heart-beat", "1000,1000"}]
+        {sender, _connected} = connected(context.broker, headers, context.opts)
+        subscribe(sender, context.queue)
+        send_numbered(sender, context.queue, 1..3)
+        assert bodies(3) == numbered(1..3)
+        FaultProxy.set(context.proxy, :stall)
+        assert_disconnect(:timeout)
+      end
+
+      test "a reset in mid-frame is closed, after what was whole", context do
+        {sender, _connected} = connected(context.broker, [], context.opts)
+        subscribe(sender, context.queue)
+        send_numbered(sender, context.queue, 1..2)
+        assert bodies(2) == numbered(1..2)
+        FaultProxy.set(context.proxy, {:reset_after, 50})
+        send_numbered(sender, context.queue, [3])
+        assert_disconnect(:closed)
+      end
     end
 
     describe "a broker of its own" do

@@ -32,9 +32,10 @@ defmodule Barytherium.BrokerCase do
     end
   end
 
-  @doc "Connects and sends CONNECT: the sender's pid."
+  @doc "Connects, to the broker or to the option `port`, and sends CONNECT: the sender's pid."
   def connect(broker, headers \\ [], opts \\ []) do
-    {:ok, _network} = Network.start_link(self(), "127.0.0.1", broker.port, opts)
+    {port, opts} = Keyword.pop(opts, :port, broker.port)
+    {:ok, _network} = Network.start_link(self(), {127, 0, 0, 1}, port, opts)
     assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, sender}}}
     own = [{"accept-version", "1.2"}, {"host", "/"}, {"login", "guest"}, {"passcode", "guest"}]
     names = for {name, _value} <- headers, do: name

@@ -2,11 +2,34 @@ defmodule Barytherium.Network.LifeCycleTest do
   # Counts descriptors of the whole VM, so nothing may run beside it.
   use Barytherium.ReceiverCase, async: false
 
+  alias Barytherium.{Native, Network}
+
   # What is counted must be back to where it was, however a connection ends.
   defp assert_same_descriptors(count, fun) do
     before = descriptors()
     for n <- 1..count, do: fun.(n)
     eventually(fn -> descriptors() == before end)
+  end
+
+  # Besides descriptors: the native side's connections, processes, ports, and our monitors.
+  defp counts do
+    {:monitors, monitors} = Process.info(self(), :monitors)
+    {:monitored_by, monitored_by} = Process.info(self(), :monitored_by)
+
+    %{
+      descriptors: descriptors(),
+      connections: Native.live_connections(),
+      processes: length(Process.list()),
+      ports: length(Port.list()),
+      monitors: length(monitors) + length(monitored_by)
+    }
+  end
+
+  defp assert_back_at(counts) do
+    eventually(fn ->
+      :erlang.garbage_collect()
+      counts() == counts
+    end)
   end
 
   defp finish(receiver, peer, socket, reason) do
@@ -61,6 +84,67 @@ defmodule Barytherium.Network.LifeCycleTest do
       Peer.close(peer)
       Connection.close(socket)
     end)
+  end
+
+  test "a network that is killed, at any stage, leaves nothing" do
+    Process.flag(:trap_exit, true)
+    listener = Peer.listen(:tcp)
+    counts = counts()
+
+    for n <- 1..60 do
+      {:ok, network} = Network.start_link(self(), {127, 0, 0, 1}, Peer.port(listener))
+      peer = Peer.accept(listener)
+      if rem(n, 3) > 0, do: Peer.send(peer, connected_bytes())
+      if rem(n, 3) > 1, do: assert_receive({:"$gen_cast", {:barytherium, :frames, _frames}})
+      Process.exit(network, :kill)
+      assert_receive {:EXIT, ^network, :killed}
+      Peer.close(peer)
+    end
+
+    assert_back_at(counts)
+  end
+
+  test "20,000 connections, one after the other, leave nothing" do
+    listener = Peer.listen(:tcp)
+    port = Peer.port(listener)
+    counts = counts()
+    memory = :erlang.memory(:total)
+
+    for _n <- 1..20_000 do
+      {:ok, socket} = Connection.connect({127, 0, 0, 1}, port)
+      peer = Peer.accept(listener)
+      {:ok, receiver} = Receiver.start_link(socket, self(), self(), self())
+      # A reset, so that no port is left to wait.
+      Peer.reset(peer)
+      monitor = Process.monitor(receiver)
+      assert_receive {:DOWN, ^monitor, :process, ^receiver, _reason}
+      assert_receive {:"$gen_cast", {:barytherium, :disconnect, :closed}}
+    end
+
+    assert_back_at(counts)
+    :erlang.garbage_collect()
+    assert :erlang.memory(:total) < memory + 16 * 1024 * 1024
+  end
+
+  test "loading the library's module again is refused, and what runs goes on" do
+    {receiver, peer, _socket} = start_connected()
+    :code.purge(Native)
+    assert {:error, :on_load_failure} = :code.load_file(Native)
+    Peer.send(peer, "MESSAGE\n\nstill here\0")
+    assert [%Frame{body: "still here"}] = receive_frames()
+    Peer.close(peer)
+    assert_disconnect(:closed, receiver)
+  end
+
+  test "the end of an idle connection's listener ends the loop" do
+    for transport <- [:tcp, :socket] do
+      listener = spawn(fn -> Process.sleep(:infinity) end)
+      {socket, peer} = Peer.pair(transport)
+      {:ok, receiver} = Receiver.start_link(socket, listener, self(), self())
+      Process.exit(listener, :kill)
+      assert_disconnect(:closed, receiver)
+      Peer.assert_closed(peer)
+    end
   end
 
   test "a listener that is gone ends the loop" do

@@ -12,7 +12,7 @@ use std::mem::MaybeUninit;
 use std::ptr;
 use std::slice;
 use std::sync::OnceLock;
-use stomp::{BodyBuffer, Command, Header};
+use stomp::{BodyBuffer, Command, Header, Same};
 
 /// Binaries up to this size live on the heap of their process and are cheap to make.
 const HEAP_BINARY_MAX: usize = 64;
@@ -153,33 +153,15 @@ fn binary(env: Env, bytes: &[u8]) -> ErlNifTerm {
     }
 }
 
-/// Header lines beyond these are not kept: longer or further ones seldom repeat, and what a peer
-/// sends must not grow a thread's memory for good.
-const CACHED_HEADERS_MAX: usize = 32;
-const CACHED_LINE_MAX: usize = 256;
-
-/// One header's terms, kept for the frames after it.
-#[derive(Default)]
-struct CachedHeader {
-    /// The environment that the terms are of; see `FrameTerms::generation`.
-    generation: u64,
-    line: Vec<u8>,
-    escapes: stomp::Escapes,
-    name_length: usize,
-    name: ErlNifTerm,
-    pair: ErlNifTerm,
-}
-
 /// Makes frames' terms in one environment. Feeds repeat most of their header lines from frame to
-/// frame: a line that is, octet for octet, the one at the same place of the frame before has that
-/// one's term, and so has a name alone.
+/// frame: a line that is the same as at the same place of the frame before has that one's term,
+/// and so has a name alone.
 #[derive(Default)]
 pub struct FrameTerms {
     frames: Vec<ErlNifTerm>,
+    /// The headers of the frame that was pushed last, and their names.
     pairs: Vec<ErlNifTerm>,
-    cache: Vec<CachedHeader>,
-    /// Counts environments, from 1.
-    generation: u64,
+    names: Vec<ErlNifTerm>,
 }
 
 // SAFETY: terms are plain words; `begin` forgets those of another environment.
@@ -189,7 +171,8 @@ impl FrameTerms {
     /// Forgets everything: what follows is made in another environment.
     pub fn begin(&mut self) {
         self.frames.clear();
-        self.generation += 1;
+        self.pairs.clear();
+        self.names.clear();
     }
 
     /// How many frames there are since `begin`.
@@ -197,12 +180,14 @@ impl FrameTerms {
         self.frames.len()
     }
 
-    /// Adds a frame. `env` must be the same from one `begin` to the next.
+    /// Adds a frame. From one `begin` to the next, `env` must be the same, and the frames all
+    /// those that one decoder gave, in order.
     pub fn push(&mut self, env: Env, frame: stomp::Frame<'_, BinaryBody>) {
-        self.pairs.clear();
-        for (index, header) in frame.headers().enumerate() {
-            let pair = self.header(env, index, header);
-            self.pairs.push(pair);
+        let headers = frame.headers();
+        self.pairs.truncate(headers.len());
+        self.names.truncate(headers.len());
+        for (index, header) in headers.enumerate() {
+            self.header(env, index, header);
         }
         let command = frame.command();
         let body = match frame.body {
@@ -237,46 +222,20 @@ impl FrameTerms {
         }
     }
 
-    fn header(&mut self, env: Env, index: usize, header: Header) -> ErlNifTerm {
-        let mut name = None;
-        if let Some(known) = self.cache.get(index)
-            && known.generation == self.generation
-            && known.escapes == header.escapes()
-        {
-            if known.line == header.line() {
-                return known.pair;
-            }
-            if known.line.get(..known.name_length) == Some(header.raw_name()) {
-                name = Some(known.name);
-            }
-        }
-        let name = name.unwrap_or_else(|| binary(env, &header.name()));
+    fn header(&mut self, env: Env, index: usize, header: Header) {
+        let known = index < self.pairs.len();
+        let name = match header.same() {
+            Same::Line if known => return,
+            Same::Name if known => self.names[index],
+            _ => binary(env, &header.name()),
+        };
         let pair = tuple(env, &[name, binary(env, &header.value())]);
-        self.remember(index, header, name, pair);
-        pair
-    }
-
-    fn remember(&mut self, index: usize, header: Header, name: ErlNifTerm, pair: ErlNifTerm) {
-        if index >= CACHED_HEADERS_MAX || header.line().len() > CACHED_LINE_MAX {
-            // Nothing equals an empty line.
-            self.cache
-                .iter_mut()
-                .skip(index)
-                .take(1)
-                .for_each(|known| known.line.clear());
-            return;
+        if known {
+            (self.names[index], self.pairs[index]) = (name, pair);
+        } else {
+            self.names.push(name);
+            self.pairs.push(pair);
         }
-        if index >= self.cache.len() {
-            self.cache.resize_with(index + 1, CachedHeader::default);
-        }
-        let entry = &mut self.cache[index];
-        entry.generation = self.generation;
-        entry.line.clear();
-        entry.line.extend_from_slice(header.line());
-        entry.escapes = header.escapes();
-        entry.name_length = header.raw_name().len();
-        entry.name = name;
-        entry.pair = pair;
     }
 
     /// The frame that was pushed last.

@@ -14,7 +14,7 @@
 
 use crate::frame::{Body, Frame};
 use crate::head::{Fault, Head};
-use crate::scan::find;
+use crate::scan::{find, find3};
 use crate::version::allows_crlf;
 use crate::{Command, Escapes, Options, ParseError, Rule, Version};
 use bytes::BytesMut;
@@ -93,6 +93,7 @@ impl<B: BodyBuffer> Decoder<B> {
     /// Sets the version that frames from here on follow.
     pub fn set_version(&mut self, version: Version) {
         self.version = Some(version);
+        self.head.forget();
     }
 
     /// Whether part of a frame has arrived, or of an EOL.
@@ -209,13 +210,38 @@ impl<B: BodyBuffer> Decoder<B> {
         self.head.clear();
         self.carry.clear();
         let head = *input;
-        while let Some(length) = find(b'\n', &head[self.head.line_start..]) {
-            let lf = self.head.line_start + length;
-            if self.take_line(head, lf)? {
-                *input = &head[lf + 1..];
-                return Ok(Some(&head[..=lf]));
+        loop {
+            if self.head.take_repeated(head) {
+                break;
+            }
+            let rest = &head[self.head.line_start..];
+            let Some(found) = find3(b'\n', b'\r', b'\\', rest) else {
+                return self.carry_head(input);
+            };
+            // Nothing before the LF that would have to be looked at again.
+            let plain = rest[found] == b'\n';
+            let length = if plain {
+                Some(0)
+            } else {
+                find(b'\n', &rest[found..])
+            };
+            let Some(length) = length else {
+                return self.carry_head(input);
+            };
+            let lf = self.head.line_start + found + length;
+            if self.take_line(head, lf, plain)? {
+                break;
             }
         }
+        let (head, rest) = head.split_at(self.head.line_start);
+        self.head.keep(head);
+        *input = rest;
+        Ok(Some(head))
+    }
+
+    /// Keeps what has arrived of a head that is not complete.
+    fn carry_head<'i>(&mut self, input: &mut &'i [u8]) -> Result<Option<&'i [u8]>, ParseError> {
+        let head = *input;
         self.check_unfinished(&head[self.head.line_start..])?;
         self.carry.extend_from_slice(head);
         self.phase = Phase::Head;
@@ -239,9 +265,12 @@ impl<B: BodyBuffer> Decoder<B> {
         while let Some(length) = find(b'\n', input) {
             carry.extend_from_slice(&input[..=length]);
             *input = &input[length + 1..];
-            match self.take_line(&carry, carry.len() - 1) {
+            match self.take_line(&carry, carry.len() - 1, false) {
                 Ok(false) => {}
-                ended => return (carry, ended),
+                ended => {
+                    self.head.keep(&carry);
+                    return (carry, ended);
+                }
             }
         }
         carry.extend_from_slice(input);
@@ -251,10 +280,10 @@ impl<B: BodyBuffer> Decoder<B> {
     }
 
     #[inline]
-    fn take_line(&mut self, head: &[u8], lf: usize) -> Result<bool, ParseError> {
+    fn take_line(&mut self, head: &[u8], lf: usize, plain: bool) -> Result<bool, ParseError> {
         let start = self.head.line_start;
         self.head
-            .take_line(head, lf, self.version, &self.options)
+            .take_line(head, lf, plain, self.version, &self.options)
             .map_err(|fault| self.fault(fault, start, &head[start..lf]))
     }
 
@@ -276,7 +305,7 @@ impl<B: BodyBuffer> Decoder<B> {
         head: HeadAt<'i>,
         input: &mut &'i [u8],
     ) -> Result<Option<(HeadAt<'i>, Body<'i, B>)>, ParseError> {
-        let length = self.head.content_length;
+        let length = self.head.content_length();
         let end = match length {
             Some(length) => usize::try_from(length)
                 .ok()

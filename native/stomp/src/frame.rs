@@ -1,7 +1,7 @@
 //! A decoded frame, borrowed from the input and the decoder.
 
 use crate::escape::{Escapes, unescape};
-use crate::head::Line;
+use crate::head::{Line, Same};
 use crate::{Command, UndefinedEscapes};
 use std::borrow::Cow;
 
@@ -49,6 +49,7 @@ impl<'a, B> Frame<'a, B> {
             bytes: &head[line.start..line.end],
             colon: line.colon,
             escapes: if line.escaped { escapes } else { Escapes::Raw },
+            same: line.same,
         })
     }
 
@@ -67,27 +68,19 @@ pub struct Header<'a> {
     bytes: &'a [u8],
     colon: usize,
     escapes: Escapes,
+    same: Same,
 }
 
 impl<'a> Header<'a> {
-    /// The line as it arrived, without its EOL.
-    pub fn line(&self) -> &'a [u8] {
-        self.bytes
-    }
-
-    /// The escapes that this line really uses; equal lines with equal escapes are equal headers.
-    pub fn escapes(&self) -> Escapes {
-        self.escapes
-    }
-
-    /// The name as it arrived, still escaped.
-    pub fn raw_name(&self) -> &'a [u8] {
-        &self.bytes[..self.colon]
+    /// What it has in common with the header at the same place of the frame that the decoder gave
+    /// before: what was made of that one may be used again.
+    pub fn same(&self) -> Same {
+        self.same
     }
 
     /// The name, unescaped.
     pub fn name(&self) -> Cow<'a, [u8]> {
-        decode(self.raw_name(), self.escapes)
+        decode(&self.bytes[..self.colon], self.escapes)
     }
 
     /// The value, unescaped.

@@ -2,11 +2,29 @@
 //!
 //! Lines are given to [`Head`] whole, wherever they were put together, so each rule is checked
 //! once and at the same place of the stream however the bytes were cut.
+//!
+//! Feeds repeat most of their header lines from frame to frame. A line that is, octet for octet,
+//! the one at the same place of the head before has been checked, and is not looked into again.
 
 use crate::escape::{Escapes, unescape};
-use crate::scan::{find, find2};
+use crate::scan::{find, find2, starts_with};
 use crate::version::allows_crlf;
 use crate::{Command, Options, Rule, Version};
+
+/// A head larger than this is not kept for comparison: what a peer sends must not grow a
+/// connection's memory for good.
+const KEPT_HEAD_MAX: usize = 4096;
+
+/// What a header line has in common with the one at the same place of the frame before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Same {
+    /// Nothing that is known of.
+    Nothing,
+    /// The name.
+    Name,
+    /// All of it.
+    Line,
+}
 
 /// Where a header line lies in the head.
 #[derive(Clone, Copy, Debug)]
@@ -14,41 +32,132 @@ pub(crate) struct Line {
     pub start: usize,
     /// The end, without the EOL.
     pub end: usize,
+    /// The start of the line after it.
+    pub next: usize,
     /// The first colon, counted from `start`.
     pub colon: usize,
     /// Whether there is anything to unescape.
     pub escaped: bool,
+    pub same: Same,
 }
 
 /// A broken rule, and its distance from the start of the line.
 pub(crate) type Fault = (Rule, usize);
+
+/// A content-length, and the index of the header that it is from.
+type ContentLength = Option<(usize, u64)>;
 
 /// What is known of the head that is being read.
 #[derive(Debug, Default)]
 pub(crate) struct Head {
     pub command: Option<Command>,
     pub lines: Vec<Line>,
-    pub content_length: Option<u64>,
+    content_length: ContentLength,
     /// Where the line that is being read starts, from the start of the head.
     pub line_start: usize,
+    before: Before,
+}
+
+/// The head before, if it is fit for comparison.
+#[derive(Debug, Default)]
+struct Before {
+    /// Empty if not.
+    octets: Vec<u8>,
+    command: Option<Command>,
+    lines: Vec<Line>,
+    content_length: ContentLength,
+}
+
+impl Before {
+    /// The line at `index`, and its octets with the EOL.
+    #[inline]
+    fn line(&self, index: usize) -> Option<(Line, &[u8])> {
+        let line = *self.lines.get(index)?;
+        Some((line, self.octets.get(line.start..line.next)?))
+    }
 }
 
 impl Head {
     /// Ready for the next frame. Keeps what memory it has: most frames look like the one before.
     pub fn clear(&mut self) {
-        self.command = None;
+        std::mem::swap(&mut self.lines, &mut self.before.lines);
         self.lines.clear();
-        self.content_length = None;
+        self.before.command = self.command.take();
+        self.before.content_length = self.content_length.take();
         self.line_start = 0;
     }
 
+    /// Keeps a complete head for comparison with the next one.
+    pub fn keep(&mut self, head: &[u8]) {
+        self.before.octets.clear();
+        if head.len() <= KEPT_HEAD_MAX {
+            self.before.octets.extend_from_slice(head);
+        }
+    }
+
+    /// Compares with no head before: lines are read in another way from here on.
+    pub fn forget(&mut self) {
+        self.before.octets.clear();
+    }
+
+    pub fn content_length(&self) -> Option<u64> {
+        self.content_length.map(|(_, length)| length)
+    }
+
+    /// Takes the lines from `line_start` on that are the same as in the head before. True if the
+    /// head ends there.
+    #[inline]
+    pub fn take_repeated(&mut self, head: &[u8]) -> bool {
+        if self.command.is_none() && !self.take_repeated_command(head) {
+            return false;
+        }
+        while let Some((line, octets)) = self.before.line(self.lines.len()) {
+            let start = self.line_start;
+            if !starts_with(&head[start..], octets) {
+                break;
+            }
+            let index = self.lines.len();
+            match self.before.content_length {
+                Some((at, length)) if at == index && self.content_length.is_none() => {
+                    self.content_length = Some((at, length));
+                }
+                _ => {}
+            }
+            self.line_start = start + octets.len();
+            self.lines.push(Line {
+                start,
+                end: start + (line.end - line.start),
+                next: self.line_start,
+                same: Same::Line,
+                ..line
+            });
+        }
+        let ends = head.get(self.line_start) == Some(&b'\n');
+        self.line_start += usize::from(ends);
+        ends
+    }
+
+    /// With another command nothing is compared: what is escaped may differ.
+    fn take_repeated_command(&mut self, head: &[u8]) -> bool {
+        let length = self.before.lines.first().map_or(0, |line| line.start);
+        let line = self.before.octets.get(..length).unwrap_or_default();
+        if line.is_empty() || !starts_with(head, line) {
+            self.forget();
+            return false;
+        }
+        self.command = self.before.command;
+        self.line_start = length;
+        true
+    }
+
     /// Takes the line `head[self.line_start..lf]`. True when it is the blank one that ends the
-    /// head.
+    /// head. `plain` if it is known to have no CR and no backslash.
     #[inline]
     pub fn take_line(
         &mut self,
         head: &[u8],
         lf: usize,
+        plain: bool,
         version: Option<Version>,
         options: &Options,
     ) -> Result<bool, Fault> {
@@ -65,46 +174,59 @@ impl Head {
             }
             Some(_) if line.is_empty() => return Ok(true),
             Some(command) => {
-                let escapes = Escapes::of(command, version, options);
-                let line = self.header(line, start, escapes, allows_crlf(version), options)?;
-                self.lines.push(line);
+                let (colon, same) = self.colon(line, options)?;
+                let escaped = !plain && {
+                    let escapes = Escapes::of(command, version, options);
+                    check_specials(line, colon, escapes, allows_crlf(version))?
+                };
+                self.take_content_length(line, colon, options)?;
+                self.lines.push(Line {
+                    start,
+                    end: start + line.len(),
+                    next: lf + 1,
+                    colon,
+                    escaped,
+                    same,
+                });
             }
         }
         Ok(false)
     }
 
+    /// Where the colon of a header line is, which is within the limits.
     #[inline]
-    fn header(
-        &mut self,
-        line: &[u8],
-        start: usize,
-        escapes: Escapes,
-        crlf: bool,
-        options: &Options,
-    ) -> Result<Line, Fault> {
+    fn colon(&self, line: &[u8], options: &Options) -> Result<(usize, Same), Fault> {
         if line.len() > options.max_header_line {
             return Err((Rule::HeaderLineTooLong, options.max_header_line));
         }
         if self.lines.len() == options.max_headers {
             return Err((Rule::TooManyHeaders, 0));
         }
+        if let Some((known, octets)) = self.before.line(self.lines.len())
+            && starts_with(line, &octets[..=known.colon])
+        {
+            return Ok((known.colon, Same::Name));
+        }
         let colon = find(b':', line).ok_or((Rule::HeaderWithoutColon, line.len()))?;
         if colon == 0 {
             return Err((Rule::EmptyHeaderName, 0));
         }
-        let escaped = match find2(b'\\', b'\r', line) {
-            None => false,
-            Some(special) => check_specials(line, special, colon, escapes, crlf)?,
-        };
+        Ok((colon, Same::Nothing))
+    }
+
+    /// The first one counts.
+    #[inline]
+    fn take_content_length(
+        &mut self,
+        line: &[u8],
+        colon: usize,
+        options: &Options,
+    ) -> Result<(), Fault> {
         if &line[..colon] == b"content-length" && self.content_length.is_none() {
-            self.content_length = Some(content_length(&line[colon + 1..], options.max_body)?);
+            let length = content_length(&line[colon + 1..], options.max_body)?;
+            self.content_length = Some((self.lines.len(), length));
         }
-        Ok(Line {
-            start,
-            end: start + line.len(),
-            colon,
-            escaped,
-        })
+        Ok(())
     }
 
     /// Checks a line whose end has not arrived yet, so that bytes which cannot become a line are
@@ -135,16 +257,11 @@ impl Head {
     }
 }
 
-/// Checks a line with a backslash or a CR in it, the first one at `special`. True when there is
-/// something to unescape.
-#[cold]
-fn check_specials(
-    line: &[u8],
-    special: usize,
-    colon: usize,
-    escapes: Escapes,
-    crlf: bool,
-) -> Result<bool, Fault> {
+/// Checks what a line has of CRs and backslashes. True when there is something to unescape.
+fn check_specials(line: &[u8], colon: usize, escapes: Escapes, crlf: bool) -> Result<bool, Fault> {
+    let Some(special) = find2(b'\\', b'\r', line) else {
+        return Ok(false);
+    };
     if crlf && let Some(cr) = find(b'\r', &line[special..]) {
         return Err((Rule::BareCarriageReturn, special + cr));
     }

@@ -31,6 +31,7 @@ pub use error::{ParseError, Rule};
 pub use escape::{Escapes, escape, unescape};
 pub use flow::Flow;
 pub use frame::{Body, Frame, Header};
+pub use head::Same;
 pub use options::{
     DEFAULT_MAX_BODY, DEFAULT_MAX_HEADER_LINE, DEFAULT_MAX_HEADERS, Options, UndefinedEscapes,
 };

@@ -13,6 +13,20 @@ pub(crate) fn find2(one: u8, other: u8, octets: &[u8]) -> Option<usize> {
     examined(memchr::memchr2(one, other, octets), octets)
 }
 
+/// Where any of three octets is first in `octets`.
+#[inline]
+pub(crate) fn find3(one: u8, two: u8, three: u8, octets: &[u8]) -> Option<usize> {
+    examined(memchr::memchr3(one, two, three, octets), octets)
+}
+
+/// Whether `octets` start with `prefix`.
+#[inline]
+pub(crate) fn starts_with(octets: &[u8], prefix: &[u8]) -> bool {
+    let same = octets.starts_with(prefix);
+    examined(same.then(|| prefix.len().saturating_sub(1)), prefix);
+    same
+}
+
 #[inline]
 fn examined(found: Option<usize>, octets: &[u8]) -> Option<usize> {
     #[cfg(test)]

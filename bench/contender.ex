@@ -1,0 +1,105 @@
+defmodule Bench.Contender do
+  @moduledoc "Who receives, and how much of it a second."
+
+  alias Barytherium.Connection
+  alias Barytherium.Network.Receiver
+
+  # What `gen_tcp` reads at once, for those that read through it: as much as the native loop does.
+  @socket_options [buffer: 256 * 1024]
+
+  @doc """
+  What `contender` receives from `port` in `time` milliseconds, after a while of warming up.
+
+  `%{rate: units a second, cpu: microseconds of this VM a unit}`; a unit is a frame, or an octet
+  for `:raw`.
+  """
+  def measure(contender, port, time, opts \\ []) do
+    {counter, stop} = start(contender, port, opts)
+    Process.sleep(div(time, 4))
+    {cpu, _since} = :erlang.statistics(:runtime)
+    before = {count(counter), System.monotonic_time(:microsecond)}
+    Process.sleep(time)
+    after_ = {count(counter), System.monotonic_time(:microsecond)}
+    {cpu_after, _since} = :erlang.statistics(:runtime)
+    stop.()
+    units = elem(after_, 0) - elem(before, 0)
+    seconds = (elem(after_, 1) - elem(before, 1)) / 1_000_000
+    %{rate: units / seconds, cpu: (cpu_after - cpu) * 1000 / max(units, 1)}
+  end
+
+  @doc "Starts `contender` on a new connection: what counts, and how to end it."
+  def start(contender, port, opts \\ []) do
+    counter = :counters.new(1, [])
+    parent = self()
+
+    {pid, monitor} =
+      spawn_monitor(fn ->
+        {:ok, socket} = Connection.connect({127, 0, 0, 1}, port, opts ++ options(contender))
+        send(parent, {self(), :connected})
+        run(contender, socket, counter)
+      end)
+
+    receive do
+      {^pid, :connected} -> :ok
+      {:DOWN, ^monitor, _type, _pid, reason} -> exit(reason)
+    end
+
+    stop = fn ->
+      Process.exit(pid, :kill)
+
+      receive do
+        {:DOWN, ^monitor, _type, _pid, _reason} -> :ok
+      end
+    end
+
+    {counter, stop}
+  end
+
+  def count(counter), do: :counters.get(counter, 1)
+
+  defp options(:ours), do: []
+  defp options(_other), do: @socket_options
+
+  defp run(:raw, socket, counter) do
+    {:ok, bytes} = Connection.recv(socket, 0, :infinity)
+    :counters.add(counter, 1, byte_size(bytes))
+    run(:raw, socket, counter)
+  end
+
+  # The process that is killed is the listener: the loop ends with it.
+  defp run(:elixir, socket, counter) do
+    listener = self()
+    loop = spawn_link(fn -> Bench.ElixirLoop.loop(socket, listener) end)
+    give(socket, loop)
+    listen(counter)
+  end
+
+  defp run(:ours, socket, counter) do
+    network = spawn_link(&answer_network/0)
+    {:ok, loop} = Receiver.start_link(socket, self(), network, self())
+    give(socket, loop)
+    listen(counter)
+  end
+
+  defp give(socket, pid) do
+    if Connection.tls?(socket),
+      do: :ssl.controlling_process(socket, pid),
+      else: :gen_tcp.controlling_process(socket, pid)
+  end
+
+  defp listen(counter) do
+    receive do
+      {:"$gen_cast", {:barytherium, :frames, {frames, _sender}}} ->
+        :counters.add(counter, 1, length(frames))
+        listen(counter)
+    end
+  end
+
+  defp answer_network do
+    receive do
+      {:"$gen_call", from, {:connected_frame, _frame}} ->
+        GenServer.reply(from, {0, 0})
+        answer_network()
+    end
+  end
+end

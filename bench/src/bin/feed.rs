@@ -1,0 +1,83 @@
+//! The other end of a benchmark, in a process of its own: `feed MODE FILE [MILLISECONDS]`.
+//!
+//! It listens on a free loopback port, which it prints, and greets each connection with a
+//! CONNECTED frame. Then, by the mode:
+//!
+//! * `flood`: sends the file again and again, as fast as it is taken;
+//! * `echo`: sends the file once for each read of something;
+//! * `beat`: sends an EOL every so many milliseconds.
+//!
+//! It ends when its standard input does.
+
+use std::io::{Read, Result, Write, stdin};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use std::{env, fs, process, thread};
+
+const CONNECTED: &[u8] = b"CONNECTED\nversion:1.2\nheart-beat:1000,0\n\n\0\n";
+
+/// Enough for a loop over `write`, and a thousand of them.
+const STACK: usize = 64 * 1024;
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = env::args().collect();
+    let (mode, file) = (arguments[1].as_str(), &arguments[2]);
+    let payload: Arc<[u8]> = fs::read(file)?.into();
+    let beat = arguments
+        .get(3)
+        .map_or(1000, |beat| beat.parse().expect("milliseconds"));
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    println!("{}", listener.local_addr()?.port());
+    thread::spawn(|| {
+        let _ = stdin().read_to_end(&mut Vec::new());
+        process::exit(0);
+    });
+    let beating = Arc::new(Mutex::new(Vec::new()));
+    if mode == "beat" {
+        let beating = Arc::clone(&beating);
+        thread::spawn(move || beat_all(&beating, Duration::from_millis(beat)));
+    }
+    for stream in listener.incoming() {
+        let mut stream = stream?;
+        stream.set_nodelay(true)?;
+        stream.write_all(CONNECTED)?;
+        let payload = Arc::clone(&payload);
+        match mode {
+            "flood" => spawn(move || flood(stream, &payload))?,
+            "echo" => spawn(move || echo(stream, &payload))?,
+            _ => beating.lock().expect("not poisoned").push(stream),
+        }
+    }
+    Ok(())
+}
+
+fn spawn(run: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
+    // That the other side closes is how every one of these ends.
+    thread::Builder::new()
+        .stack_size(STACK)
+        .spawn(|| drop(run()))?;
+    Ok(())
+}
+
+fn flood(mut stream: TcpStream, payload: &[u8]) -> Result<()> {
+    loop {
+        stream.write_all(payload)?;
+    }
+}
+
+fn echo(mut stream: TcpStream, payload: &[u8]) -> Result<()> {
+    let mut buffer = [0; 64];
+    while stream.read(&mut buffer)? > 0 {
+        stream.write_all(payload)?;
+    }
+    Ok(())
+}
+
+fn beat_all(streams: &Mutex<Vec<TcpStream>>, interval: Duration) {
+    loop {
+        thread::sleep(interval);
+        let mut streams = streams.lock().expect("not poisoned");
+        streams.retain_mut(|stream| stream.write_all(b"\n").is_ok());
+    }
+}

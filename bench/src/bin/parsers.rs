@@ -1,0 +1,105 @@
+//! Decoders alone: `parsers FILE [ROUNDS]`, FILE being frames.
+//!
+//! Each decodes the file once a round, in turn, and touches every header's value and the body.
+//! Prints a line for each round: bytes/s of ours, of `stomp-parser` and of `async-stomp`.
+
+use async_stomp::client::ClientCodec;
+use bytes::BytesMut;
+use std::hint::black_box;
+use std::time::Instant;
+use std::{env, fs};
+use stomp::{Decoder, Options, Version};
+use stomp_parser::server::ServerFrame;
+use tokio_util::codec::Decoder as _;
+
+/// What a read gives: the decoders get the file in such pieces, where they take pieces.
+const READ: usize = 256 * 1024;
+
+fn main() {
+    let arguments: Vec<String> = env::args().collect();
+    let input = fs::read(&arguments[1]).expect("a file of frames");
+    let rounds = arguments
+        .get(2)
+        .map_or(5, |rounds| rounds.parse().expect("a number"));
+    let expected = ours(&input);
+    let frames = split(&input);
+    assert_eq!(frames.len(), expected);
+    for _ in 0..rounds {
+        let rates = [
+            rate(&input, expected, || ours(&input)),
+            rate(&input, expected, || stomp_parser(&frames)),
+            rate(&input, expected, || async_stomp(&input)),
+        ];
+        println!("{} {} {}", rates[0], rates[1], rates[2]);
+    }
+}
+
+fn rate(input: &[u8], expected: usize, decode: impl Fn() -> usize) -> u64 {
+    let started = Instant::now();
+    assert_eq!(decode(), expected);
+    (input.len() as f64 / started.elapsed().as_secs_f64()) as u64
+}
+
+fn ours(input: &[u8]) -> usize {
+    let mut decoder: Decoder = Decoder::new(Some(Version::V1_2), Options::default());
+    let mut count = 0;
+    for mut piece in input.chunks(READ) {
+        while let Some(frame) = decoder.next(&mut piece).expect("good frames") {
+            for header in frame.headers() {
+                black_box((header.name(), header.value()));
+            }
+            black_box(frame.body.as_ref());
+            count += 1;
+        }
+    }
+    count
+}
+
+/// The frames, each with its NUL: `stomp-parser` has to be given them one by one. Finding them is
+/// not counted as its work.
+fn split(input: &[u8]) -> Vec<Vec<u8>> {
+    let mut decoder: Decoder = Decoder::new(Some(Version::V1_2), Options::default());
+    let (mut frames, mut rest) = (Vec::new(), input);
+    loop {
+        let before = rest;
+        if decoder.next(&mut rest).expect("good frames").is_none() {
+            return frames;
+        }
+        let frame = &before[..before.len() - rest.len()];
+        let start = frame.iter().position(|&octet| octet != b'\n').unwrap_or(0);
+        frames.push(frame[start..].to_vec());
+    }
+}
+
+fn stomp_parser(frames: &[Vec<u8>]) -> usize {
+    let mut count = 0;
+    for frame in frames {
+        match ServerFrame::try_from(frame.clone()).expect("a good frame") {
+            ServerFrame::Message(message) => {
+                black_box((
+                    message.message_id(),
+                    message.destination(),
+                    message.subscription(),
+                ));
+                black_box(message.body());
+                count += 1;
+            }
+            _ => panic!("not a MESSAGE"),
+        }
+    }
+    count
+}
+
+fn async_stomp(input: &[u8]) -> usize {
+    let (mut codec, mut buffer, mut count) = (ClientCodec::new(), BytesMut::new(), 0);
+    for piece in input.chunks(READ) {
+        buffer.extend_from_slice(piece);
+        while let Some(message) = codec.decode(&mut buffer).expect("a good frame") {
+            if matches!(message.content, async_stomp::FromServer::Message { .. }) {
+                black_box(&message);
+                count += 1;
+            }
+        }
+    }
+    count
+}

@@ -1,0 +1,36 @@
+"""The flooding feed with TLS: tls_feed.py FILE PEM."""
+import os
+import socket
+import ssl
+import sys
+import threading
+
+CONNECTED = b"CONNECTED\nversion:1.2\nheart-beat:1000,0\n\n\0\n"
+
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(sys.argv[2])
+with open(sys.argv[1], "rb") as file:
+    payload = file.read()
+
+listener = socket.create_server(("127.0.0.1", 0))
+print(listener.getsockname()[1], flush=True)
+
+
+def end_with_input():
+    sys.stdin.buffer.read()
+    os._exit(0)
+
+
+def flood(connection):
+    try:
+        with context.wrap_socket(connection, server_side=True) as stream:
+            stream.sendall(CONNECTED)
+            while True:
+                stream.sendall(payload)
+    except OSError:
+        pass
+
+
+threading.Thread(target=end_with_input, daemon=True).start()
+while True:
+    threading.Thread(target=flood, args=(listener.accept()[0],), daemon=True).start()

@@ -8,7 +8,12 @@ defmodule Bench.ElixirLoop do
 
   alias Barytherium.{Connection, Frame}
 
-  @commands %{"MESSAGE" => :message, "CONNECTED" => :connected, "RECEIPT" => :receipt, "ERROR" => :error}
+  @commands %{
+    "MESSAGE" => :message,
+    "CONNECTED" => :connected,
+    "RECEIPT" => :receipt,
+    "ERROR" => :error
+  }
 
   def loop(socket, listener), do: loop(socket, listener, "")
 

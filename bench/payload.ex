@@ -25,7 +25,8 @@ defmodule Bench.Payload do
     bytes <> "\n"
   end
 
-  defp without_length(bytes), do: String.replace(bytes, ~r/content-length:\d+\n/, "", global: false)
+  defp without_length(bytes),
+    do: String.replace(bytes, ~r/content-length:\d+\n/, "", global: false)
 
   # Nine in all, of which two differ from frame to frame; no two frames of a feed differ in more.
   defp headers(:plain, n) do

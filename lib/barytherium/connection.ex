@@ -8,6 +8,9 @@ defmodule Barytherium.Connection do
 
   alias Barytherium.Network.Options
 
+  # In milliseconds: enough for an alert to be written.
+  @longest_tls_close 1_000
+
   @type host :: :inet.hostname() | String.t() | :inet.socket_address()
   @type socket :: :gen_tcp.socket() | :ssl.sslsocket()
 
@@ -47,17 +50,39 @@ defmodule Barytherium.Connection do
   @doc "Closes the socket. Closing a closed one is fine."
   @spec close(socket()) :: :ok
   def close(socket) do
-    if tls?(socket), do: :ssl.close(socket), else: :gen_tcp.close(socket)
+    if tls?(socket), do: close_tls(fn -> :ssl.close(socket) end), else: :gen_tcp.close(socket)
     :ok
   end
 
   @doc false
-  # To be closed without waiting for what is still to be sent: a peer that does not read would
-  # hold up the close for minutes.
+  # Closes without waiting for what is still to be sent: a peer that does not read would hold that
+  # up for minutes.
   @spec abandon(socket()) :: :ok
   def abandon(socket) do
-    unless tls?(socket), do: :inet.setopts(socket, linger: {true, 0})
+    linger = [linger: {true, 0}]
+
+    if tls?(socket) do
+      close_tls(fn ->
+        :ssl.setopts(socket, linger)
+        :ssl.close(socket)
+      end)
+    else
+      :inet.setopts(socket, linger)
+      :gen_tcp.close(socket)
+    end
+
     :ok
+  end
+
+  # `:ssl.close/1` waits for what is still to be sent. It is not waited for longer than this.
+  defp close_tls(close) do
+    {_pid, monitor} = spawn_monitor(close)
+
+    receive do
+      {:DOWN, ^monitor, :process, _pid, _reason} -> :ok
+    after
+      @longest_tls_close -> Process.demonitor(monitor, [:flush])
+    end
   end
 
   @doc false

@@ -87,7 +87,7 @@ defmodule Barytherium.DefaultCallbackHandler do
   end
 
   def handle_cast({:barytherium, :frames, {frames, sender_pid}}, state) do
-    Enum.each(frames, &handle_frame(&1, sender_pid))
+    handle_frame(frames, sender_pid)
     {:noreply, state}
   end
 
@@ -96,8 +96,11 @@ defmodule Barytherium.DefaultCallbackHandler do
     {:stop, {:shutdown, reason}, state}
   end
 
-  @doc "Logs a frame, and acknowledges it if it asks for that."
-  @spec handle_frame(Frame.t(), pid()) :: :ok
+  @doc "Logs a frame, or each of several, and acknowledges it if it asks for that."
+  @spec handle_frame(Frame.t() | [Frame.t()], pid()) :: :ok
+  def handle_frame(frames, sender_pid) when is_list(frames),
+    do: Enum.each(frames, &handle_frame(&1, sender_pid))
+
   def handle_frame(%Frame{headers: headers} = frame, sender_pid) do
     Logger.info("Received #{inspect(frame)}")
 

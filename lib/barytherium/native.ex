@@ -36,6 +36,9 @@ defmodule Barytherium.Native do
           {:ok, connection()} | {:error, :emfile | :ebadf}
   def open(_descriptor, _pending, _version, _limits, _options, _stats), do: not_loaded()
 
+  @spec confirm(connection()) :: :ok
+  def confirm(_connection), do: not_loaded()
+
   @spec receive_slice(connection(), reference(), recipients()) :: step()
   def receive_slice(_connection, _reference, _recipients), do: not_loaded()
 

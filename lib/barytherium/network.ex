@@ -47,6 +47,10 @@ defmodule Barytherium.Network do
     GenServer.start_link(__MODULE__, init)
   end
 
+  # Milliseconds that a receiver may take to end when its socket has been closed: it may be in the
+  # middle of a slice, or of `:ssl.recv/3`.
+  @receiver_timeout 5_000
+
   @typedoc """
   What a connection has received so far:
 
@@ -74,7 +78,16 @@ defmodule Barytherium.Network do
   @impl true
   def init(%{callback_handler: callback_pid} = state) do
     Process.monitor(callback_pid)
-    state = Map.merge(state, %{socket: nil, sender_pid: nil, stats: Native.new_stats()})
+
+    state =
+      Map.merge(state, %{
+        socket: nil,
+        sender_pid: nil,
+        receiver_pid: nil,
+        reason: nil,
+        stats: Native.new_stats()
+      })
+
     {:ok, state, {:continue, :connect}}
   end
 
@@ -98,8 +111,9 @@ defmodule Barytherium.Network do
     {:ok, sender_pid} = Sender.start_link(self(), socket)
     # Before anything can be received.
     callback(state, {:connect, {:ok, sender_pid}})
-    {:ok, _pid} = Task.start_link(Receiver, :loop, [receiver_state(state, socket, sender_pid)])
-    %{state | socket: socket, sender_pid: sender_pid}
+    loop = receiver_state(state, socket, sender_pid)
+    {:ok, receiver_pid} = Task.start_link(Receiver, :loop, [loop])
+    %{state | socket: socket, sender_pid: sender_pid, receiver_pid: receiver_pid}
   end
 
   defp receiver_state(state, socket, sender_pid) do
@@ -126,17 +140,41 @@ defmodule Barytherium.Network do
     do: {:noreply, state, :hibernate}
 
   def handle_cast({:barytherium, :disconnect, reason}, state) do
+    reason = state.reason || reason
     callback(state, {:disconnect, reason})
     Telemetry.disconnect(state, reason, read_stats(state))
     # The receiver ends by the socket's end, if not for a reason of its own.
     Connection.close(state.socket)
     stop_sender(state.sender_pid)
-    {:noreply, %{state | socket: nil, sender_pid: nil}, :hibernate}
+    {:noreply, %{state | socket: nil, sender_pid: nil, receiver_pid: nil}, :hibernate}
+  end
+
+  # The peer may have sent more before it closed: the receiver reads that, and finds the end.
+  def handle_cast({:barytherium, :send_failed, reason}, state) when reason != :timeout,
+    do: {:noreply, state}
+
+  # The peer is there and does not read. The receiver ends with the socket, and reports that when
+  # it has delivered its last frame.
+  def handle_cast({:barytherium, :send_failed, reason}, %{socket: socket} = state) do
+    if socket do
+      Connection.abandon(socket)
+      Process.send_after(self(), :end_receiver, @receiver_timeout)
+    end
+
+    {:noreply, %{state | reason: reason}}
   end
 
   @impl true
   def handle_info({:DOWN, _monitor, :process, pid, _reason}, %{callback_handler: pid} = state),
     do: {:stop, :shutdown, state}
+
+  def handle_info(:end_receiver, %{receiver_pid: nil} = state), do: {:noreply, state, :hibernate}
+
+  def handle_info(:end_receiver, %{receiver_pid: receiver_pid} = state) do
+    Process.unlink(receiver_pid)
+    Process.exit(receiver_pid, :kill)
+    handle_cast({:barytherium, :disconnect, state.reason}, state)
+  end
 
   defp read_stats(%{stats: stats}) do
     {frames, octets, slices, waits, pauses, parse_time, idle} = Native.stats(stats)

@@ -167,11 +167,4 @@ defmodule Barytherium.NetworkTest do
       assert_raise ArgumentError, fn -> Sender.write(sender, [frame]) end
     end
   end
-
-  test "C13: a send that times out is a disconnect" do
-    {_network, sender, _peer} = connect("127.0.0.1", send_timeout: 100, send_buffer: 4096)
-    body = String.duplicate("x", 20_000_000)
-    Sender.write(sender, [%Frame{command: :send, body: body}])
-    assert_receive {:"$gen_cast", {:barytherium, :disconnect, :timeout}}, 5_000
-  end
 end

@@ -5,6 +5,9 @@ defmodule Barytherium.Network.HeartBeat do
 
   require Logger
 
+  # The longest time that a `receive` takes: 49 days. A server may say more.
+  @longest 0xFFFF_FFFF
+
   @type pair :: {non_neg_integer(), non_neg_integer()}
 
   @doc """
@@ -20,7 +23,7 @@ defmodule Barytherium.Network.HeartBeat do
 
   defp interval(0, _wanted), do: 0
   defp interval(_sent, 0), do: 0
-  defp interval(sent, wanted), do: max(sent, wanted)
+  defp interval(sent, wanted), do: sent |> max(wanted) |> min(@longest)
 
   defp parse(headers) do
     case List.keyfind(headers, "heart-beat", 0) do

@@ -37,6 +37,13 @@ defmodule Barytherium.Network.Parser do
   end
 
   @doc """
+  The descriptor is known to have been the socket's when it was duplicated. Until then the end of
+  the connection does not shut down what it is a duplicate of.
+  """
+  @spec confirm(t()) :: :ok
+  def confirm(parser), do: Native.confirm(parser.connection)
+
+  @doc """
   Reads from the descriptor. When the answer is to wait, a message
   `{:select, _, reference, :ready_input}` will tell that there is something to read.
   """

@@ -131,8 +131,14 @@ defmodule Barytherium.Network.Receiver do
     monitor = Socket.monitor(socket)
 
     try do
-      with {:ok, descriptor} <- Socket.descriptor(socket),
-           {:ok, parser} <- Parser.open(descriptor, Socket.leftover(socket), state) do
+      with {:ok, bytes} <- Socket.leftover(socket),
+           {:ok, descriptor} <- Socket.descriptor(socket),
+           {:ok, parser} <- Parser.open(descriptor, bytes, state) do
+        # Meanwhile it may have been closed, and its number given to another socket.
+        if Socket.descriptor(socket) == {:ok, descriptor},
+          do: Parser.confirm(parser),
+          else: Parser.disconnect(parser, :closed)
+
         run(parser, Map.put(state, :monitor, monitor))
       else
         {:error, reason} -> refuse(state, reason)
@@ -158,7 +164,7 @@ defmodule Barytherium.Network.Receiver do
 
   # There is no descriptor to read from: the socket was closed, or there are none left.
   defp refuse(state, reason) do
-    reason = if reason == :emfile, do: :emfile, else: :closed
+    reason = if reason in [:einval, :ebadf], do: :closed, else: reason
     GenServer.cast(state.network_pid, {:barytherium, :disconnect, reason})
     Connection.close(state.socket)
   end

@@ -10,6 +10,8 @@ defmodule Barytherium.Network.Sender do
   """
   use GenServer, restart: :temporary
 
+  require Logger
+
   alias Barytherium.{Connection, Frame}
   alias Barytherium.Network.HeartBeat
 
@@ -25,7 +27,9 @@ defmodule Barytherium.Network.Sender do
   Writes `frames`, in one send.
 
   Returns at once; a sender that is gone loses them, as a connection that ends does. Raises
-  `ArgumentError` for a frame that cannot be written, see `Barytherium.Frame.format/2`.
+  `ArgumentError` for a frame that cannot be written, see `Barytherium.Frame.format/2`. A frame
+  that only STOMP 1.2 could escape is, in an older version, logged and dropped, with those that
+  were to be written with it.
   """
   @spec write(pid(), [Frame.t()]) :: :ok
   def write(sender_pid, frames) do
@@ -41,14 +45,20 @@ defmodule Barytherium.Network.Sender do
 
   @impl true
   def init(state) do
-    state = Map.merge(state, %{version: nil, connect_headers: [], idle: :infinity})
-    {:ok, state}
+    # A link alone does not tell of a network that was stopped in the ordinary way.
+    Process.monitor(state.network_pid)
+    {:ok, Map.merge(state, %{version: nil, connect_headers: [], idle: :infinity})}
   end
 
   @impl true
   def handle_cast({:write, frames}, state) do
     state = remember_connect(frames, state)
     write_data(Enum.map(frames, &Frame.format(&1, state.version)), state)
+  rescue
+    # What `write/2` let pass, because 1.2 can escape it, and the negotiated version cannot.
+    error in ArgumentError ->
+      Logger.error("Barytherium dropped a write: " <> Exception.message(error))
+      {:noreply, state, state.idle}
   end
 
   @impl true
@@ -62,6 +72,9 @@ defmodule Barytherium.Network.Sender do
   @impl true
   def handle_info(:timeout, state), do: write_data(@beat, state)
 
+  def handle_info({:DOWN, _monitor, :process, _network, _reason}, state),
+    do: {:stop, :shutdown, state}
+
   defp write_data(_data, %{socket: nil} = state), do: {:noreply, state}
 
   defp write_data(data, state) do
@@ -74,8 +87,7 @@ defmodule Barytherium.Network.Sender do
   # What is written from now on is lost. The network ends this process when it has heard.
   defp disconnect(reason, state) do
     reason = if is_atom(reason), do: reason, else: :closed
-    Connection.abandon(state.socket)
-    GenServer.cast(state.network_pid, {:barytherium, :disconnect, reason})
+    GenServer.cast(state.network_pid, {:barytherium, :send_failed, reason})
     {:noreply, %{state | socket: nil, idle: :infinity}}
   end
 

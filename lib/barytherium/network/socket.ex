@@ -49,13 +49,16 @@ defmodule Barytherium.Network.Socket do
 
   def descriptor(socket), do: :inet.getfd(socket)
 
-  @doc "Bytes that have been read from the socket and are still with its driver."
-  @spec leftover(:gen_tcp.socket()) :: binary()
+  @doc """
+  Bytes that have been read from the socket and are still with its driver. To be asked for before
+  the descriptor: where there is an error instead, the driver closes it.
+  """
+  @spec leftover(:gen_tcp.socket()) :: {:ok, binary()} | {:error, atom()}
   def leftover(socket) do
     case :gen_tcp.recv(socket, 0, 0) do
-      {:ok, bytes} -> IO.iodata_to_binary(bytes)
-      # What the error is, the next read from the descriptor tells again.
-      {:error, _reason} -> ""
+      {:ok, bytes} -> {:ok, IO.iodata_to_binary(bytes)}
+      {:error, :timeout} -> {:ok, ""}
+      {:error, reason} -> {:error, reason}
     end
   end
 

@@ -91,6 +91,13 @@ impl Connection {
         LIVE.load(Ordering::Relaxed)
     }
 
+    /// The descriptor is that of the socket that was meant.
+    pub fn confirm(&self) {
+        if let Some(socket) = &self.socket {
+            socket.confirm();
+        }
+    }
+
     /// Reads from the socket: a slice.
     pub fn receive<'a>(&self, env: Env<'a>, reference: Reference, to: Recipients<'a>) -> Term<'a> {
         self.run(env, to, |state, delivery, buffer| {

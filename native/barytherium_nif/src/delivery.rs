@@ -144,9 +144,11 @@ impl<'a, 't> Delivery<'a, 't> {
         let message = (atoms::barytherium(), atoms::disconnect(), reason).encode(self.caller);
         let network = self.recipients.network;
         match network.decode::<LocalPid>() {
-            // A network that is gone does not care.
-            Ok(pid) => _ = self.caller.send(&pid, (atoms::gen_cast(), message)),
-            Err(_) => self.relay.push((network, message).encode(self.caller)),
+            // A network that is gone does not care. Frames that are still here go first.
+            Ok(pid) if self.relay.is_empty() => {
+                _ = self.caller.send(&pid, (atoms::gen_cast(), message))
+            }
+            _ => self.relay.push((network, message).encode(self.caller)),
         }
     }
 

@@ -37,6 +37,12 @@ fn open<'a>(
     Ok((rustler::types::atom::ok(), connection).encode(env))
 }
 
+#[rustler::nif]
+fn confirm(connection: ResourceArc<Connection>) -> Atom {
+    connection.confirm();
+    rustler::types::atom::ok()
+}
+
 #[rustler::nif(schedule = "DirtyIo")]
 fn receive_slice<'a>(
     env: Env<'a>,

@@ -70,6 +70,8 @@ unsafe extern "C" fn close_descriptor(
 pub struct Socket {
     descriptor: RawFd,
     polled: *mut c_void,
+    /// Whether it is known to be a duplicate of what was meant.
+    confirmed: AtomicBool,
     stopped: AtomicBool,
 }
 
@@ -93,8 +95,15 @@ impl Socket {
         Ok(Socket {
             descriptor,
             polled,
+            confirmed: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
         })
+    }
+
+    /// The descriptor was still its owner's after it had been duplicated. A number that was looked
+    /// up before may by then have been closed, and opened again as something else.
+    pub fn confirm(&self) {
+        self.confirmed.store(true, Ordering::Release);
     }
 
     /// Reads what is there, without waiting: first into `body`, as many octets as it is said to
@@ -175,7 +184,9 @@ impl Socket {
         // SAFETY: as in `notify`; this also runs the stop callback if nothing was ever selected.
         // The VM keeps the resource alive until that has happened, so our reference can go.
         unsafe {
-            libc::shutdown(self.descriptor, libc::SHUT_RDWR);
+            if self.confirmed.load(Ordering::Acquire) {
+                libc::shutdown(self.descriptor, libc::SHUT_RDWR);
+            }
             enif_select(
                 env.as_c_arg(),
                 self.descriptor,

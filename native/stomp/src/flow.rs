@@ -17,6 +17,8 @@ pub struct Flow {
     /// The octets of each message that may still be there, and of all of them.
     messages: VecDeque<usize>,
     octets: usize,
+    /// Messages of others that were in the queue when it was too long. They may stay there.
+    foreign: usize,
     paused: bool,
 }
 
@@ -27,6 +29,7 @@ impl Flow {
             high_water,
             messages: VecDeque::new(),
             octets: 0,
+            foreign: 0,
             paused: false,
         }
     }
@@ -45,7 +48,11 @@ impl Flow {
     /// There are `queued` messages in the queue: is that few enough to go on? Once it was too
     /// many it has to be half as many, so that a consumer that is behind gets more at a time.
     pub fn looked(&mut self, queued: usize) -> bool {
-        while self.messages.len() > queued {
+        self.foreign = match self.paused {
+            true => self.foreign.min(queued),
+            false => queued.saturating_sub(self.messages.len()),
+        };
+        while self.messages.len() > queued - self.foreign {
             self.octets -= self.messages.pop_front().unwrap_or(0);
         }
         self.paused = match self.paused {
@@ -97,10 +104,15 @@ mod tests {
     }
 
     #[test]
-    fn messages_of_others_are_not_held_against_the_connection_for_long() {
+    fn messages_of_others_that_stay_in_the_queue_do_not_stop_it() {
         let mut flow = Flow::new(64);
         flow.sent(1);
         assert!(flow.looked(10_000));
+
+        let mut flow = filled(64);
+        assert!(!flow.looked(64 + 100));
+        assert!(!flow.looked(33 + 100));
+        assert!(flow.looked(32 + 100));
     }
 
     #[test]

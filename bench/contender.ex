@@ -27,6 +27,44 @@ defmodule Bench.Contender do
     %{rate: units / seconds, cpu: (cpu_after - cpu) * 1000 / max(units, 1)}
   end
 
+  @doc "What each of `count` connections receives a second, all at once."
+  def measure_many(contender, port, count, time) do
+    started = for _connection <- 1..count, do: start(contender, port)
+    Process.sleep(div(time, 4))
+    before = for {counter, _stop} <- started, do: count(counter)
+    Process.sleep(time)
+    after_ = for {counter, _stop} <- started, do: count(counter)
+    for {_counter, stop} <- started, do: stop.()
+    for {from, to} <- Enum.zip(before, after_), do: (to - from) * 1000 / time
+  end
+
+  @doc "The microseconds of `count` round trips to an echoing feed, sorted."
+  def round_trips(contender, port, count) do
+    {:ok, socket} = Connection.connect({127, 0, 0, 1}, port)
+    loop = start_loop(contender, socket)
+    await_frame()
+    # The loop gets going.
+    for _trip <- 1..100, do: round_trip(socket)
+    trips = for _trip <- 1..count, do: round_trip(socket)
+    Process.unlink(loop)
+    Process.exit(loop, :kill)
+    Connection.close(socket)
+    Enum.sort(trips)
+  end
+
+  defp round_trip(socket) do
+    started = System.monotonic_time(:nanosecond)
+    Connection.send(socket, "\n")
+    await_frame()
+    (System.monotonic_time(:nanosecond) - started) / 1000
+  end
+
+  defp await_frame do
+    receive do
+      {:"$gen_cast", {:barytherium, :frames, {_frames, _sender}}} -> :ok
+    end
+  end
+
   @doc "Starts `contender` on a new connection: what counts, and how to end it."
   def start(contender, port, opts \\ []) do
     counter = :counters.new(1, [])
@@ -67,24 +105,28 @@ defmodule Bench.Contender do
   end
 
   # The process that is killed is the listener: the loop ends with it.
-  defp run(:elixir, socket, counter) do
+  defp run(contender, socket, counter) do
+    start_loop(contender, socket)
+    listen(counter)
+  end
+
+  defp start_loop(:elixir, socket) do
     listener = self()
     loop = spawn_link(fn -> Bench.ElixirLoop.loop(socket, listener) end)
     give(socket, loop)
-    listen(counter)
+    loop
   end
 
-  defp run(:ours, socket, counter) do
+  defp start_loop(:ours, socket) do
     network = spawn_link(&answer_network/0)
     {:ok, loop} = Receiver.start_link(socket, self(), network, self())
     give(socket, loop)
-    listen(counter)
+    loop
   end
 
   defp give(socket, pid) do
-    if Connection.tls?(socket),
-      do: :ssl.controlling_process(socket, pid),
-      else: :gen_tcp.controlling_process(socket, pid)
+    # Port sockets stay with who opened them, so that it can write as well.
+    if Connection.tls?(socket), do: :ssl.controlling_process(socket, pid)
   end
 
   defp listen(counter) do

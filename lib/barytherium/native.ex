@@ -45,6 +45,9 @@ defmodule Barytherium.Native do
   @spec feed(connection(), binary(), recipients()) :: step()
   def feed(_connection, _bytes, _recipients), do: not_loaded()
 
+  @spec feed_inline(connection(), binary(), recipients()) :: step()
+  def feed_inline(_connection, _bytes, _recipients), do: not_loaded()
+
   @spec disconnect(connection(), atom(), recipients()) :: step()
   def disconnect(_connection, _reason, _recipients), do: not_loaded()
 

@@ -8,7 +8,9 @@ defmodule Barytherium.Network.Options do
   @schema [
     secure: {:boolean, false, "Connect with TLS. All other options go to `:ssl.connect/3`."},
     send_timeout: {:timeout, 10_000, "Milliseconds that a write may take."},
-    buffer: {:size, nil, "Octets of the socket driver's own buffer. Default: the system's."},
+    buffer:
+      {:size, nil,
+       "Octets of the socket driver's own buffer. Default: the system's; with TLS 16 KiB."},
     receive_buffer: {:size, nil, "Octets of the kernel's receive buffer. Default: the system's."},
     send_buffer: {:size, nil, "Octets of the kernel's send buffer. Default: the system's."},
     first_frame_timeout:

@@ -7,6 +7,10 @@ defmodule Barytherium.Network.Parser do
   alias Barytherium.Native
   alias Barytherium.Network.{Options, Socket}
 
+  # A TLS record. Of the smallest frames that there are, it holds some 1,600, which take about
+  # half of the millisecond that a scheduler may be held for; another thread would cost more.
+  @inline_max 16 * 1024
+
   @enforce_keys [:connection, :recipients, :reference]
   defstruct [:connection, :recipients, :reference]
 
@@ -53,6 +57,10 @@ defmodule Barytherium.Network.Parser do
 
   @doc "Takes bytes that were read elsewhere; no bytes, to see whether time is up."
   @spec feed(t(), binary()) :: Native.step()
+  def feed(parser, bytes) when byte_size(bytes) in 1..@inline_max,
+    do: Native.feed_inline(parser.connection, bytes, parser.recipients)
+
+  # None are for what is pending, which may be many.
   def feed(parser, bytes), do: Native.feed(parser.connection, bytes, parser.recipients)
 
   @doc "Ends the connection for `reason`, unless it has ended."

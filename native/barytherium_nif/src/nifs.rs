@@ -63,6 +63,17 @@ fn feed<'a>(
     connection.feed(env, &bytes, to)
 }
 
+/// The same on the caller's scheduler, for so few bytes that it takes well under a millisecond.
+#[rustler::nif]
+fn feed_inline<'a>(
+    env: Env<'a>,
+    connection: ResourceArc<Connection>,
+    bytes: Binary,
+    to: Recipients<'a>,
+) -> Term<'a> {
+    connection.feed(env, &bytes, to)
+}
+
 #[rustler::nif]
 fn disconnect<'a>(
     env: Env<'a>,

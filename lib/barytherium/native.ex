@@ -42,6 +42,9 @@ defmodule Barytherium.Native do
   @spec receive_slice(connection(), reference(), recipients()) :: step()
   def receive_slice(_connection, _reference, _recipients), do: not_loaded()
 
+  @spec receive_inline(connection(), reference(), recipients()) :: step()
+  def receive_inline(_connection, _reference, _recipients), do: not_loaded()
+
   @spec feed(connection(), binary(), recipients()) :: step()
   def feed(_connection, _bytes, _recipients), do: not_loaded()
 

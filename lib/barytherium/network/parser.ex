@@ -55,6 +55,13 @@ defmodule Barytherium.Network.Parser do
   def receive_slice(parser),
     do: Native.receive_slice(parser.connection, parser.reference, parser.recipients)
 
+  @doc """
+  The same without a hop to another thread, if there is little to read; otherwise `:again`.
+  """
+  @spec receive_inline(t()) :: Native.step()
+  def receive_inline(parser),
+    do: Native.receive_inline(parser.connection, parser.reference, parser.recipients)
+
   @doc "Takes bytes that were read elsewhere; no bytes, to see whether time is up."
   @spec feed(t(), binary()) :: Native.step()
   def feed(parser, bytes) when byte_size(bytes) in 1..@inline_max,

@@ -250,7 +250,7 @@ defmodule Barytherium.Network.Receiver do
 
   defp wait(timeout, %{reference: reference} = parser, %{monitor: monitor, listener: listener}) do
     receive do
-      {:select, _socket, ^reference, :ready_input} -> Parser.receive_slice(parser)
+      {:select, _socket, ^reference, :ready_input} -> Parser.receive_inline(parser)
       {:DOWN, ^monitor, _type, _socket, _info} -> Parser.disconnect(parser, :closed)
       {:DOWN, ^listener, :process, _pid, _reason} -> Parser.disconnect(parser, :closed)
     after

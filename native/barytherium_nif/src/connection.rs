@@ -98,13 +98,22 @@ impl Connection {
         }
     }
 
-    /// Reads from the socket: a slice.
-    pub fn receive<'a>(&self, env: Env<'a>, reference: Reference, to: Recipients<'a>) -> Term<'a> {
+    /// Reads from the socket: a slice, or with `inline` once and little.
+    pub fn receive<'a>(
+        &self,
+        env: Env<'a>,
+        reference: Reference,
+        to: Recipients<'a>,
+        inline: bool,
+    ) -> Term<'a> {
         self.run(env, to, |state, delivery, buffer| {
             let Some(socket) = &self.socket else {
                 return state.wait(delivery);
             };
-            let read = state.receive(socket, delivery, buffer);
+            let read = match inline {
+                true => state.receive_inline(socket, delivery, buffer),
+                false => state.receive(socket, delivery, buffer),
+            };
             let step = read.unwrap_or_else(|error| state.end(delivery, self.reason(&error)));
             match step {
                 Step::Wait(_) if socket.notify(env, reference).is_err() => {

@@ -50,7 +50,18 @@ fn receive_slice<'a>(
     reference: Reference,
     to: Recipients<'a>,
 ) -> Term<'a> {
-    connection.receive(env, reference, to)
+    connection.receive(env, reference, to, false)
+}
+
+/// The same on the caller's scheduler, for what takes well under a millisecond.
+#[rustler::nif]
+fn receive_inline<'a>(
+    env: Env<'a>,
+    connection: ResourceArc<Connection>,
+    reference: Reference,
+    to: Recipients<'a>,
+) -> Term<'a> {
+    connection.receive(env, reference, to, true)
 }
 
 #[rustler::nif(schedule = "DirtyIo")]

@@ -20,6 +20,11 @@ const RECEIVE_BUFFER: usize = 256 * 1024;
 /// or two of small frames.
 const SLICE_OCTETS: usize = 1024 * 1024;
 
+/// How much is read on an ordinary scheduler, where a wait for another thread would cost more than
+/// the reading. Of the smallest frames that there are it holds some 1,600, which take about half
+/// of the millisecond that a scheduler may be held for.
+const INLINE_OCTETS: usize = 16 * 1024;
+
 /// How long a slice lasts before the same, however little it has read: a peer that sends as fast
 /// as single octets are read must not keep a thread either.
 const SLICE_TIME: Duration = Duration::from_millis(5);
@@ -111,6 +116,38 @@ impl State {
             time = now();
         }
         Ok(self.again(delivery))
+    }
+
+    /// Reads once and little, if that is all there is to do: for the frame or two of a connection
+    /// that is not busy. What takes longer is left to a slice.
+    pub fn receive_inline<'a>(
+        &mut self,
+        socket: &Socket,
+        delivery: &mut Delivery<'a, '_>,
+        buffer: &mut Vec<u8>,
+    ) -> io::Result<Step<'a>> {
+        if !self.pending.is_empty() || self.session.decoder().in_frame() {
+            return Ok(Step::Again);
+        }
+        buffer.resize(RECEIVE_BUFFER, 0);
+        match self.read(socket, &mut buffer[..INLINE_OCTETS]) {
+            Ok((0, _)) => Ok(self.end(delivery, atoms::closed())),
+            Ok((received, beyond)) => {
+                self.account(received);
+                let step = self.decode(&buffer[..beyond], delivery);
+                let dry = received < INLINE_OCTETS;
+                Ok(step.unwrap_or_else(|| {
+                    if dry {
+                        self.wait(delivery)
+                    } else {
+                        Step::Again
+                    }
+                }))
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => Ok(Step::Again),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(self.wait(delivery)),
+            Err(error) => Err(error),
+        }
     }
 
     /// `octets` were read.

@@ -126,7 +126,10 @@ defmodule Bench do
     rounds =
       for _round <- 1..options.rounds do
         one = Contender.measure(:ours, port, options.time)
-        rates = Contender.measure_many(:ours, port, count, min(max(options.time, 20 * count), 4_000))
+
+        rates =
+          Contender.measure_many(:ours, port, count, min(max(options.time, 20 * count), 4_000))
+
         total = Enum.sum(rates)
 
         [

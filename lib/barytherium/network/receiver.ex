@@ -154,7 +154,11 @@ defmodule Barytherium.Network.Receiver do
   end
 
   defp run(parser, %{socket: socket} = state) do
-    drive(:again, parser, state)
+    drive(
+      :again,
+      parser,
+      Map.take(state, [:socket, :listener_pid, :network_pid, :listener, :monitor])
+    )
   after
     # After an exception only; otherwise it is over, and this does nothing.
     Parser.disconnect(parser, :closed)
@@ -178,6 +182,8 @@ defmodule Barytherium.Network.Receiver do
     {_hb_send, hb_recv} = GenServer.call(state.network_pid, {:connected_frame, frame}, :infinity)
 
     Parser.agree(parser, hb_recv)
+    # Many connections are idle from here on, and would keep what it took to get here.
+    :erlang.garbage_collect()
     drive(:again, parser, state)
   end
 

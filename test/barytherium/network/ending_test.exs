@@ -38,6 +38,8 @@ defmodule Barytherium.Network.EndingTest do
     send(test, {:sender, sender})
     assert_receive :take, 10_000
     send(test, {:took, until_disconnect()})
+    # Its end would be the network's, and so the test's.
+    Process.sleep(:infinity)
   end
 
   test "what the peer sent before it closed is delivered, though heart-beats fail" do

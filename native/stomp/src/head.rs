@@ -118,9 +118,11 @@ impl Head {
             }
             let index = self.lines.len();
             match self.before.content_length {
-                Some((at, length)) if at == index && self.content_length.is_none() => {
-                    self.content_length = Some((at, length));
+                Some((at, length)) if at == index => {
+                    self.content_length.get_or_insert((at, length));
                 }
+                // A content-length that did not count in the head before would count here.
+                Some((at, _)) if at < index && self.content_length.is_none() => break,
                 _ => {}
             }
             self.line_start = start + octets.len();

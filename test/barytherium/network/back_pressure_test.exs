@@ -165,6 +165,6 @@ defmodule Barytherium.Network.BackPressureTest do
     octets = 2 * byte_size(@frame) + 1
     eventually(fn -> elem(Native.stats(connection.stats), 1) == octets end)
     assert {2, ^octets, slices, waits, 0, parse_time, idle} = Native.stats(connection.stats)
-    assert slices > 0 and waits > 0 and parse_time >= 0 and idle >= 0
+    assert slices > 0 and waits >= 0 and parse_time >= 0 and idle >= 0
   end
 end

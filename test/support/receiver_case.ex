@@ -74,16 +74,16 @@ defmodule Barytherium.ReceiverCase do
   @doc "Open descriptors of this VM."
   def descriptors, do: "/proc/self/fd" |> File.ls!() |> length()
 
-  @doc "Waits until `condition` holds, which nothing announces with a message."
+  @doc "Waits until `condition` is true, which nothing announces with a message."
   def eventually(condition, attempts \\ 200) do
-    cond do
-      condition.() ->
+    case {condition.(), attempts} do
+      {true, _attempts} ->
         :ok
 
-      attempts == 0 ->
-        flunk("the condition did not come to hold")
+      {other, 0} ->
+        flunk("the condition did not come to hold, it is #{inspect(other)}")
 
-      true ->
+      {_other, attempts} ->
         Process.sleep(10)
         eventually(condition, attempts - 1)
     end

@@ -55,8 +55,8 @@ pub enum Failure {
 pub enum Flushed {
     /// There were none.
     Nothing,
-    /// So many.
-    Sent(usize),
+    /// They are on their way.
+    Sent,
     /// There were some, and nobody is there to get them.
     NoListener,
 }
@@ -110,10 +110,14 @@ impl<'a, 't> Delivery<'a, 't> {
         frame.encode(self.caller)
     }
 
+    /// How many frames were pushed since the last flush.
+    pub fn pushed(&self) -> usize {
+        self.terms.len()
+    }
+
     /// Delivers the frames that were pushed, in one message.
     pub fn flush(&mut self) -> Flushed {
-        let frames = self.terms.len();
-        if frames == 0 {
+        if self.pushed() == 0 {
             return Flushed::Nothing;
         }
         let delivered = match (self.listener, self.message.take()) {
@@ -129,7 +133,7 @@ impl<'a, 't> Delivery<'a, 't> {
         };
         self.terms.begin();
         match delivered {
-            true => Flushed::Sent(frames),
+            true => Flushed::Sent,
             false => Flushed::NoListener,
         }
     }

@@ -228,8 +228,8 @@ impl State {
             match self.session.next(&mut input) {
                 Ok(Some(Event::Frame(frame))) => delivery.push(frame),
                 Ok(Some(Event::Connected(frame))) => {
-                    let frame = delivery.connected(frame);
                     self.stats.frames.add(1);
+                    let frame = delivery.connected(frame);
                     self.pending = input.to_vec();
                     return Some(Step::Connected(frame));
                 }
@@ -241,12 +241,11 @@ impl State {
 
     /// Delivers what was decoded. A step if the listener is gone, or may be behind.
     fn flush<'a>(&mut self, delivery: &mut Delivery<'a, '_>) -> Option<Step<'a>> {
-        match delivery.flush() {
+        match self.deliver(delivery) {
             Flushed::Nothing => None,
             // Nobody listens: there is no reason to go on.
             Flushed::NoListener => Some(self.end(delivery, atoms::closed())),
-            Flushed::Sent(frames) => {
-                self.stats.frames.add(frames);
+            Flushed::Sent => {
                 let octets = std::mem::take(&mut self.unsent);
                 let flow = self
                     .flow
@@ -258,10 +257,14 @@ impl State {
         }
     }
 
+    /// Counted first: who has got a frame finds it counted.
+    fn deliver(&self, delivery: &mut Delivery) -> Flushed {
+        self.stats.frames.add(delivery.pushed());
+        delivery.flush()
+    }
+
     fn refuse<'a>(&mut self, error: ParseError, delivery: &mut Delivery<'a, '_>) -> Step<'a> {
-        if let Flushed::Sent(frames) = delivery.flush() {
-            self.stats.frames.add(frames);
-        }
+        self.deliver(delivery);
         self.end(delivery, atoms::parse_error());
         Step::Stop(Some(Failure::Parse(error)))
     }

@@ -150,7 +150,7 @@ impl<B: BodyBuffer> Decoder<B> {
                 HeadAt::Carry => &self.carry,
                 HeadAt::Input(head) => head,
             },
-            lines: &self.head.lines,
+            lines: self.head.lines(),
             offset: self.head_offset,
             body,
         }

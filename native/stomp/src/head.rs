@@ -7,7 +7,7 @@
 //! the one at the same place of the head before has been checked, and is not looked into again.
 
 use crate::escape::{Escapes, unescape};
-use crate::scan::{find, find2, starts_with};
+use crate::scan::{common_prefix, find, find2};
 use crate::version::allows_crlf;
 use crate::{Command, Options, Rule, Version};
 
@@ -51,40 +51,36 @@ type ContentLength = Option<(usize, u64)>;
 #[derive(Debug, Default)]
 pub(crate) struct Head {
     pub command: Option<Command>,
-    pub lines: Vec<Line>,
+    /// The lines that have been taken; behind them those that the head before had there, each of
+    /// which is compared with the line that takes its place.
+    pub(super) lines: Vec<Line>,
+    taken: usize,
     content_length: ContentLength,
     /// Where the line that is being read starts, from the start of the head.
     pub line_start: usize,
+    /// How many of its octets are those of the line that it takes the place of.
+    alike: usize,
     before: Before,
 }
 
-/// The head before, if it is fit for comparison.
+/// The head before, but for its lines.
 #[derive(Debug, Default)]
 struct Before {
-    /// Empty if not.
+    /// Empty if it is not fit for comparison.
     octets: Vec<u8>,
     command: Option<Command>,
-    lines: Vec<Line>,
     content_length: ContentLength,
-}
-
-impl Before {
-    /// The line at `index`, and its octets with the EOL.
-    #[inline]
-    fn line(&self, index: usize) -> Option<(Line, &[u8])> {
-        let line = *self.lines.get(index)?;
-        Some((line, self.octets.get(line.start..line.next)?))
-    }
 }
 
 impl Head {
     /// Ready for the next frame. Keeps what memory it has: most frames look like the one before.
     pub fn clear(&mut self) {
-        std::mem::swap(&mut self.lines, &mut self.before.lines);
-        self.lines.clear();
+        self.lines.truncate(self.taken);
+        self.taken = 0;
         self.before.command = self.command.take();
         self.before.content_length = self.content_length.take();
         self.line_start = 0;
+        self.alike = 0;
     }
 
     /// Keeps a complete head for comparison with the next one.
@@ -100,6 +96,11 @@ impl Head {
         self.before.octets.clear();
     }
 
+    /// The header lines.
+    pub fn lines(&self) -> &[Line] {
+        &self.lines[..self.taken]
+    }
+
     pub fn content_length(&self) -> Option<u64> {
         self.content_length.map(|(_, length)| length)
     }
@@ -108,48 +109,62 @@ impl Head {
     /// head ends there.
     #[inline]
     pub fn take_repeated(&mut self, head: &[u8]) -> bool {
-        if self.command.is_none() && !self.take_repeated_command(head) {
-            return false;
-        }
-        while let Some((line, octets)) = self.before.line(self.lines.len()) {
-            let start = self.line_start;
-            if !starts_with(&head[start..], octets) {
-                break;
+        if let Some(&Line { start, .. }) = self.lines.get(self.taken)
+            && !self.lacks_length()
+        {
+            let from = if self.command.is_none() { 0 } else { start };
+            let before = self.before.octets.get(from..).unwrap_or_default();
+            let alike = from + common_prefix(before, &head[self.line_start..]);
+            if self.command.is_none() && !self.take_repeated_command(start, alike) {
+                return false;
             }
-            let index = self.lines.len();
-            match self.before.content_length {
-                Some((at, length)) if at == index => {
-                    self.content_length.get_or_insert((at, length));
-                }
-                // A content-length that did not count in the head before would count here.
-                Some((at, _)) if at < index && self.content_length.is_none() => break,
-                _ => {}
-            }
-            self.line_start = start + octets.len();
-            self.lines.push(Line {
-                start,
-                end: start + (line.end - line.start),
-                next: self.line_start,
-                same: Same::Line,
-                ..line
-            });
+            self.take_repeated_lines(start, alike);
         }
-        let ends = head.get(self.line_start) == Some(&b'\n');
+        let ends = self.command.is_some() && head.get(self.line_start) == Some(&b'\n');
         self.line_start += usize::from(ends);
         ends
     }
 
-    /// With another command nothing is compared: what is escaped may differ.
-    fn take_repeated_command(&mut self, head: &[u8]) -> bool {
-        let length = self.before.lines.first().map_or(0, |line| line.start);
-        let line = self.before.octets.get(..length).unwrap_or_default();
-        if line.is_empty() || !starts_with(head, line) {
+    /// Whether a content-length that did not count in the head before would count here.
+    fn lacks_length(&self) -> bool {
+        let before = self.before.content_length;
+        self.content_length.is_none() && before.is_some_and(|(at, _)| at < self.taken)
+    }
+
+    /// Takes the command line, which ends at `end`, if the heads are alike up to there. With
+    /// another command nothing is compared: what is escaped may differ.
+    fn take_repeated_command(&mut self, end: usize, alike: usize) -> bool {
+        if alike < end {
             self.forget();
             return false;
         }
         self.command = self.before.command;
-        self.line_start = length;
+        self.line_start = end;
         true
+    }
+
+    /// Takes the lines from `start` on, in the head before, that end before `alike`.
+    fn take_repeated_lines(&mut self, start: usize, alike: usize) {
+        let shift = self.line_start.wrapping_sub(start);
+        let mut end = start;
+        while let Some(line) = self.lines.get_mut(self.taken) {
+            if line.next > alike {
+                break;
+            }
+            end = line.next;
+            line.start = line.start.wrapping_add(shift);
+            line.end = line.end.wrapping_add(shift);
+            line.next = line.next.wrapping_add(shift);
+            line.same = Same::Line;
+            if let Some((at, length)) = self.before.content_length
+                && at == self.taken
+            {
+                self.content_length.get_or_insert((at, length));
+            }
+            self.taken += 1;
+        }
+        self.line_start = end.wrapping_add(shift);
+        self.alike = alike - end;
     }
 
     /// Takes the line `head[self.line_start..lf]`. True when it is the blank one that ends the
@@ -182,7 +197,7 @@ impl Head {
                     check_specials(line, colon, escapes, allows_crlf(version))?
                 };
                 self.take_content_length(line, colon, options)?;
-                self.lines.push(Line {
+                self.put(Line {
                     start,
                     end: start + line.len(),
                     next: lf + 1,
@@ -195,17 +210,26 @@ impl Head {
         Ok(false)
     }
 
+    fn put(&mut self, line: Line) {
+        match self.lines.get_mut(self.taken) {
+            Some(place) => *place = line,
+            None => self.lines.push(line),
+        }
+        self.taken += 1;
+        self.alike = 0;
+    }
+
     /// Where the colon of a header line is, which is within the limits.
     #[inline]
     fn colon(&self, line: &[u8], options: &Options) -> Result<(usize, Same), Fault> {
         if line.len() > options.max_header_line {
             return Err((Rule::HeaderLineTooLong, options.max_header_line));
         }
-        if self.lines.len() == options.max_headers {
+        if self.taken == options.max_headers {
             return Err((Rule::TooManyHeaders, 0));
         }
-        if let Some((known, octets)) = self.before.line(self.lines.len())
-            && starts_with(line, &octets[..=known.colon])
+        if let Some(known) = self.lines.get(self.taken)
+            && self.alike > known.colon
         {
             return Ok((known.colon, Same::Name));
         }
@@ -226,7 +250,7 @@ impl Head {
     ) -> Result<(), Fault> {
         if &line[..colon] == b"content-length" && self.content_length.is_none() {
             let length = content_length(&line[colon + 1..], options.max_body)?;
-            self.content_length = Some((self.lines.len(), length));
+            self.content_length = Some((self.taken, length));
         }
         Ok(())
     }

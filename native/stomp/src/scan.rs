@@ -19,12 +19,22 @@ pub(crate) fn find3(one: u8, two: u8, three: u8, octets: &[u8]) -> Option<usize>
     examined(memchr::memchr3(one, two, three, octets), octets)
 }
 
-/// Whether `octets` start with `prefix`.
+/// How many octets `one` and `other` have in common from their start on.
 #[inline]
-pub(crate) fn starts_with(octets: &[u8], prefix: &[u8]) -> bool {
-    let same = octets.starts_with(prefix);
-    examined(same.then(|| prefix.len().saturating_sub(1)), prefix);
-    same
+pub(crate) fn common_prefix(one: &[u8], other: &[u8]) -> usize {
+    let blocks = common_chunks::<32>(one, other);
+    let words = blocks + common_chunks::<8>(&one[blocks..], &other[blocks..]);
+    let octets = one[words..].iter().zip(&other[words..]);
+    let common = words + octets.take_while(|(one, other)| one == other).count();
+    examined(Some(common), one);
+    common
+}
+
+/// The same in whole chunks, which are compared at once.
+#[inline]
+fn common_chunks<const N: usize>(one: &[u8], other: &[u8]) -> usize {
+    let chunks = one.as_chunks::<N>().0.iter().zip(other.as_chunks::<N>().0);
+    N * chunks.take_while(|(one, other)| one == other).count()
 }
 
 #[inline]

@@ -19,6 +19,7 @@ use std::os::fd::RawFd;
 use std::ptr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// Index of `stop` in the callbacks of a resource type, plus one: how many members are set.
 const MEMBERS_UP_TO_STOP: c_int = 2;
@@ -53,6 +54,24 @@ pub fn register(env: Env) -> bool {
         )
     };
     !opened.is_null() && POLLED.set(ResourceType(opened)).is_ok()
+}
+
+#[cfg(target_os = "linux")]
+fn poll(polled: &mut libc::pollfd, time: Duration) -> c_int {
+    let time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: time.subsec_nanos().into(),
+    };
+    // SAFETY: one `pollfd`, a `timespec`, and no signal mask.
+    unsafe { libc::ppoll(polled, 1, &time, ptr::null()) }
+}
+
+/// Elsewhere a millisecond is the shortest wait.
+#[cfg(not(target_os = "linux"))]
+fn poll(polled: &mut libc::pollfd, time: Duration) -> c_int {
+    let millis = time.as_micros().div_ceil(1000) as c_int;
+    // SAFETY: one `pollfd`.
+    unsafe { libc::poll(polled, 1, millis) }
 }
 
 unsafe extern "C" fn close_descriptor(
@@ -147,6 +166,16 @@ impl Socket {
         // descriptor is open: it is closed only after `stop`, which excludes this call.
         let received = unsafe { libc::recvmsg(self.descriptor, &mut message, libc::MSG_DONTWAIT) };
         usize::try_from(received).map_err(|_| Error::last_os_error())
+    }
+
+    /// Waits until there is something to read, for `time` at most. Whether there is.
+    pub fn await_readable(&self, time: Duration) -> bool {
+        let mut polled = libc::pollfd {
+            fd: self.descriptor,
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        poll(&mut polled, time) > 0
     }
 
     /// Asks the VM for one `{:select, _, reference, :ready_input}` to the calling process, once

@@ -12,20 +12,45 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 use stomp::{Event, Flow, ParseError, Session};
 
-/// What a thread reads into. Large enough that a busy feed's system calls cost nothing beside
-/// its frames, small enough to stay in the second-level cache.
-const RECEIVE_BUFFER: usize = 256 * 1024;
+/// What a thread reads into. A read wakes the peer when it has made room, so fewer and larger ones
+/// leave more of the processor to both; much more than this would not stay in the second-level
+/// cache until it is decoded.
+const RECEIVE_BUFFER: usize = 512 * 1024;
 
-/// How much a slice reads before it lets other connections have the thread: a millisecond's worth
-/// or two of small frames.
-const SLICE_OCTETS: usize = 1024 * 1024;
+/// A body that lacks so much is likely to be followed by another of its kind, which is to be read
+/// into its own place as well: no more is read along with it than that one's head.
+const LARGE_BODY: usize = 64 * 1024;
+const BEYOND_LARGE_BODY: usize = 4 * 1024;
+
+/// Frames that are sent in one message, at most: with common headers 100 KiB of terms. Of much
+/// larger messages a few in the mailbox make the listener's garbage collections so long that the
+/// VM moves each of them to another thread.
+const MESSAGE_FRAMES: usize = 256;
+
+/// Octets that are enough for a message. Each message wakes the listener, and a body's octets are
+/// not on its heap.
+const MESSAGE_OCTETS: usize = 1024 * 1024;
+
+/// How much a slice does before it lets other connections have the thread: about a millisecond's
+/// worth. Counted in octets; a frame takes as long as reading so many more.
+const SLICE_WORK: usize = 4 * 1024 * 1024;
+const FRAME_WORK: usize = 4 * 1024;
+
+/// How long a slice waits for more where it is: what going to sleep and being woken takes. A peer
+/// that sends all the time, and is a little slower than the reading, then does not cost that at
+/// every turn.
+const LINGER: Duration = Duration::from_micros(100);
+
+/// How much has to have been done since the last time that there was nothing to do, so that who
+/// sends little cannot keep a thread by sending it often.
+const LINGER_WORK: usize = 128 * 1024;
 
 /// How much is read on an ordinary scheduler, where a wait for another thread would cost more than
 /// the reading. Of the smallest frames that there are it holds some 1,600, which take about half
 /// of the millisecond that a scheduler may be held for.
 const INLINE_OCTETS: usize = 16 * 1024;
 
-/// How long a slice lasts before the same, however little it has read: a peer that sends as fast
+/// How long a slice lasts before the same, however little it has done: a peer that sends as fast
 /// as single octets are read must not keep a thread either.
 const SLICE_TIME: Duration = Duration::from_millis(5);
 
@@ -33,6 +58,14 @@ const SLICE_TIME: Duration = Duration::from_millis(5);
 pub fn now() -> Duration {
     static START: LazyLock<Instant> = LazyLock::new(Instant::now);
     START.elapsed()
+}
+
+/// The first `size` octets of a thread's buffer, which has grown to what its thread reads at once.
+fn room(buffer: &mut Vec<u8>, size: usize) -> &mut [u8] {
+    if buffer.len() < size {
+        buffer.resize(size, 0);
+    }
+    &mut buffer[..size]
 }
 
 /// A connection's session, and what is on its way from the socket to the listener.
@@ -44,6 +77,9 @@ pub struct State {
     flow: Option<Flow>,
     /// Octets that were read since the last message.
     unsent: usize,
+    /// What has been done so far, and what of it the last time that there was nothing to do.
+    work: usize,
+    rested: usize,
     pub stats: ResourceArc<Stats>,
     pub ended: bool,
 }
@@ -62,6 +98,8 @@ impl State {
             session,
             unsent: pending.len(),
             pending,
+            work: 0,
+            rested: 0,
             flow: high_water_mark.map(Flow::new),
             stats,
             ended: false,
@@ -94,28 +132,40 @@ impl State {
         if let Some(step) = self.decode_pending(delivery) {
             return Ok(step);
         }
-        buffer.resize(RECEIVE_BUFFER, 0);
-        let (mut read, started) = (0, now());
-        let mut time = started;
-        while read < SLICE_OCTETS && time - started < SLICE_TIME {
+        let buffer = room(buffer, RECEIVE_BUFFER);
+        let (started, enough) = (now(), self.work + SLICE_WORK);
+        while self.work < enough && now() - started < SLICE_TIME {
             match self.read(socket, buffer) {
                 Ok((0, _)) => return Ok(self.end(delivery, atoms::closed())),
                 Ok((received, beyond)) => {
                     self.account(received);
-                    read += received;
                     if let Some(step) = self.decode(&buffer[..beyond], delivery) {
                         return Ok(step);
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    return Ok(self.wait(delivery));
+                    if let Some(step) = self.dry(socket, delivery) {
+                        return Ok(step);
+                    }
                 }
                 Err(error) => return Err(error),
             }
-            time = now();
         }
         Ok(self.again(delivery))
+    }
+
+    /// There is nothing to read at the moment. None if there is again.
+    fn dry<'a>(&mut self, socket: &Socket, delivery: &mut Delivery<'a, '_>) -> Option<Step<'a>> {
+        if let Some(step) = self.flush(delivery) {
+            return Some(step);
+        }
+        let busy = self.work - self.rested >= LINGER_WORK;
+        self.rested = self.work;
+        if busy && socket.await_readable(LINGER) {
+            return None;
+        }
+        Some(self.wait(delivery))
     }
 
     /// Reads once and little, if that is all there is to do: for the frame or two of a connection
@@ -129,19 +179,15 @@ impl State {
         if !self.pending.is_empty() || self.session.decoder().in_frame() {
             return Ok(Step::Again);
         }
-        buffer.resize(RECEIVE_BUFFER, 0);
-        match self.read(socket, &mut buffer[..INLINE_OCTETS]) {
+        match self.read(socket, room(buffer, INLINE_OCTETS)) {
             Ok((0, _)) => Ok(self.end(delivery, atoms::closed())),
             Ok((received, beyond)) => {
                 self.account(received);
                 let step = self.decode(&buffer[..beyond], delivery);
                 let dry = received < INLINE_OCTETS;
-                Ok(step.unwrap_or_else(|| {
-                    if dry {
-                        self.wait(delivery)
-                    } else {
-                        Step::Again
-                    }
+                Ok(step.unwrap_or_else(|| match dry {
+                    true => self.wait(delivery),
+                    false => self.again(delivery),
                 }))
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => Ok(Step::Again),
@@ -155,6 +201,7 @@ impl State {
         let now = now();
         self.session.touch(now);
         self.unsent += octets;
+        self.work += octets;
         self.stats.read(octets, now);
     }
 
@@ -162,13 +209,21 @@ impl State {
     /// all, and how many of them are in `buffer`.
     fn read(&mut self, socket: &Socket, buffer: &mut [u8]) -> io::Result<(usize, usize)> {
         let decoder = self.session.decoder();
-        let (filled, beyond) = socket.receive(decoder.wanting_body(), buffer)?;
+        let body = decoder.wanting_body();
+        let beyond = match &body {
+            Some((_, missing)) if *missing >= LARGE_BODY => BEYOND_LARGE_BODY.min(buffer.len()),
+            _ => buffer.len(),
+        };
+        let (filled, beyond) = socket.receive(body, &mut buffer[..beyond])?;
         decoder.filled(filled);
         Ok((filled + beyond, beyond))
     }
 
     /// There is nothing to read: is the peer dead, and if not, when would it be?
     pub fn wait<'a>(&mut self, delivery: &mut Delivery<'a, '_>) -> Step<'a> {
+        if let Some(step) = self.flush(delivery) {
+            return step;
+        }
         self.session.decoder().release_memory();
         self.stats.waits.add(1);
         let left = match self.left() {
@@ -183,6 +238,9 @@ impl State {
 
     /// There may be more to read. Endless heart-beats are no reply to a CONNECT.
     fn again<'a>(&mut self, delivery: &mut Delivery<'a, '_>) -> Step<'a> {
+        if let Some(step) = self.flush(delivery) {
+            return step;
+        }
         match self.left() {
             Some(Duration::ZERO) => self.end(delivery, atoms::timeout()),
             _ => Step::Again,
@@ -210,7 +268,8 @@ impl State {
         self.decode(&pending, delivery)
     }
 
-    /// Decodes and delivers `bytes`. A step if that is not simply to go on.
+    /// Decodes `bytes`, and delivers what is enough for a message. A step if that is not simply
+    /// to go on.
     fn decode<'a>(&mut self, bytes: &[u8], delivery: &mut Delivery<'a, '_>) -> Option<Step<'a>> {
         let started = now();
         let step = self.decode_all(bytes, delivery);
@@ -226,14 +285,24 @@ impl State {
         let mut input = bytes;
         loop {
             match self.session.next(&mut input) {
-                Ok(Some(Event::Frame(frame))) => delivery.push(frame),
+                Ok(Some(Event::Frame(frame))) => {
+                    delivery.push(frame);
+                    self.work += FRAME_WORK;
+                    if delivery.pushed() == MESSAGE_FRAMES
+                        && let Some(step) = self.flush(delivery)
+                    {
+                        self.pending = input.to_vec();
+                        return Some(step);
+                    }
+                }
                 Ok(Some(Event::Connected(frame))) => {
                     self.stats.frames.add(1);
                     let frame = delivery.connected(frame);
                     self.pending = input.to_vec();
                     return Some(Step::Connected(frame));
                 }
-                Ok(None) => return self.flush(delivery),
+                Ok(None) if self.unsent >= MESSAGE_OCTETS => return self.flush(delivery),
+                Ok(None) => return None,
                 Err(error) => return Some(self.refuse(error, delivery)),
             }
         }
@@ -264,13 +333,13 @@ impl State {
     }
 
     fn refuse<'a>(&mut self, error: ParseError, delivery: &mut Delivery<'a, '_>) -> Step<'a> {
-        self.deliver(delivery);
         self.end(delivery, atoms::parse_error());
         Step::Stop(Some(Failure::Parse(error)))
     }
 
-    /// Ends the connection: what came before has been delivered, this comes last.
+    /// Ends the connection: delivers what came before, and this last.
     pub fn end<'a>(&mut self, delivery: &mut Delivery<'a, '_>, reason: Atom) -> Step<'a> {
+        self.deliver(delivery);
         self.ended = true;
         delivery.disconnect(reason);
         Step::Stop(None)

@@ -4,8 +4,9 @@
 use crate::atoms;
 use rustler::sys::{
     ErlNifBinary, ErlNifEnv, ErlNifTerm, enif_alloc_binary, enif_alloc_env, enif_free_env,
-    enif_make_binary, enif_make_list_from_array, enif_make_map_from_arrays, enif_make_new_binary,
-    enif_make_tuple_from_array, enif_realloc_binary, enif_release_binary, enif_send,
+    enif_make_binary, enif_make_list_cell, enif_make_list_from_array, enif_make_map_from_arrays,
+    enif_make_new_binary, enif_make_tuple_from_array, enif_realloc_binary, enif_release_binary,
+    enif_send,
 };
 use rustler::{Env, LocalPid, Term};
 use std::mem::MaybeUninit;
@@ -153,15 +154,23 @@ fn binary(env: Env, bytes: &[u8]) -> ErlNifTerm {
     }
 }
 
+/// How many headers at a list's end have to be those of the frame before for the end to be shared:
+/// a cell that is made by itself takes twice as long as one of a whole list, and a shared one is
+/// memory that the listener's collector need not look after.
+const SHARED_END_MIN: usize = 3;
+
 /// Makes frames' terms in one environment. Feeds repeat most of their header lines from frame to
 /// frame: a line that is the same as at the same place of the frame before has that one's term,
-/// and so has a name alone.
+/// and so have a name alone and the end of a list.
 #[derive(Default)]
 pub struct FrameTerms {
     frames: Vec<ErlNifTerm>,
     /// The headers of the frame that was pushed last, and their names.
     pairs: Vec<ErlNifTerm>,
     names: Vec<ErlNifTerm>,
+    /// The list that starts at each header, and the empty one behind them; none if the last list
+    /// was made as a whole.
+    ends: Vec<ErlNifTerm>,
 }
 
 // SAFETY: terms are plain words; `begin` forgets those of another environment.
@@ -173,6 +182,7 @@ impl FrameTerms {
         self.frames.clear();
         self.pairs.clear();
         self.names.clear();
+        self.ends.clear();
     }
 
     /// How many frames there are since `begin`.
@@ -183,49 +193,58 @@ impl FrameTerms {
     /// Adds a frame. From one `begin` to the next, `env` must be the same, and the frames all
     /// those that one decoder gave, in order.
     pub fn push(&mut self, env: Env, frame: stomp::Frame<'_, BinaryBody>) {
-        let headers = frame.headers();
-        self.pairs.truncate(headers.len());
-        self.names.truncate(headers.len());
-        for (index, header) in headers.enumerate() {
-            self.header(env, index, header);
-        }
+        let headers = self.headers(env, frame.headers());
         let command = frame.command();
         let body = match frame.body {
             stomp::Body::Borrowed(bytes) => binary(env, bytes),
             stomp::Body::Owned(body) => body.into_term(env),
         };
-        let frame = self.frame(env, command, body);
-        self.frames.push(frame);
+        self.frames.push(map(env, command, headers, body));
     }
 
-    fn frame(&self, env: Env, command: Command, body: ErlNifTerm) -> ErlNifTerm {
-        let constants = CONSTANTS.get().expect("made when the library was loaded");
-        let headers = list(env, &self.pairs);
-        let values = [
-            constants.frame_module,
-            body,
-            constants.commands[command as usize],
-            headers,
-        ];
-        let mut map = MaybeUninit::uninit();
-        // SAFETY: as many keys as values, all terms of `env`, and the keys differ, so this
-        // cannot fail and `map` is written.
-        unsafe {
-            enif_make_map_from_arrays(
-                env.as_c_arg(),
-                constants.keys.as_ptr(),
-                values.as_ptr(),
-                values.len(),
-                map.as_mut_ptr(),
-            );
-            map.assume_init()
+    fn headers<'a>(
+        &mut self,
+        env: Env,
+        headers: impl ExactSizeIterator<Item = Header<'a>>,
+    ) -> ErlNifTerm {
+        let count = headers.len();
+        if count != self.pairs.len() {
+            self.ends.clear();
         }
+        self.pairs.truncate(count);
+        self.names.truncate(count);
+        let mut new = 0;
+        for (index, header) in headers.enumerate() {
+            if self.header(env, index, header) {
+                new = index + 1;
+            }
+        }
+        if count - new < SHARED_END_MIN {
+            self.ends.clear();
+            return list(env, &self.pairs);
+        }
+        self.linked(env, new)
     }
 
-    fn header(&mut self, env: Env, index: usize, header: Header) {
+    /// The headers' list, whose first `new` are others than in the list before.
+    fn linked(&mut self, env: Env, new: usize) -> ErlNifTerm {
+        let new = if self.ends.is_empty() {
+            self.ends.resize(self.pairs.len() + 1, list(env, &[]));
+            self.pairs.len()
+        } else {
+            new
+        };
+        for index in (0..new).rev() {
+            self.ends[index] = cell(env, self.pairs[index], self.ends[index + 1]);
+        }
+        self.ends[0]
+    }
+
+    /// Whether it is another than at the same place of the frame before.
+    fn header(&mut self, env: Env, index: usize, header: Header) -> bool {
         let known = index < self.pairs.len();
         let name = match header.same() {
-            Same::Line if known => return,
+            Same::Line if known => return false,
             Same::Name if known => self.names[index],
             _ => binary(env, &header.name()),
         };
@@ -236,8 +255,8 @@ impl FrameTerms {
             self.names.push(name);
             self.pairs.push(pair);
         }
+        true
     }
-
     /// The frame that was pushed last.
     pub fn last<'a>(&self, env: Env<'a>) -> Option<Term<'a>> {
         // SAFETY: `env` is the environment that the frame was made in.
@@ -251,6 +270,35 @@ impl FrameTerms {
         // SAFETY: the term was just made in `env`.
         unsafe { Term::new(env, list(env, &self.frames)) }
     }
+}
+
+/// A `Barytherium.Frame`.
+fn map(env: Env, command: Command, headers: ErlNifTerm, body: ErlNifTerm) -> ErlNifTerm {
+    let constants = CONSTANTS.get().expect("made when the library was loaded");
+    let values = [
+        constants.frame_module,
+        body,
+        constants.commands[command as usize],
+        headers,
+    ];
+    let mut map = MaybeUninit::uninit();
+    // SAFETY: as many keys as values, all terms of `env`, and the keys differ, so this cannot
+    // fail and `map` is written.
+    unsafe {
+        enif_make_map_from_arrays(
+            env.as_c_arg(),
+            constants.keys.as_ptr(),
+            values.as_ptr(),
+            values.len(),
+            map.as_mut_ptr(),
+        );
+        map.assume_init()
+    }
+}
+
+fn cell(env: Env, head: ErlNifTerm, tail: ErlNifTerm) -> ErlNifTerm {
+    // SAFETY: as in `list`.
+    unsafe { enif_make_list_cell(env.as_c_arg(), head, tail) }
 }
 
 fn list(env: Env, terms: &[ErlNifTerm]) -> ErlNifTerm {

@@ -9,6 +9,7 @@ use crate::terms::BinaryBody;
 use rustler::{Atom, ResourceArc};
 use std::io::{self, ErrorKind};
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use stomp::{Event, Flow, ParseError, Session};
 
@@ -35,6 +36,10 @@ const MESSAGE_OCTETS: usize = 1024 * 1024;
 /// worth. Counted in octets; a frame takes as long as reading so many more.
 const SLICE_WORK: usize = 4 * 1024 * 1024;
 const FRAME_WORK: usize = 4 * 1024;
+
+/// The more connections are busy, the less each of them does in its turn, down to what still takes
+/// many times longer than the turn's beginning and end.
+const SLICE_WORK_MIN: usize = 256 * 1024;
 
 /// How long a slice waits for more where it is: what going to sleep and being woken takes. A peer
 /// that sends all the time, and is a little slower than the reading, then does not cost that at
@@ -68,6 +73,29 @@ fn room(buffer: &mut Vec<u8>, size: usize) -> &mut [u8] {
     &mut buffer[..size]
 }
 
+static BUSY: AtomicUsize = AtomicUsize::new(0);
+
+/// There is one for each connection that had more to read when its slice ended.
+struct Busy;
+
+impl Busy {
+    fn new() -> Busy {
+        BUSY.fetch_add(1, Relaxed);
+        Busy
+    }
+
+    /// A slice's share of the work.
+    fn share() -> usize {
+        (SLICE_WORK / BUSY.load(Relaxed).max(1)).max(SLICE_WORK_MIN)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        BUSY.fetch_sub(1, Relaxed);
+    }
+}
+
 /// A connection's session, and what is on its way from the socket to the listener.
 pub struct State {
     pub session: Session<BinaryBody>,
@@ -80,6 +108,7 @@ pub struct State {
     /// What has been done so far, and what of it the last time that there was nothing to do.
     work: usize,
     rested: usize,
+    busy: Option<Busy>,
     pub stats: ResourceArc<Stats>,
     pub ended: bool,
 }
@@ -100,6 +129,7 @@ impl State {
             pending,
             work: 0,
             rested: 0,
+            busy: None,
             flow: high_water_mark.map(Flow::new),
             stats,
             ended: false,
@@ -117,6 +147,7 @@ impl State {
         if was_paused && resumed {
             self.session.touch(now());
         } else if !was_paused && !resumed {
+            self.busy = None;
             self.stats.pauses.add(1);
         }
         resumed
@@ -132,8 +163,10 @@ impl State {
         if let Some(step) = self.decode_pending(delivery) {
             return Ok(step);
         }
-        let buffer = room(buffer, RECEIVE_BUFFER);
-        let (started, enough) = (now(), self.work + SLICE_WORK);
+        let share = Busy::share();
+        // Of small frames a read holds several times its octets' work.
+        let buffer = room(buffer, RECEIVE_BUFFER.min(share / 4));
+        let (started, enough) = (now(), self.work + share);
         while self.work < enough && now() - started < SLICE_TIME {
             match self.read(socket, buffer) {
                 Ok((0, _)) => return Ok(self.end(delivery, atoms::closed())),
@@ -152,6 +185,7 @@ impl State {
                 Err(error) => return Err(error),
             }
         }
+        self.busy.get_or_insert_with(Busy::new);
         Ok(self.again(delivery))
     }
 
@@ -160,9 +194,10 @@ impl State {
         if let Some(step) = self.flush(delivery) {
             return Some(step);
         }
-        let busy = self.work - self.rested >= LINGER_WORK;
+        let lingers = self.work - self.rested >= LINGER_WORK;
         self.rested = self.work;
-        if busy && socket.await_readable(LINGER) {
+        self.busy = None;
+        if lingers && socket.await_readable(LINGER) {
             return None;
         }
         Some(self.wait(delivery))
@@ -340,6 +375,7 @@ impl State {
     /// Ends the connection: delivers what came before, and this last.
     pub fn end<'a>(&mut self, delivery: &mut Delivery<'a, '_>, reason: Atom) -> Step<'a> {
         self.deliver(delivery);
+        self.busy = None;
         self.ended = true;
         delivery.disconnect(reason);
         Step::Stop(None)

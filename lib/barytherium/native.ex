@@ -18,6 +18,7 @@ defmodule Barytherium.Native do
   @type failure :: {rule :: atom(), non_neg_integer(), binary(), String.t()}
   @type step ::
           :again
+          | :yield
           | {:wait, timeout()}
           | :full
           | {:connected_frame, Barytherium.Frame.t()}

@@ -175,6 +175,11 @@ defmodule Barytherium.Network.Receiver do
 
   defp drive(:again, parser, state), do: parser |> next(state) |> drive(parser, state)
 
+  defp drive(:yield, parser, state) do
+    :erlang.yield()
+    parser |> Parser.receive_inline() |> drive(parser, state)
+  end
+
   defp drive({:wait, timeout}, parser, state),
     do: timeout |> min_wait() |> wait(parser, state) |> drive(parser, state)
 

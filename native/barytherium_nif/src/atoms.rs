@@ -21,6 +21,7 @@ rustler::atoms! {
     ebadf,
     // What a slice answers.
     again,
+    r#yield = "yield",
     wait,
     full,
     connected_frame,

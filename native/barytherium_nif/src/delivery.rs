@@ -32,6 +32,8 @@ impl<'a> rustler::Decoder<'a> for Recipients<'a> {
 pub enum Step<'a> {
     /// Call again: there is more to do.
     Again,
+    /// Call again, inline, when others had their turn.
+    Yield,
     /// Call again when the socket is ready, or after so many milliseconds.
     Wait(Option<u64>),
     /// Look at the listener's mailbox.
@@ -178,6 +180,7 @@ fn frames_cast<'a>(env: Env<'a>, terms: &FrameTerms, sender: Term) -> Term<'a> {
 fn encode_step<'a>(env: Env<'a>, step: Step<'a>) -> Term<'a> {
     match step {
         Step::Again => atoms::again().encode(env),
+        Step::Yield => atoms::r#yield().encode(env),
         Step::Full => atoms::full().encode(env),
         Step::Wait(Some(millis)) => (atoms::wait(), millis).encode(env),
         Step::Wait(None) => (atoms::wait(), atoms::infinity()).encode(env),

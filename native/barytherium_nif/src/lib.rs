@@ -4,11 +4,13 @@
 //! * [`nifs`]: the functions that Elixir calls, one line each;
 //! * [`connection`]: a connection's resource, its slices and its life cycle;
 //! * [`state`]: what a slice reads, decodes and delivers;
+//! * [`busy`]: how much a slice does;
 //! * [`delivery`]: frames to messages, and who gets them;
 //! * [`socket`] and [`terms`]: all of the `unsafe` code.
 #![deny(unsafe_code)]
 
 mod atoms;
+mod busy;
 mod codec;
 mod connection;
 mod delivery;

@@ -112,7 +112,7 @@ defmodule Barytherium.Network do
     # Before anything can be received.
     callback(state, {:connect, {:ok, sender_pid}})
     loop = receiver_state(state, socket, sender_pid)
-    {:ok, receiver_pid} = Task.start_link(Receiver, :loop, [loop])
+    {:ok, receiver_pid} = Receiver.start_loop(loop)
     %{state | socket: socket, sender_pid: sender_pid, receiver_pid: receiver_pid}
   end
 

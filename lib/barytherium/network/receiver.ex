@@ -80,16 +80,28 @@ defmodule Barytherium.Network.Receiver do
   """
   @spec start_link(Connection.socket(), pid(), pid(), pid(), keyword()) :: {:ok, pid()}
   def start_link(socket, listener_pid, network_pid, sender_pid, opts \\ []) do
-    Task.start_link(__MODULE__, :loop, [
-      %{
-        socket: socket,
-        listener_pid: listener_pid,
-        network_pid: network_pid,
-        sender_pid: sender_pid,
-        hb_recv: nil,
-        options: opts
-      }
-    ])
+    start_loop(%{
+      socket: socket,
+      listener_pid: listener_pid,
+      network_pid: network_pid,
+      sender_pid: sender_pid,
+      hb_recv: nil,
+      options: opts
+    })
+  end
+
+  @doc false
+  # The same with all that `loop/1` takes.
+  @spec start_loop(state()) :: {:ok, pid()}
+  def start_loop(state), do: Task.start_link(__MODULE__, :loop_in_task, [state])
+
+  @doc false
+  @spec loop_in_task(state()) :: :ok
+  def loop_in_task(state) do
+    # What lives here is little and does not change. Collected by generations, as is the default,
+    # an idle connection's heap is three times as large after some heart-beats.
+    Process.flag(:fullsweep_after, 0)
+    loop(state)
   end
 
   @doc """
@@ -154,11 +166,14 @@ defmodule Barytherium.Network.Receiver do
   end
 
   defp run(parser, %{socket: socket} = state) do
-    drive(
-      :again,
-      parser,
-      Map.take(state, [:socket, :listener_pid, :network_pid, :listener, :monitor])
-    )
+    # Only what is needed from here on: an idle connection keeps it.
+    drive(:yield, parser, %{
+      socket: socket,
+      listener_pid: state.listener_pid,
+      network_pid: state.network_pid,
+      listener: state.listener,
+      monitor: state.monitor
+    })
   after
     # After an exception only; otherwise it is over, and this does nothing.
     Parser.disconnect(parser, :closed)
@@ -177,7 +192,7 @@ defmodule Barytherium.Network.Receiver do
 
   defp drive(:yield, parser, state) do
     :erlang.yield()
-    parser |> Parser.receive_inline() |> drive(parser, state)
+    parser |> receive_little(state) |> drive(parser, state)
   end
 
   defp drive({:wait, timeout}, parser, state),
@@ -189,7 +204,7 @@ defmodule Barytherium.Network.Receiver do
     Parser.agree(parser, hb_recv)
     # Many connections are idle from here on, and would keep what it took to get here.
     :erlang.garbage_collect()
-    drive(:again, parser, state)
+    drive(:yield, parser, state)
   end
 
   defp drive({:relay, casts, step}, parser, state) do
@@ -207,6 +222,9 @@ defmodule Barytherium.Network.Receiver do
       do: Parser.disconnect(parser, :closed),
       else: receive_more(parser, state)
   end
+
+  defp receive_little(parser, %{monitor: nil}), do: Parser.feed(parser, "")
+  defp receive_little(parser, _state), do: Parser.receive_inline(parser)
 
   defp receive_more(parser, %{monitor: nil}), do: Parser.feed(parser, "")
   defp receive_more(parser, _state), do: Parser.receive_slice(parser)

@@ -1,0 +1,90 @@
+# Run by script/scale: idle connections in one VM, kept alive by heart-beats, and what they cost.
+Code.require_file("feed.ex", __DIR__)
+
+defmodule Scale do
+  alias Barytherium.{Connection, Native}
+  alias Barytherium.Network.Receiver
+
+  def run(count) do
+    {:ok, _apps} = Application.ensure_all_started(:barytherium)
+    {_feed, port} = Bench.Feed.start(:beat, "", 1_000)
+    network = spawn_link(&answer/0)
+    listener = spawn_link(&listen/0)
+
+    # The sockets first: they cost what they cost with any loop.
+    sockets = for _n <- 1..count, do: connect(port)
+    before = measure()
+    loops = for socket <- sockets, do: start(socket, listener, network)
+    await(fn -> connected(listener) == count end)
+    # Long enough for each to have been read several times, and to be dead without heart-beats.
+    Process.sleep(5_000)
+    after_ = measure()
+
+    IO.inspect(
+      Enum.frequencies(for l <- loops, do: elem(Process.info(l, :memory), 1))
+      |> Enum.sort_by(&(-elem(&1, 1)))
+      |> Enum.take(6)
+    )
+
+    IO.inspect(Process.info(hd(loops), :garbage_collection_info))
+    alive = Enum.count(loops, &Process.alive?/1)
+    waiting = Enum.count(loops, &(Process.info(&1, :status) == {:status, :waiting}))
+    IO.puts("connections          #{count}, alive #{alive}, waiting in `receive` #{waiting}")
+    IO.puts("native side alive    #{Native.live_connections()}")
+    IO.puts("resident memory each #{per(before.resident, after_.resident, count)} octets")
+    IO.puts("of that, processes   #{per(before.processes, after_.processes, count)} octets")
+    {time, {:ok, _bytes}} = :timer.tc(fn -> File.read("mix.exs") end)
+    IO.puts("File.read/1          #{time} us")
+    true = alive == count and waiting > count * 0.99
+  end
+
+  defp connect(port) do
+    {:ok, socket} = Connection.connect({127, 0, 0, 1}, port)
+    socket
+  end
+
+  defp start(socket, listener, network) do
+    {:ok, loop} = Receiver.start_link(socket, listener, network, self())
+    loop
+  end
+
+  defp answer do
+    receive do
+      {:"$gen_call", from, {:connected_frame, _frame}} -> GenServer.reply(from, {0, 1_000})
+    end
+
+    answer()
+  end
+
+  defp listen(count \\ 0) do
+    receive do
+      {:"$gen_cast", {:barytherium, :frames, {frames, _sender}}} -> listen(count + length(frames))
+      {:count, from} -> send(from, {:count, count}) && listen(count)
+    end
+  end
+
+  defp connected(listener) do
+    send(listener, {:count, self()})
+
+    receive do
+      {:count, count} -> count
+    end
+  end
+
+  defp await(condition) do
+    unless condition.() do
+      Process.sleep(50)
+      await(condition)
+    end
+  end
+
+  defp measure do
+    :erlang.garbage_collect()
+    [_all, kib] = Regex.run(~r/VmRSS:\s+(\d+) kB/, File.read!("/proc/self/status"))
+    %{resident: String.to_integer(kib) * 1024, processes: :erlang.memory(:processes)}
+  end
+
+  defp per(before, after_, count), do: div(after_ - before, count)
+end
+
+Scale.run(System.argv() |> hd() |> String.to_integer())

@@ -33,6 +33,9 @@ defmodule Barytherium.ConformanceTest do
   end
 
   describe "over a socket" do
+    # Tens of thousands of reads, which take a minute on a machine that is busy.
+    @describetag timeout: 300_000
+
     # Slices are taken here and not by a receiver, so that it is known where the input was cut:
     # each piece has been read before the next one is sent.
     test "every case gives its frames and its error, cut at every point" do

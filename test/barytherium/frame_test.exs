@@ -40,6 +40,27 @@ defmodule Barytherium.FrameTest do
     assert format(connect) == "CONNECT\npasscode:a:\\\n\n\0"
   end
 
+  # Terms of headers, and of the ends of their lists, are shared with the frame before.
+  test "headers that repeat, in part and in other places, are those that were written" do
+    frames = for _n <- 1..5_000, do: %Frame{command: command(), headers: headers(), body: body()}
+    bytes = IO.iodata_to_binary(Enum.map(frames, &Frame.format/1))
+    {:ok, parsed, _state} = Frame.parse_all(bytes)
+    assert Enum.map(parsed, &without_length/1) == frames
+  end
+
+  defp command, do: Enum.random([:message, :message, :message, :error])
+
+  defp headers do
+    for n <- 1..Enum.random([0, 4, 8, 8, 8])//1 do
+      {"name#{Enum.random([n, n, n, n, 9])}", Enum.random(["a", "a", "a", "a", "b", "c:\\"])}
+    end
+  end
+
+  defp body, do: String.duplicate("x", Enum.random([0, 1, 64, 65]))
+
+  defp without_length(%Frame{body: ""} = frame), do: frame
+  defp without_length(frame), do: %{frame | headers: Enum.drop(frame.headers, -1)}
+
   test "a frame in pieces, at every place" do
     bytes = "MESSAGE\r\nk:a\\cb\ncontent-length:3\n\na\0b\0\nRECEIPT\n\n\0"
 

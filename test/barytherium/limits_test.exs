@@ -71,6 +71,22 @@ defmodule Barytherium.LimitsTest do
     end
   end
 
+  # The one way known to make the native code panic, which must end that connection and no more.
+  test "no room for a body is a panic, and the end of its connection alone" do
+    beams = Path.join(Mix.Project.app_path(), "ebin")
+
+    {output, status} =
+      System.cmd("elixir", ["-pa", beams, "test/fixtures/out_of_memory.exs"],
+        stderr_to_stdout: true
+      )
+
+    assert status == 0, output
+    assert output =~ "ended a connection because its native code panicked"
+    assert output =~ "out of memory for a body of 100000000 octets"
+    assert output =~ "some are refused: true\nnot all are: true\nthe others close: true\n"
+    assert output =~ "still here\nleft: 0\n"
+  end
+
   describe "resident memory stays bounded under" do
     test "an endless line" do
       assert_refused("a header line longer than the limit", "MESSAGE\n", :binary.copy("x", @mib))

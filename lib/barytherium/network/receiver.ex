@@ -303,7 +303,7 @@ defmodule Barytherium.Network.Receiver do
   defp log(nil), do: :ok
 
   defp log(:panic) do
-    Logger.error("Barytherium ended a connection because of a bug in its native code")
+    Logger.error("Barytherium ended a connection because its native code panicked")
   end
 
   defp log(failure) do

@@ -98,6 +98,34 @@ defmodule Barytherium.Network.BackPressureTest do
     assert queued(connection.listener) in 7..8
   end
 
+  test "what was read when reading stops comes first, and in order" do
+    test = self()
+
+    listener =
+      spawn_link(fn ->
+        receive do: (:take -> :ok)
+        take(3_000, [], test)
+      end)
+
+    connection = start(listener, high_water_mark: 1)
+    # In one read, and too many for one message.
+    Peer.send(connection.peer, for(n <- 1..3_000, do: "MESSAGE\nn:#{n}\n\n\0"))
+    await_pause(connection)
+    send(listener, :take)
+    assert_receive {:taken, numbers}
+    assert numbers == Enum.map(1..3_000, &to_string/1)
+  end
+
+  defp take(0, taken, test), do: send(test, {:taken, Enum.reverse(taken)})
+
+  defp take(count, taken, test) do
+    receive do
+      {:"$gen_cast", {:barytherium, :frames, {frames, _sender}}} ->
+        numbers = for %Frame{headers: [{"n", n}]} <- frames, do: n
+        take(count - length(frames), Enum.reverse(numbers, taken), test)
+    end
+  end
+
   test "without a mark the mailbox grows" do
     connection = slow_listener() |> start(high_water_mark: :infinity) |> flood()
     monitor = connection.monitor

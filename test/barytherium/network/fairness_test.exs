@@ -1,0 +1,57 @@
+defmodule Barytherium.Network.FairnessTest do
+  use Barytherium.ReceiverCase, async: false
+
+  # More than there are dirty I/O threads.
+  @floods 2 * :erlang.system_info(:dirty_io_schedulers)
+  @frames :binary.copy("MESSAGE\ndestination:/topic/a\n\n0123456789\0", 2_000)
+
+  # Takes all it gets, and says how many frames that were when asked.
+  defp count(frames \\ 0) do
+    receive do
+      {:"$gen_cast", {:barytherium, :frames, {more, _sender}}} -> count(frames + length(more))
+      {:report, from} -> send(from, {:frames, frames}) && count(frames)
+    end
+  end
+
+  defp flood do
+    {socket, peer} = Peer.pair()
+    listener = spawn_link(&count/0)
+    {:ok, _receiver} = Receiver.start_link(socket, listener, self(), self())
+    Peer.send(peer, connected_bytes())
+    reply_heart_beats(0)
+    spawn_link(fn -> pump(peer) end)
+    listener
+  end
+
+  defp pump(peer), do: Connection.send(peer, @frames) == :ok && pump(peer)
+
+  defp frames(listener) do
+    send(listener, {:report, self()})
+    assert_receive {:frames, frames}, 10_000
+    frames
+  end
+
+  # Long enough, for each of them to have gone on.
+  defp await_more(listeners) do
+    before = Enum.map(listeners, &frames/1)
+
+    eventually(fn ->
+      listeners |> Enum.zip(before) |> Enum.all?(fn {one, n} -> frames(one) > n + 10_000 end)
+    end)
+  end
+
+  test "connections that flood hold up neither each other, nor a quiet one, nor the VM's files" do
+    {_receiver, peer, _socket} = start_connected()
+    floods = for _n <- 1..@floods, do: flood()
+    await_more(floods)
+
+    for n <- 1..20 do
+      Peer.send(peer, "MESSAGE\nn:#{n}\n\n\0")
+      assert_receive {:"$gen_cast", {:barytherium, :frames, {[frame], _sender}}}, 10_000
+      assert frame.headers == [{"n", "#{n}"}]
+      assert {:ok, _bytes} = File.read("mix.exs")
+    end
+
+    await_more(floods)
+  end
+end

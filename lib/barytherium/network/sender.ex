@@ -26,7 +26,9 @@ defmodule Barytherium.Network.Sender do
   @doc """
   Writes `frames`, in one send.
 
-  Returns at once; a sender that is gone loses them, as a connection that ends does. Raises
+  Returns at once. Between CONNECT and CONNECTED nothing else is written: what is given here waits
+  until the version is known by which its headers are escaped. A sender that is gone
+  loses them, as a connection that ends does. Raises
   `ArgumentError` for a frame that cannot be written, see `Barytherium.Frame.format/2`. A frame
   that only STOMP 1.2 could escape is, in an older version, logged and dropped, with those that
   were to be written with it.
@@ -47,39 +49,63 @@ defmodule Barytherium.Network.Sender do
   def init(state) do
     # A link alone does not tell of a network that was stopped in the ordinary way.
     Process.monitor(state.network_pid)
-    {:ok, Map.merge(state, %{version: nil, connect_headers: [], idle: :infinity})}
+    {:ok, Map.merge(state, %{version: nil, connect_headers: [], held: nil, idle: :infinity})}
   end
 
   @impl true
   def handle_cast({:write, frames}, state) do
-    state = remember_connect(frames, state)
-    write_data(Enum.map(frames, &Frame.format(&1, state.version)), state)
-  rescue
-    # What `write/2` let pass, because 1.2 can escape it, and the negotiated version cannot.
-    error in ArgumentError ->
-      Logger.error("Barytherium dropped a write: " <> Exception.message(error))
-      {:noreply, state, state.idle}
+    case {state.held, connect_headers(frames)} do
+      {nil, nil} -> frames |> write_frames(state) |> noreply()
+      {held, nil} -> noreply(%{state | held: [frames | held]})
+      {_held, headers} -> frames |> write_frames(connecting(headers, state)) |> noreply()
+    end
   end
 
   @impl true
   def handle_call({:connected, %Frame{headers: headers}}, _from, state) do
     {hb_send, _hb_recv} = agreed = HeartBeat.agree(state.connect_headers, headers)
-    state = %{state | version: version(headers), idle: idle(hb_send)}
-    {:reply, agreed, state, state.idle}
+    held = Enum.reverse(state.held || [])
+    state = %{state | version: version(headers), held: nil, idle: idle(hb_send)}
+    {:reply, agreed, state, {:continue, {:write, held}}}
   end
+
+  @impl true
+  def handle_continue({:write, held}, state),
+    do: held |> Enum.reduce(state, &write_frames/2) |> noreply()
 
   # Nothing was written for so long.
   @impl true
-  def handle_info(:timeout, state), do: write_data(@beat, state)
+  def handle_info(:timeout, state), do: @beat |> write_data(state) |> noreply()
 
   def handle_info({:DOWN, _monitor, :process, _network, _reason}, state),
     do: {:stop, :shutdown, state}
 
-  defp write_data(_data, %{socket: nil} = state), do: {:noreply, state}
+  defp noreply(state), do: {:noreply, state, state.idle}
+
+  defp connect_headers(frames),
+    do: Enum.find_value(frames, &if(&1.command in [:connect, :stomp], do: &1.headers))
+
+  # What is written before the version is known waits for it: how headers are escaped depends on
+  # it, and the callback process may have seen CONNECTED sooner than this one.
+  defp connecting(headers, %{version: nil} = state),
+    do: %{state | connect_headers: headers, held: state.held || []}
+
+  defp connecting(_headers, state), do: state
+
+  defp write_frames(frames, state) do
+    frames |> Enum.map(&Frame.format(&1, state.version)) |> write_data(state)
+  rescue
+    # What `write/2` let pass, because 1.2 can escape it, and the negotiated version cannot.
+    error in ArgumentError ->
+      Logger.error("Barytherium dropped a write: " <> Exception.message(error))
+      state
+  end
+
+  defp write_data(_data, %{socket: nil} = state), do: state
 
   defp write_data(data, state) do
     case Connection.send(state.socket, data) do
-      :ok -> {:noreply, state, state.idle}
+      :ok -> state
       {:error, reason} -> disconnect(reason, state)
     end
   end
@@ -88,14 +114,7 @@ defmodule Barytherium.Network.Sender do
   defp disconnect(reason, state) do
     reason = if is_atom(reason), do: reason, else: :closed
     GenServer.cast(state.network_pid, {:barytherium, :send_failed, reason})
-    {:noreply, %{state | socket: nil, idle: :infinity}}
-  end
-
-  defp remember_connect(frames, state) do
-    case Enum.find(frames, &(&1.command in [:connect, :stomp])) do
-      nil -> state
-      %Frame{headers: headers} -> %{state | connect_headers: headers}
-    end
+    %{state | socket: nil, idle: :infinity}
   end
 
   defp version(headers) do

@@ -64,7 +64,9 @@ defmodule Bench do
           "of raw recv": ours.rate * size / raw.rate,
           "x Elixir": ours.rate / elixir.rate,
           "CPU us": ours.cpu,
-          "CPU us, Elixir": elixir.cpu
+          "CPU us, Elixir": elixir.cpu,
+          allocations: ours.allocations,
+          "allocations, Elixir": elixir.allocations
         ]
       end
 

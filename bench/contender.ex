@@ -10,21 +10,37 @@ defmodule Bench.Contender do
   @doc """
   What `contender` receives from `port` in `time` milliseconds, after a while of warming up.
 
-  `%{rate: units a second, cpu: microseconds of this VM a unit}`; a unit is a frame, or an octet
-  for `:raw`.
+  `%{rate: units a second, cpu: microseconds of this VM a unit, allocations: of this VM's
+  allocators, a unit}`; a unit is a frame, or an octet for `:raw`.
   """
   def measure(contender, port, time, opts \\ []) do
     {counter, stop} = start(contender, port, opts)
     Process.sleep(div(time, 4))
     {cpu, _since} = :erlang.statistics(:runtime)
+    allocations = allocations()
     before = {count(counter), System.monotonic_time(:microsecond)}
     Process.sleep(time)
     after_ = {count(counter), System.monotonic_time(:microsecond)}
     {cpu_after, _since} = :erlang.statistics(:runtime)
+    allocations = allocations() - allocations
     stop.()
     units = elem(after_, 0) - elem(before, 0)
     seconds = (elem(after_, 1) - elem(before, 1)) / 1_000_000
-    %{rate: units / seconds, cpu: (cpu_after - cpu) * 1000 / max(units, 1)}
+
+    %{
+      rate: units / seconds,
+      cpu: (cpu_after - cpu) * 1000 / max(units, 1),
+      allocations: allocations / max(units, 1)
+    }
+  end
+
+  # The native side's own are not among them; the decoder has none for a frame.
+  defp allocations do
+    for name <- :erlang.system_info(:alloc_util_allocators),
+        {:instance, _number, info} <- :erlang.system_info({:allocator, name}),
+        {^name, giga, count} <- info[:calls],
+        reduce: 0,
+        do: (sum -> sum + giga * 1_000_000_000 + count)
   end
 
   @doc "What each of `count` connections receives a second, all at once."

@@ -39,7 +39,8 @@ defmodule Bench do
       {"latency, idle VM", &latency(&1, 0)},
       {"latency, busy VM", &latency(&1, System.schedulers_online())},
       {"decoders, 256 B", &decoders(&1, Payload.new(256))},
-      {"Frame.parse_all, 256 B", &parse_all(&1, Payload.new(256))}
+      {"Frame.parse_all, 256 B", &parse_all(&1, Payload.new(256))},
+      {"no listener, 1.5 KB", &backlog(&1, Payload.new(1_500))}
     ]
 
     many =
@@ -139,6 +140,20 @@ defmodule Bench do
           "of one connection": total / one.rate,
           "slowest of fastest": Enum.min(rates) / Enum.max(rates)
         ]
+      end
+
+    Feed.stop(feed)
+    rounds
+  end
+
+  # A listener that takes nothing for a second, with the default high-water mark and without one.
+  defp backlog(options, {bytes, _frames}) do
+    {feed, port} = Feed.start(:flood, bytes)
+    mib = &(Contender.backlog(port, 1_000, &1) / 1_048_576)
+
+    rounds =
+      for _round <- 1..options.rounds do
+        [MiB: mib.([]), "MiB, no mark": mib.(high_water_mark: :infinity)]
       end
 
     Feed.stop(feed)

@@ -54,6 +54,22 @@ defmodule Bench.Contender do
     for {from, to} <- Enum.zip(before, after_), do: (to - from) * 1000 / time
   end
 
+  @doc "Octets that this VM has grown by, `time` milliseconds after a listener stopped listening."
+  def backlog(port, time, opts) do
+    before = :erlang.memory(:total)
+    {:ok, socket} = Connection.connect({127, 0, 0, 1}, port)
+    listener = spawn_link(fn -> Process.sleep(:infinity) end)
+    network = spawn_link(&answer_network/0)
+    {:ok, _loop} = Receiver.start_link(socket, listener, network, self(), opts)
+    Process.sleep(time)
+    grown = :erlang.memory(:total) - before
+    for pid <- [listener, network], do: Process.unlink(pid) && Process.exit(pid, :kill)
+    # The loop ends with the listener, and the memory goes a little later.
+    Connection.close(socket)
+    Process.sleep(div(time, 2))
+    grown
+  end
+
   @doc "The microseconds of `count` round trips to an echoing feed, sorted."
   def round_trips(contender, port, count) do
     {:ok, socket} = Connection.connect({127, 0, 0, 1}, port)

@@ -57,7 +57,7 @@ defmodule Barytherium.Network do
     * `:frames` and `:octets` - what came, in all;
     * `:slices` - calls of the native loop, `:waits` - times that it found nothing to read;
     * `:pauses` - times that reading was stopped because the callback process was behind;
-    * `:parse_time` - microseconds spent on decoding, on making terms and on sending them;
+    * `:parse_time` - microseconds spent on decoding and on making terms;
     * `:last_activity` - when something came for the last time, in milliseconds of
       `System.monotonic_time/1`; `nil` if nothing has.
   """

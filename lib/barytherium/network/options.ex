@@ -22,8 +22,8 @@ defmodule Barytherium.Network.Options do
     high_water_mark:
       {:mark, 64,
        "Messages in the callback process's mailbox at which no more is read from the socket, " <>
-         "until half of them are left. Each holds at most 256 KiB of frames or one larger " <>
-         "frame; 32 MiB of them are too many in any case. `:infinity` never stops reading."},
+         "until half of them are left. Each holds at most 256 frames, and some 1 MiB of them " <>
+         "or a larger one; 32 MiB are too many in any case. `:infinity` never stops reading."},
     max_header_line:
       {:size, 65_536, "Octets of a header line, beyond which the peer is a `:parse_error`."},
     max_headers: {:size, 1_000, "Header lines of a frame, likewise."},

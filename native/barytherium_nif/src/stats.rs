@@ -46,7 +46,7 @@ impl Stats {
         self.last_read.store(now.as_nanos() as u64, Relaxed);
     }
 
-    /// Decoding, making terms and sending took so long.
+    /// Decoding and making terms took so long.
     pub fn parsed(&self, time: Duration) {
         self.parse_nanos.add(time.as_nanos() as usize);
     }

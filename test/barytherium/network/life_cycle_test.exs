@@ -106,6 +106,7 @@ defmodule Barytherium.Network.LifeCycleTest do
     assert_back_at(counts)
   end
 
+  @tag :memory
   test "20,000 connections, one after the other, leave nothing" do
     listener = Peer.listen(:tcp)
     port = Peer.port(listener)

@@ -16,6 +16,9 @@ defmodule Barytherium.Frame do
   alias Barytherium.{Native, ParseError}
   alias Barytherium.Network.Options
 
+  # A head of this size is encoded in some 0.1 ms. A larger one is not on an ordinary scheduler.
+  @large_head 128 * 1024
+
   @enforce_keys [:command]
   defstruct command: nil, headers: [], body: ""
 
@@ -120,9 +123,21 @@ defmodule Barytherium.Frame do
   @spec format(t(), version()) :: iodata()
   def format(%__MODULE__{} = frame, version \\ "1.2") do
     # The message names no headers: one of them may be a passcode.
-    case Native.encode_head(frame.command, frame.headers, byte_size(frame.body), version) do
+    case encode_head(frame, version) do
       {:ok, head} -> [head, frame.body, 0]
       {:error, reason} -> raise ArgumentError, "cannot write this #{frame.command}: #{reason}"
     end
   end
+
+  defp encode_head(%__MODULE__{command: command, headers: headers, body: body}, version) do
+    if octets(headers) > @large_head,
+      do: Native.encode_large_head(command, headers, byte_size(body), version),
+      else: Native.encode_head(command, headers, byte_size(body), version)
+  end
+
+  defp octets(headers),
+    do:
+      Enum.reduce(headers, 0, fn {name, value}, sum ->
+        sum + byte_size(name) + byte_size(value)
+      end)
 end

@@ -78,6 +78,10 @@ defmodule Barytherium.Native do
           {:ok, binary()} | {:error, :empty_header_name | :unescapable}
   def encode_head(_command, _headers, _body_length, _version), do: not_loaded()
 
+  @spec encode_large_head(atom(), [{binary(), binary()}], non_neg_integer(), nil | String.t()) ::
+          {:ok, binary()} | {:error, :empty_header_name | :unescapable}
+  def encode_large_head(_command, _headers, _body_length, _version), do: not_loaded()
+
   @spec escape(binary()) :: binary()
   def escape(_text), do: not_loaded()
 

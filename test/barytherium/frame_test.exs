@@ -31,6 +31,16 @@ defmodule Barytherium.FrameTest do
     assert format(given) == "SEND\ncontent-length:3\n\na\0b\0"
   end
 
+  test "headers of any size are written" do
+    value = String.duplicate(":", 1_000_000)
+    frame = %Frame{command: :send, headers: [{"k", value}]}
+    bytes = format(frame)
+    assert byte_size(bytes) == byte_size("SEND\nk:\n\n\0") + 2_000_000
+    state = Frame.parse_state(max_header_line: 3_000_000)
+    assert {:ok, [^frame], _state} = Frame.parse_all(bytes, state)
+    assert_raise ArgumentError, fn -> format(%{frame | headers: [{"k", value}, {"", ""}]}) end
+  end
+
   test "headers are escaped by version" do
     frame = %Frame{command: :send, headers: [{"k:", "a\\\n\r"}]}
     assert format(frame) == "SEND\nk\\c:a\\\\\\n\\r\n\n\0"

@@ -144,23 +144,45 @@ fn encode_head<'a>(
     body_length: usize,
     version: Option<&str>,
 ) -> NifResult<Result<Term<'a>, Atom>> {
+    encode(env, command, &headers, body_length, version)
+}
+
+/// The same for headers so large that it takes a millisecond or more.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn encode_large_head<'a>(
+    env: Env<'a>,
+    command: Atom,
+    headers: Vec<(Binary, Binary)>,
+    body_length: usize,
+    version: Option<&str>,
+) -> NifResult<Result<Term<'a>, Atom>> {
+    encode(env, command, &headers, body_length, version)
+}
+
+fn encode<'a>(
+    env: Env<'a>,
+    command: Atom,
+    headers: &[(Binary, Binary)],
+    body_length: usize,
+    version: Option<&str>,
+) -> NifResult<Result<Term<'a>, Atom>> {
     let command = atoms::to_command(command).ok_or(Error::BadArg)?;
     let version = parse_version(version)?;
     Ok(codec::encode_head(
         env,
         command,
-        &headers,
+        headers,
         body_length,
         version,
     ))
 }
 
-#[rustler::nif]
+#[rustler::nif(schedule = "DirtyCpu")]
 fn escape<'a>(env: Env<'a>, text: Binary) -> Term<'a> {
     codec::escape(env, &text)
 }
 
-#[rustler::nif]
+#[rustler::nif(schedule = "DirtyCpu")]
 fn unescape<'a>(env: Env<'a>, text: Binary) -> Term<'a> {
     codec::unescape(env, &text)
 }

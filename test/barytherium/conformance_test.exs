@@ -7,6 +7,9 @@ defmodule Barytherium.ConformanceTest do
   alias Barytherium.{Conformance, Native, ParseError}
   alias Barytherium.Network.{Options, Parser, Receiver, Socket}
 
+  # Tens of thousands of runs each, which take minutes on a machine that is busy with more.
+  @moduletag timeout: 600_000
+
   describe "Frame.parse_all/2" do
     test "gives the frames and the error of every case, cut at every point" do
       for case <- Conformance.decoding(),
@@ -33,9 +36,6 @@ defmodule Barytherium.ConformanceTest do
   end
 
   describe "over a socket" do
-    # Tens of thousands of reads, which take a minute on a machine that is busy.
-    @describetag timeout: 300_000
-
     # Slices are taken here and not by a receiver, so that it is known where the input was cut:
     # each piece has been read before the next one is sent.
     test "every case gives its frames and its error, cut at every point" do

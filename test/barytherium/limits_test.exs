@@ -83,8 +83,10 @@ defmodule Barytherium.LimitsTest do
     assert status == 0, output
     assert output =~ "ended a connection because its native code panicked"
     assert output =~ "out of memory for a body of 100000000 octets"
-    assert output =~ "some are refused: true\nnot all are: true\nthe others close: true\n"
-    assert output =~ "still here\nleft: 0\n"
+    assert output =~ "some are refused, and some are not: [:closed, :parse_error]"
+    assert output =~ "still here"
+    assert output =~ "and is closed"
+    assert output =~ "left: 0"
   end
 
   describe "resident memory stays bounded under" do

@@ -13,7 +13,7 @@ defmodule Soak do
   # Milliseconds for anything that has to happen, on a machine that is busy with all the rest.
   @patience 60_000
   # What the VM may have grown by: allocators keep some of what they once had.
-  @growth 64 * 1024 * 1024
+  @growth 128 * 1024 * 1024
   @connected "CONNECTED\nversion:1.2\nheart-beat:100,100\n\n\0"
 
   @kinds [
@@ -70,8 +70,14 @@ defmodule Soak do
       connections: Native.live_connections(),
       processes: length(Process.list()),
       ports: length(Port.list()),
-      memory: :erlang.memory(:total)
+      memory: resident()
     }
+  end
+
+  # All of it: what the native side allocates is no memory that the VM knows of.
+  defp resident do
+    [_all, kib] = Regex.run(~r/VmRSS:\s+(\d+) kB/, File.read!("/proc/self/status"))
+    String.to_integer(kib) * 1024
   end
 
   # What has ended may take a moment to be gone.
@@ -183,7 +189,7 @@ defmodule Soak do
         Process.exit(self(), :kill)
       end)
 
-    receive do: ({:DOWN, ^monitor, :process, ^callback, :killed} -> :ok)
+    receive do: ({:DOWN, ^monitor, :process, ^callback, reason} -> :killed = reason)
     receive do: ({:flood, flood} -> ended(flood))
   end
 

@@ -188,11 +188,12 @@ defmodule Barytherium.Network.Receiver do
     Connection.close(state.socket)
   end
 
-  defp drive(:again, parser, state), do: parser |> next(state) |> drive(parser, state)
+  defp drive(:again, parser, state),
+    do: (&receive_more/2) |> next(parser, state) |> drive(parser, state)
 
   defp drive(:yield, parser, state) do
     :erlang.yield()
-    parser |> receive_little(state) |> drive(parser, state)
+    (&receive_little/2) |> next(parser, state) |> drive(parser, state)
   end
 
   defp drive({:wait, timeout}, parser, state),
@@ -217,10 +218,8 @@ defmodule Barytherium.Network.Receiver do
   defp drive(:full, parser, state), do: parser |> resume(state) |> drive(parser, state)
 
   # There is more to do at once, unless the connection has been ended meanwhile.
-  defp next(parser, state) do
-    if ended?(state, 0),
-      do: Parser.disconnect(parser, :closed),
-      else: receive_more(parser, state)
+  defp next(read, parser, state) do
+    if ended?(state, 0), do: Parser.disconnect(parser, :closed), else: read.(parser, state)
   end
 
   defp receive_little(parser, %{monitor: nil}), do: Parser.feed(parser, "")
@@ -271,7 +270,7 @@ defmodule Barytherium.Network.Receiver do
   defp wait(timeout, parser, %{monitor: nil, socket: socket} = state) do
     case :ssl.recv(socket, 0, min(timeout, @longest_tls_wait)) do
       {:ok, bytes} -> Parser.feed(parser, IO.iodata_to_binary(bytes))
-      {:error, :timeout} -> next(parser, state)
+      {:error, :timeout} -> next(&receive_more/2, parser, state)
       {:error, reason} when is_atom(reason) -> Parser.disconnect(parser, reason)
       {:error, _alert} -> Parser.disconnect(parser, :closed)
     end

@@ -26,9 +26,9 @@ defmodule Barytherium.Network.Sender do
   @doc """
   Writes `frames`, in one send.
 
-  Returns at once. Between CONNECT and CONNECTED nothing else is written: what is given here waits
-  until the version is known by which its headers are escaped. A sender that is gone
-  loses them, as a connection that ends does. Raises
+  Returns at once. Between CONNECT and CONNECTED nothing is written: what is given here waits until
+  the version is known by which its headers are escaped, and after a refused login for ever. A
+  sender that is gone loses them, as a connection that ends does. Raises
   `ArgumentError` for a frame that cannot be written, see `Barytherium.Frame.format/2`. A frame
   that only STOMP 1.2 could escape is, in an older version, logged and dropped, with those that
   were to be written with it.
@@ -52,12 +52,21 @@ defmodule Barytherium.Network.Sender do
     {:ok, Map.merge(state, %{version: nil, connect_headers: [], held: nil, idle: :infinity})}
   end
 
+  # What is written after CONNECT and before the version is known waits for it: how headers are
+  # escaped depends on it, and the callback process may have seen CONNECTED sooner than this one.
   @impl true
   def handle_cast({:write, frames}, state) do
-    case {state.held, connect_headers(frames)} do
-      {nil, nil} -> frames |> write_frames(state) |> noreply()
-      {held, nil} -> noreply(%{state | held: [frames | held]})
-      {_held, headers} -> frames |> write_frames(connecting(headers, state)) |> noreply()
+    case {state, Enum.split_while(frames, &(&1.command not in [:connect, :stomp]))} do
+      {%{version: nil}, {before, [connect | rest]}} ->
+        state = write_frames(before ++ [connect], state)
+        held = if rest == [], do: [], else: [rest]
+        noreply(%{state | connect_headers: connect.headers, held: held ++ (state.held || [])})
+
+      {%{held: nil}, _split} ->
+        frames |> write_frames(state) |> noreply()
+
+      {%{held: held}, _split} ->
+        noreply(%{state | held: [frames | held]})
     end
   end
 
@@ -81,16 +90,6 @@ defmodule Barytherium.Network.Sender do
     do: {:stop, :shutdown, state}
 
   defp noreply(state), do: {:noreply, state, state.idle}
-
-  defp connect_headers(frames),
-    do: Enum.find_value(frames, &if(&1.command in [:connect, :stomp], do: &1.headers))
-
-  # What is written before the version is known waits for it: how headers are escaped depends on
-  # it, and the callback process may have seen CONNECTED sooner than this one.
-  defp connecting(headers, %{version: nil} = state),
-    do: %{state | connect_headers: headers, held: state.held || []}
-
-  defp connecting(_headers, state), do: state
 
   defp write_frames(frames, state) do
     frames |> Enum.map(&Frame.format(&1, state.version)) |> write_data(state)

@@ -17,18 +17,17 @@ pub fn parse<'a>(env: Env<'a>, data: &[u8], version: Option<Version>, limits: &L
     let error = loop {
         match decoder.next(&mut input) {
             Ok(Some(frame)) => {
-                if frame.command() == Command::Connected {
-                    let version = frame.header(b"version");
-                    negotiated = Some(Version::of_connected(version.as_deref()));
-                }
+                let version = (frame.command() == Command::Connected)
+                    .then(|| Version::of_connected(frame.header(b"version").as_deref()));
                 terms.push(env, frame);
                 taken = data.len() - input.len();
+                if let Some(version) = version {
+                    negotiated = Some(version);
+                    decoder.set_version(version);
+                }
             }
             Ok(None) => break None,
             Err(error) => break Some(parse_error(env, &error)),
-        }
-        if let Some(version) = negotiated {
-            decoder.set_version(version);
         }
     };
     if error.is_none() && !decoder.in_frame() {

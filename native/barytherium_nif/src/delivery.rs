@@ -126,7 +126,9 @@ impl<'a, 't> Delivery<'a, 't> {
             (Some(listener), Some(message)) => message.send(self.caller, &listener, |env| {
                 frames_cast(env, self.terms, self.recipients.sender)
             }),
-            _ => {
+            // Its environment is gone, and so are the frames.
+            (Some(_), None) => true,
+            (None, _) => {
                 let message = frames_message(self.caller, self.terms, self.recipients.sender);
                 let listener = self.recipients.listener;
                 self.relay.push((listener, message).encode(self.caller));

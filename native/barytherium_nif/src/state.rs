@@ -37,14 +37,17 @@ const MESSAGE_OCTETS: usize = 1024 * 1024;
 /// every turn.
 const LINGER: Duration = Duration::from_micros(100);
 
-/// How much has to have been done since the last time that there was nothing to do, so that who
-/// sends little cannot keep a thread by sending it often.
-const LINGER_WORK: usize = 128 * 1024;
+/// Octets that have to have been read since the last time that there were none, so that who sends
+/// little cannot keep a thread by sending it often.
+const LINGER_OCTETS: usize = 64 * 1024;
 
 /// How much is read on an ordinary scheduler, where a wait for another thread would cost more than
-/// the reading. Of the smallest frames that there are it holds some 1,600, which take about half
-/// of the millisecond that a scheduler may be held for.
+/// the reading.
 const INLINE_OCTETS: usize = 16 * 1024;
+
+/// How much is done there: some 500 of the smallest frames, which take a quarter of the millisecond
+/// that a scheduler may be held for. The rest is left to a slice.
+const INLINE_WORK: usize = 2 * 1024 * 1024;
 
 /// How often a connection that has just delivered a frame or two is looked at again before it is
 /// waited for, each time after everybody else had a turn: what a frame brings about often brings
@@ -73,15 +76,18 @@ fn room(buffer: &mut Vec<u8>, size: usize) -> &mut [u8] {
 /// A connection's session, and what is on its way from the socket to the listener.
 pub struct State {
     pub session: Session<BinaryBody>,
-    /// Bytes that were read and not decoded yet.
+    /// Bytes that were read, and how many of them have been decoded.
     pending: Vec<u8>,
+    decoded: usize,
     /// None for no back-pressure.
     flow: Option<Flow>,
     /// Octets that were read since the last message.
     unsent: usize,
-    /// What has been done so far, and what of it the last time that there was nothing to do.
+    /// What has been done so far, and what is enough before others get the thread.
     work: usize,
-    rested: usize,
+    enough: usize,
+    /// Octets that were read since there were none.
+    streak: usize,
     /// How often to look for more before waiting for it.
     looks: u8,
     busy: Option<Busy>,
@@ -103,8 +109,10 @@ impl State {
             session,
             unsent: pending.len(),
             pending,
+            decoded: 0,
             work: 0,
-            rested: 0,
+            enough: 0,
+            streak: 0,
             looks: 0,
             busy: None,
             flow: high_water_mark.map(Flow::new),
@@ -137,14 +145,31 @@ impl State {
         delivery: &mut Delivery<'a, '_>,
         buffer: &mut Vec<u8>,
     ) -> io::Result<Step<'a>> {
+        let share = Busy::share();
+        self.enough = self.work + share;
+        // Of small frames a read holds several times its octets' work.
+        let step = self.slice(
+            socket,
+            delivery,
+            room(buffer, RECEIVE_BUFFER.min(share / 4)),
+        );
+        if matches!(step, Ok(Step::Again)) {
+            self.busy.get_or_insert_with(Busy::new);
+        }
+        step
+    }
+
+    fn slice<'a>(
+        &mut self,
+        socket: &Socket,
+        delivery: &mut Delivery<'a, '_>,
+        buffer: &mut [u8],
+    ) -> io::Result<Step<'a>> {
         if let Some(step) = self.decode_pending(delivery) {
             return Ok(step);
         }
-        let share = Busy::share();
-        // Of small frames a read holds several times its octets' work.
-        let buffer = room(buffer, RECEIVE_BUFFER.min(share / 4));
-        let (started, enough) = (now(), self.work + share);
-        while self.work < enough && now() - started < SLICE_TIME {
+        let started = now();
+        while self.work < self.enough && now() - started < SLICE_TIME {
             match self.read(socket, buffer) {
                 Ok((0, _)) => return Ok(self.end(delivery, atoms::closed())),
                 Ok((received, beyond)) => {
@@ -162,7 +187,6 @@ impl State {
                 Err(error) => return Err(error),
             }
         }
-        self.busy.get_or_insert_with(Busy::new);
         Ok(self.again(delivery))
     }
 
@@ -171,10 +195,8 @@ impl State {
         if let Some(step) = self.flush(delivery) {
             return Some(step);
         }
-        let lingers = self.work - self.rested >= LINGER_WORK;
-        self.rested = self.work;
-        self.busy = None;
-        if lingers && socket.await_readable(LINGER) {
+        let streak = std::mem::take(&mut self.streak);
+        if streak >= LINGER_OCTETS && socket.await_readable(LINGER) {
             return None;
         }
         Some(self.wait(delivery))
@@ -191,6 +213,7 @@ impl State {
         if !self.pending.is_empty() || self.session.decoder().in_frame() {
             return Ok(Step::Again);
         }
+        self.enough = self.work + INLINE_WORK;
         let buffer = room(buffer, INLINE_OCTETS);
         match self.read(socket, buffer) {
             Ok((0, _)) => Ok(self.end(delivery, atoms::closed())),
@@ -227,6 +250,7 @@ impl State {
         self.session.touch(now);
         self.unsent += octets;
         self.work += octets;
+        self.streak += octets;
         self.stats.read(octets, now);
     }
 
@@ -249,6 +273,8 @@ impl State {
         if let Some(step) = self.flush(delivery) {
             return step;
         }
+        self.busy = None;
+        self.streak = 0;
         self.session.decoder().release_memory();
         self.stats.waits.add(1);
         let left = match self.left() {
@@ -261,13 +287,16 @@ impl State {
         Step::Wait(Some(millis.try_into().unwrap_or(u64::MAX)))
     }
 
-    /// There may be more to read. Endless heart-beats are no reply to a CONNECT.
+    /// There may be more to read. Endless heart-beats are no reply to a CONNECT; else something has
+    /// just been read.
     fn again<'a>(&mut self, delivery: &mut Delivery<'a, '_>) -> Step<'a> {
         if let Some(step) = self.flush(delivery) {
             return step;
         }
         match self.left() {
-            Some(Duration::ZERO) => self.end(delivery, atoms::timeout()),
+            Some(Duration::ZERO) if self.session.awaits_first() => {
+                self.end(delivery, atoms::timeout())
+            }
             _ => Step::Again,
         }
     }
@@ -280,6 +309,7 @@ impl State {
 
     /// Decodes `bytes`, after what is pending.
     pub fn take<'a>(&mut self, bytes: &[u8], delivery: &mut Delivery<'a, '_>) -> Option<Step<'a>> {
+        self.enough = self.work + INLINE_WORK;
         let step = self.decode_pending(delivery);
         if step.is_some() {
             self.pending.extend_from_slice(bytes);
@@ -290,47 +320,75 @@ impl State {
 
     fn decode_pending<'a>(&mut self, delivery: &mut Delivery<'a, '_>) -> Option<Step<'a>> {
         let pending = std::mem::take(&mut self.pending);
-        self.decode(&pending, delivery)
-    }
-
-    /// Decodes `bytes`, and delivers what is enough for a message. A step if that is not simply
-    /// to go on.
-    fn decode<'a>(&mut self, bytes: &[u8], delivery: &mut Delivery<'a, '_>) -> Option<Step<'a>> {
-        let started = now();
-        let step = self.decode_all(bytes, delivery);
-        self.stats.parsed(now() - started);
+        let mut input = &pending[std::mem::take(&mut self.decoded)..];
+        let step = self.decode_front(&mut input, delivery);
+        if !input.is_empty() {
+            self.decoded = pending.len() - input.len();
+            self.pending = pending;
+        }
         step
     }
 
-    fn decode_all<'a>(
+    fn decode<'a>(
         &mut self,
-        bytes: &[u8],
+        mut bytes: &[u8],
         delivery: &mut Delivery<'a, '_>,
     ) -> Option<Step<'a>> {
-        let mut input = bytes;
+        let step = self.decode_front(&mut bytes, delivery);
+        if !bytes.is_empty() {
+            self.pending = bytes.to_vec();
+        }
+        step
+    }
+
+    /// Decodes `input`, as far as there is no other step than to go on, and delivers what is enough
+    /// for a message.
+    fn decode_front<'a>(
+        &mut self,
+        input: &mut &[u8],
+        delivery: &mut Delivery<'a, '_>,
+    ) -> Option<Step<'a>> {
+        let started = now();
+        let step = self.decode_frames(input, delivery);
+        self.stats.parsed(now() - started);
+        if self.ended {
+            *input = &[];
+        }
+        step
+    }
+
+    fn decode_frames<'a>(
+        &mut self,
+        input: &mut &[u8],
+        delivery: &mut Delivery<'a, '_>,
+    ) -> Option<Step<'a>> {
         loop {
-            match self.session.next(&mut input) {
+            match self.session.next(input) {
                 Ok(Some(Event::Frame(frame))) => {
                     delivery.push(frame);
                     self.work += FRAME_WORK;
                     if delivery.pushed() == MESSAGE_FRAMES
-                        && let Some(step) = self.flush(delivery)
+                        && let Some(step) = self.flush_or_rest(delivery)
                     {
-                        self.pending = input.to_vec();
                         return Some(step);
                     }
                 }
                 Ok(Some(Event::Connected(frame))) => {
                     self.stats.frames.add(1);
-                    let frame = delivery.connected(frame);
-                    self.pending = input.to_vec();
-                    return Some(Step::Connected(frame));
+                    return Some(Step::Connected(delivery.connected(frame)));
                 }
                 Ok(None) if self.unsent >= MESSAGE_OCTETS => return self.flush(delivery),
                 Ok(None) => return None,
                 Err(error) => return Some(self.refuse(error, delivery)),
             }
         }
+    }
+
+    /// Delivers a message. A step also if that was enough for now.
+    fn flush_or_rest<'a>(&mut self, delivery: &mut Delivery<'a, '_>) -> Option<Step<'a>> {
+        let enough = self.work >= self.enough;
+        self.flush(delivery)
+            .or_else(|| enough.then_some(Step::Again))
     }
 
     /// Delivers what was decoded. A step if the listener is gone, or may be behind.

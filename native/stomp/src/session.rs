@@ -152,6 +152,11 @@ impl<B: BodyBuffer> Session<B> {
         self.last_activity = now;
     }
 
+    /// Whether nothing but EOLs has come yet.
+    pub fn awaits_first(&self) -> bool {
+        self.stage == Stage::AwaitingFirst
+    }
+
     /// When silence becomes a time-out; `None` for never.
     pub fn deadline(&self) -> Option<Duration> {
         match self.stage {

@@ -104,8 +104,9 @@ defmodule Barytherium.Network.EndingTest do
   test "what is written before CONNECTED waits for it, and is escaped by its version" do
     {_network, peer} = connect()
     sender = sender()
-    Sender.write(sender, [%Frame{command: :connect}])
-    Sender.write(sender, [%Frame{command: :send, headers: [{"x", "a:b"}]}])
+    send = %Frame{command: :send, headers: [{"x", "a:b"}]}
+    Sender.write(sender, [%Frame{command: :connect}, send])
+    Sender.write(sender, [send])
     # Only 1.2 could escape this one.
     Sender.write(sender, [%Frame{command: :send, headers: [{"x", "two\nlines"}]}])
     Sender.write(sender, [%Frame{command: :send, headers: [{"x", "c"}]}])
@@ -115,7 +116,7 @@ defmodule Barytherium.Network.EndingTest do
     assert {:error, :timeout} = Connection.recv(peer, 0, 50)
     Peer.send(peer, "CONNECTED\n\n\0")
     assert [%Frame{command: :connected}] = receive_any()
-    written = "SEND\nx:a:b\n\n\0SEND\nx:c\n\n\0"
+    written = "SEND\nx:a:b\n\n\0SEND\nx:a:b\n\n\0SEND\nx:c\n\n\0"
     assert {:ok, ^written} = Connection.recv(peer, byte_size(written), 2_000)
   end
 

@@ -52,21 +52,32 @@ defmodule Barytherium.FrameTest do
 
   # Terms of headers, and of the ends of their lists, are shared with the frame before.
   test "headers that repeat, in part and in other places, are those that were written" do
-    frames = for _n <- 1..5_000, do: %Frame{command: command(), headers: headers(), body: body()}
+    first = %Frame{command: :message, headers: new_headers()}
+    frames = Enum.scan(1..5_000, first, fn _n, before -> another(before) end)
     bytes = IO.iodata_to_binary(Enum.map(frames, &Frame.format/1))
     {:ok, parsed, _state} = Frame.parse_all(bytes)
     assert Enum.map(parsed, &without_length/1) == frames
   end
 
-  defp command, do: Enum.random([:message, :message, :message, :error])
-
-  defp headers do
-    for n <- 1..Enum.random([0, 4, 8, 8, 8])//1 do
-      {"name#{Enum.random([n, n, n, n, 9])}", Enum.random(["a", "a", "a", "a", "b", "c:\\"])}
+  # Mostly one header differs, sometimes the body's length, sometimes everything.
+  defp another(before) do
+    case :rand.uniform(20) do
+      1 -> %Frame{command: Enum.random([:message, :error]), headers: new_headers()}
+      2 -> %{before | body: String.duplicate("x", Enum.random([0, 1, 64, 65]))}
+      _ -> %{before | headers: another_header(before.headers)}
     end
   end
 
-  defp body, do: String.duplicate("x", Enum.random([0, 1, 64, 65]))
+  defp new_headers, do: for(n <- 1..Enum.random([0, 4, 8])//1, do: header(n))
+
+  defp another_header([]), do: []
+
+  defp another_header(headers) do
+    n = :rand.uniform(length(headers))
+    List.replace_at(headers, n - 1, header(Enum.random([n, n, n, 9])))
+  end
+
+  defp header(n), do: {"name#{n}", Enum.random(["a", "b", "long", "c:\\"])}
 
   defp without_length(%Frame{body: ""} = frame), do: frame
   defp without_length(frame), do: %{frame | headers: Enum.drop(frame.headers, -1)}

@@ -44,6 +44,25 @@ fn many_frames() {
 }
 
 #[test]
+fn frames_that_are_almost_alike() {
+    // Each line is that of the frame before but for its last octet, or its first.
+    for line in ["name:an almost alike value ", "", "x"] {
+        let frame = |n: usize| {
+            let lines: String = (0..50).map(|at| format!("h{at}:{line}{n}\n")).collect();
+            format!(
+                "MESSAGE\n{}content-length:{}\n{lines}\n\0",
+                "a:b\n".repeat(n % 3),
+                0
+            )
+        };
+        let input: String = (0..100).map(frame).collect();
+        for piece in [1, 63, 4096, input.len()] {
+            assert!(examined(input.as_bytes(), piece) <= SEARCHES * input.len());
+        }
+    }
+}
+
+#[test]
 fn a_long_line() {
     assert_linear(b"x", 60_000, b":1\n\n\0", SEARCHES);
 }

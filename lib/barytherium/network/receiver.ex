@@ -189,11 +189,11 @@ defmodule Barytherium.Network.Receiver do
   end
 
   defp drive(:again, parser, state),
-    do: (&receive_more/2) |> next(parser, state) |> drive(parser, state)
+    do: (&Parser.receive_slice/1) |> next(parser, state) |> drive(parser, state)
 
   defp drive(:yield, parser, state) do
     :erlang.yield()
-    (&receive_little/2) |> next(parser, state) |> drive(parser, state)
+    (&Parser.receive_inline/1) |> next(parser, state) |> drive(parser, state)
   end
 
   defp drive({:wait, timeout}, parser, state),
@@ -219,14 +219,12 @@ defmodule Barytherium.Network.Receiver do
 
   # There is more to do at once, unless the connection has been ended meanwhile.
   defp next(read, parser, state) do
-    if ended?(state, 0), do: Parser.disconnect(parser, :closed), else: read.(parser, state)
+    if ended?(state, 0), do: Parser.disconnect(parser, :closed), else: read(read, parser, state)
   end
 
-  defp receive_little(parser, %{monitor: nil}), do: Parser.feed(parser, "")
-  defp receive_little(parser, _state), do: Parser.receive_inline(parser)
-
-  defp receive_more(parser, %{monitor: nil}), do: Parser.feed(parser, "")
-  defp receive_more(parser, _state), do: Parser.receive_slice(parser)
+  # With TLS only what is pending can be gone on with here.
+  defp read(_read, parser, %{monitor: nil}), do: Parser.feed(parser, "")
+  defp read(read, parser, _state), do: read.(parser)
 
   # Whether this side has closed the socket, or the listener has ended, within `timeout`.
   defp ended?(%{monitor: monitor, listener: listener}, timeout) do
@@ -270,7 +268,7 @@ defmodule Barytherium.Network.Receiver do
   defp wait(timeout, parser, %{monitor: nil, socket: socket} = state) do
     case :ssl.recv(socket, 0, min(timeout, @longest_tls_wait)) do
       {:ok, bytes} -> Parser.feed(parser, IO.iodata_to_binary(bytes))
-      {:error, :timeout} -> next(&receive_more/2, parser, state)
+      {:error, :timeout} -> next(&Parser.receive_slice/1, parser, state)
       {:error, reason} when is_atom(reason) -> Parser.disconnect(parser, reason)
       {:error, _alert} -> Parser.disconnect(parser, :closed)
     end

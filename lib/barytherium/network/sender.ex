@@ -52,23 +52,15 @@ defmodule Barytherium.Network.Sender do
     {:ok, Map.merge(state, %{version: nil, connect_headers: [], held: nil, idle: :infinity})}
   end
 
-  # What is written after CONNECT and before the version is known waits for it: how headers are
-  # escaped depends on it, and the callback process may have seen CONNECTED sooner than this one.
   @impl true
-  def handle_cast({:write, frames}, state) do
-    case {state, Enum.split_while(frames, &(&1.command not in [:connect, :stomp]))} do
-      {%{version: nil}, {before, [connect | rest]}} ->
-        state = write_frames(before ++ [connect], state)
-        held = if rest == [], do: [], else: [rest]
-        noreply(%{state | connect_headers: connect.headers, held: held ++ (state.held || [])})
-
-      {%{held: nil}, _split} ->
-        frames |> write_frames(state) |> noreply()
-
-      {%{held: held}, _split} ->
-        noreply(%{state | held: [frames | held]})
-    end
+  def handle_cast({:write, frames}, %{version: nil} = state) do
+    frames
+    |> Enum.split_while(&(&1.command not in [:connect, :stomp]))
+    |> write_or_hold(state)
+    |> noreply()
   end
+
+  def handle_cast({:write, frames}, state), do: frames |> write_frames(state) |> noreply()
 
   @impl true
   def handle_call({:connected, %Frame{headers: headers}}, _from, state) do
@@ -90,6 +82,19 @@ defmodule Barytherium.Network.Sender do
     do: {:stop, :shutdown, state}
 
   defp noreply(state), do: {:noreply, state, state.idle}
+
+  # What is written after CONNECT and before the version is known waits for it: how headers are
+  # escaped depends on it, and the callback process may have seen CONNECTED sooner than this one.
+  defp write_or_hold({frames, []}, %{held: nil} = state), do: write_frames(frames, state)
+  defp write_or_hold({frames, []}, state), do: hold(frames, state)
+
+  defp write_or_hold({before, [connect | rest]}, state) do
+    state = write_frames(before ++ [connect], state)
+    hold(rest, %{state | connect_headers: connect.headers, held: state.held || []})
+  end
+
+  defp hold([], state), do: state
+  defp hold(frames, state), do: %{state | held: [frames | state.held]}
 
   defp write_frames(frames, state) do
     frames |> Enum.map(&Frame.format(&1, state.version)) |> write_data(state)

@@ -19,6 +19,9 @@ defmodule Barytherium.Frame do
   # A head of this size is encoded in some 0.1 ms. A larger one is not on an ordinary scheduler.
   @large_head 128 * 1024
 
+  # Data of this size is parsed in a quarter of a millisecond. More is not on an ordinary scheduler.
+  @inline_data 16 * 1024
+
   @enforce_keys [:command]
   defstruct command: nil, headers: [], body: ""
 
@@ -49,9 +52,12 @@ defmodule Barytherium.Frame do
   @typedoc "A version of the protocol; `nil` before one is negotiated."
   @type version :: nil | String.t()
 
-  @typedoc "Where parsing goes on: what has arrived of a frame, and how to read it."
+  @typedoc """
+  Where parsing goes on: what has arrived of a frame, and how to read it. In the middle of a frame
+  only the newest state of a stream can be gone on with.
+  """
   @opaque parse_state :: %{
-            rest: binary(),
+            decoder: nil | reference(),
             version: version(),
             offset: non_neg_integer(),
             limits: map()
@@ -76,16 +82,25 @@ defmodule Barytherium.Frame do
   def parse_state(opts \\ []) do
     {version, opts} = Keyword.pop(opts, :version, "1.2")
     {options, []} = Options.split(opts)
-    %{rest: "", version: version, offset: 0, limits: Options.limits(options)}
+    parse_state(version, Options.limits(options))
   end
+
+  @doc false
+  @spec parse_state(version(), map()) :: parse_state()
+  def parse_state(version, limits),
+    do: %{decoder: nil, version: version, offset: 0, limits: limits}
 
   @doc """
   Parses all frames in `data`, which goes on where `state` ended.
 
   Returns the complete frames and the state for the data that follows; a partial frame is no
-  error. A CONNECTED frame sets the version by which the frames after it are read.
+  error. Data may come in pieces of any size: none of it is looked at twice. A CONNECTED frame sets
+  the version by which the frames after it are read. A body of at least 64 KiB that is half of
+  `data` or more is a part of it, and not a copy.
 
   On an error, the frames before it are in the exception's `:frames`.
+
+  Raises `ArgumentError` for a state in the middle of a frame that was gone on with before.
 
       iex> {:ok, [frame], _state} = Barytherium.Frame.parse_all("MESSAGE\\na:b\\n\\nhi\\0")
       iex> {frame.headers, frame.body}
@@ -94,19 +109,18 @@ defmodule Barytherium.Frame do
   @spec parse_all(binary(), parse_state()) ::
           {:ok, [t()], parse_state()} | {:error, ParseError.t()}
   def parse_all(data, state \\ parse_state()) when is_binary(data) do
-    data = state.rest <> data
-
-    case Native.parse(data, state.version, state.limits) do
-      {frames, version, taken, nil} ->
-        # Copied, so that a partial frame does not keep all of the data in memory.
-        rest = data |> binary_part(taken, byte_size(data) - taken) |> :binary.copy()
-        {:ok, frames, %{state | rest: rest, version: version, offset: state.offset + taken}}
-
-      {frames, _version, _taken, failure} ->
-        error = ParseError.from_native(failure, frames)
-        {:error, %{error | offset: state.offset + error.offset}}
+    case parse(data, state) do
+      {frames, state, nil} -> {:ok, frames, state}
+      {frames, _state, failure} -> {:error, ParseError.from_native(failure, frames)}
+      :used -> raise ArgumentError, "this parse state is not the newest one of its stream"
     end
   end
+
+  defp parse(data, state) when byte_size(data) <= @inline_data do
+    with :dirty <- Native.parse_inline(data, state), do: Native.parse(data, state)
+  end
+
+  defp parse(data, state), do: Native.parse(data, state)
 
   @doc """
   The frame's bytes, with headers escaped as `version` has it, and a `content-length` header

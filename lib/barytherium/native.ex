@@ -3,8 +3,16 @@ defmodule Barytherium.Native do
   # The stubs of the native library, and the only way to it. `Barytherium.Network.Parser` wraps
   # the connection's functions, `Barytherium.Frame` the others.
   #
-  # `recipients` is `{listener, network, sender}`; a step is what `Barytherium.Network.Receiver`
-  # has to do next.
+  # `recipients` is `{listener, sender}`. A step is what `Barytherium.Network.Receiver` has to do
+  # next:
+  #
+  #   * `:again` - call again, on a dirty thread: there is much to do;
+  #   * `:yield` - call again, inline, when others had their turn;
+  #   * `{:wait, ms}` - call again when the socket is ready, or after so many milliseconds;
+  #   * `:full` - the listener may be too far behind: ask `resume/1`;
+  #   * `{:connected_frame, frame}` - tell the network, and `agree/2` with its answer;
+  #   * `{:relay, casts, step}` - cast these to the listener, which is on another node, then go on;
+  #   * `{:stop, reason, failure}` - it is over.
 
   @on_load :load
 
@@ -14,7 +22,7 @@ defmodule Barytherium.Native do
           {frames :: non_neg_integer(), octets :: non_neg_integer(), slices :: non_neg_integer(),
            waits :: non_neg_integer(), pauses :: non_neg_integer(),
            parse_microseconds :: non_neg_integer(), idle_milliseconds :: nil | non_neg_integer()}
-  @type recipients :: {GenServer.server(), GenServer.server(), pid()}
+  @type recipients :: {GenServer.server(), pid()}
   @type failure :: {rule :: atom(), non_neg_integer(), binary(), String.t()}
   @type step ::
           :again
@@ -22,8 +30,10 @@ defmodule Barytherium.Native do
           | {:wait, timeout()}
           | :full
           | {:connected_frame, Barytherium.Frame.t()}
-          | {:stop, nil | :panic | failure()}
+          | {:stop, atom(), nil | :panic | failure()}
           | {:relay, [{GenServer.server(), term()}], step()}
+
+  @type resume :: :again | :yield | :look | {:pause, timeout()}
 
   @doc false
   def load do
@@ -33,12 +43,12 @@ defmodule Barytherium.Native do
     |> :erlang.load_nif(0)
   end
 
-  @spec open(nil | non_neg_integer(), binary(), nil | String.t(), map(), map(), stats()) ::
-          {:ok, connection()} | {:error, :emfile | :ebadf}
-  def open(_descriptor, _pending, _version, _limits, _options, _stats), do: not_loaded()
+  @spec open(nil | non_neg_integer(), binary(), map(), map(), recipients(), stats()) ::
+          {:ok, connection()} | {:error, :emfile | :ebadf | :used}
+  def open(_descriptor, _pending, _parse_state, _options, _recipients, _stats), do: not_loaded()
 
-  @spec confirm(connection()) :: :ok
-  def confirm(_connection), do: not_loaded()
+  @spec confirm(connection(), :gen_tcp.socket()) :: :ok
+  def confirm(_connection, _socket), do: not_loaded()
 
   @spec receive_slice(connection(), reference(), recipients()) :: step()
   def receive_slice(_connection, _reference, _recipients), do: not_loaded()
@@ -58,8 +68,11 @@ defmodule Barytherium.Native do
   @spec agree(connection(), non_neg_integer()) :: :ok
   def agree(_connection, _interval), do: not_loaded()
 
-  @spec resume(connection(), non_neg_integer()) :: :again | :full
-  def resume(_connection, _queued), do: not_loaded()
+  @spec resume(connection()) :: resume()
+  def resume(_connection), do: not_loaded()
+
+  @spec looked(connection(), non_neg_integer()) :: resume()
+  def looked(_connection, _queued), do: not_loaded()
 
   @spec new_stats() :: stats()
   def new_stats, do: not_loaded()
@@ -70,9 +83,15 @@ defmodule Barytherium.Native do
   @spec live_connections() :: non_neg_integer()
   def live_connections, do: not_loaded()
 
-  @spec parse(binary(), nil | String.t(), map()) ::
-          {[Barytherium.Frame.t()], nil | String.t(), non_neg_integer(), nil | failure()}
-  def parse(_data, _version, _limits), do: not_loaded()
+  @spec live_accounts() :: non_neg_integer()
+  def live_accounts, do: not_loaded()
+
+  @spec parse(binary(), map()) :: {[Barytherium.Frame.t()], map(), nil | failure()} | :used
+  def parse(_data, _parse_state), do: not_loaded()
+
+  @spec parse_inline(binary(), map()) ::
+          {[Barytherium.Frame.t()], map(), nil | failure()} | :used | :dirty
+  def parse_inline(_data, _parse_state), do: not_loaded()
 
   @spec encode_head(atom(), [{binary(), binary()}], non_neg_integer(), nil | String.t()) ::
           {:ok, binary()} | {:error, :empty_header_name | :unescapable}

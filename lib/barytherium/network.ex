@@ -109,8 +109,6 @@ defmodule Barytherium.Network do
 
   defp connected(state, socket) do
     {:ok, sender_pid} = Sender.start_link(self(), socket)
-    # Before anything can be received.
-    callback(state, {:connect, {:ok, sender_pid}})
     loop = receiver_state(state, socket, sender_pid)
     {:ok, receiver_pid} = Receiver.start_loop(loop)
     %{state | socket: socket, sender_pid: sender_pid, receiver_pid: receiver_pid}
@@ -123,7 +121,9 @@ defmodule Barytherium.Network do
       network_pid: self(),
       sender_pid: sender_pid,
       options: state.opts,
-      stats: state.stats
+      stats: state.stats,
+      # From the process that the frames come from: only so does it arrive before them for certain.
+      greeting: {:barytherium, :connect, {:ok, sender_pid}}
     }
   end
 

@@ -12,7 +12,7 @@ defmodule Barytherium.FrameTest do
 
   defp format(frame, version \\ "1.2"), do: IO.iodata_to_binary(Frame.format(frame, version))
 
-  test "C14: every command is written and read" do
+  test "every command is written and read" do
     for command <- @commands do
       frame = %Frame{command: command, headers: [{"k", "v"}], body: ""}
       bytes = format(frame)
@@ -21,7 +21,7 @@ defmodule Barytherium.FrameTest do
     end
   end
 
-  test "C14: a command is needed, headers and body are not" do
+  test "a command is needed, headers and body are not" do
     assert %Frame{command: :begin} == %Frame{command: :begin, headers: [], body: ""}
   end
 

@@ -31,14 +31,14 @@ defmodule Barytherium.NetworkTest do
         string: "localhost",
         address: Macro.escape({127, 0, 0, 1})
       ] do
-    test "C10: connects to a #{name}" do
+    test "connects to a #{name}" do
       {_network, sender, peer} = connect(unquote(host))
       assert :ok = Sender.write(sender, [%Frame{command: :connect, headers: [{"host", "/"}]}])
       assert {:ok, "CONNECT\nhost:/\n\n\0"} = Connection.recv(peer, 0, 2_000)
     end
   end
 
-  test "C10: connects with TLS" do
+  test "connects with TLS" do
     {_network, sender, peer} = connect("localhost", secure: true, verify: :verify_none)
     Sender.write(sender, [%Frame{command: :connect, headers: [{"heart-beat", "0,0"}]}])
     assert {:ok, @connect} = Connection.recv(peer, 0, 2_000)
@@ -46,7 +46,7 @@ defmodule Barytherium.NetworkTest do
     assert_receive {:"$gen_cast", {:barytherium, :frames, {[%Frame{}], ^sender}}}
   end
 
-  test "C10: connects to a Unix domain socket" do
+  test "connects to a Unix domain socket" do
     path = Path.join(System.tmp_dir!(), "barytherium_#{System.unique_integer([:positive])}")
     on_exit(fn -> File.rm(path) end)
     {:ok, listener} = :gen_tcp.listen(0, [:binary, active: false, ip: {:local, path}])
@@ -57,7 +57,7 @@ defmodule Barytherium.NetworkTest do
     assert_receive {:"$gen_cast", {:barytherium, :frames, {[%Frame{}], ^sender}}}
   end
 
-  test "C10: connects over IPv6" do
+  test "connects over IPv6" do
     options = [:binary, :inet6, active: false, ip: {0, 0, 0, 0, 0, 0, 0, 1}]
     {:ok, listener} = :gen_tcp.listen(0, options)
     address = {0, 0, 0, 0, 0, 0, 0, 1}
@@ -81,7 +81,7 @@ defmodule Barytherium.NetworkTest do
     assert stats.slices > 0 and is_integer(stats.waits) and is_integer(stats.parse_time)
   end
 
-  test "C10: tells why it could not connect" do
+  test "tells why it could not connect" do
     listener = Peer.listen(:tcp)
     port = Peer.port(listener)
     :ok = :gen_tcp.close(listener)
@@ -105,7 +105,7 @@ defmodule Barytherium.NetworkTest do
     assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, _sender}}}
   end
 
-  test "C11: one disconnect, whatever sender and receiver report, and nothing after it" do
+  test "one disconnect, whatever sender and receiver report, and nothing after it" do
     {network, sender, peer} = connect("127.0.0.1")
     Peer.close(peer)
     assert_receive {:"$gen_cast", {:barytherium, :disconnect, :closed}}
@@ -136,7 +136,7 @@ defmodule Barytherium.NetworkTest do
     Peer.assert_closed(peer)
   end
 
-  test "C12: heart-beats are sent when nothing else is, and expected" do
+  test "heart-beats are sent when nothing else is, and expected" do
     {_network, sender, peer} = connect_with_heart_beats("100,400", "400,100")
     assert {:ok, "CONNECT\n" <> _headers} = Connection.recv(peer, 0, 2_000)
     for _n <- 1..3, do: assert({:ok, "\n"} = Connection.recv(peer, 1, 2_000))
@@ -146,7 +146,7 @@ defmodule Barytherium.NetworkTest do
     assert :ok = Sender.write(sender, [])
   end
 
-  test "C13: frames are written in one send" do
+  test "frames are written in one send" do
     {_network, sender, peer} = connect_with_heart_beats("0,0", "0,0")
     assert {:ok, @connect} = Connection.recv(peer, 0, 2_000)
     ack = &%Frame{command: :ack, headers: [{"id", &1}]}
@@ -155,7 +155,7 @@ defmodule Barytherium.NetworkTest do
     assert {:ok, ^written} = Connection.recv(peer, byte_size(written), 2_000)
   end
 
-  test "C13: what cannot be written raises where it was asked for" do
+  test "what cannot be written raises where it was asked for" do
     {_network, sender, _peer} = connect("127.0.0.1")
 
     for frame <- [

@@ -60,7 +60,7 @@ defmodule Barytherium.TestBrokerTest do
     assert [%Frame{body: "still here"}] = frames()
   end
 
-  test "C15: the default callback handler connects, subscribes, logs and acknowledges" do
+  test "the default callback handler connects, subscribes, logs and acknowledges" do
     broker = start_supervised!({TestBroker, rate: 100, body: "logged"})
     test = self()
 

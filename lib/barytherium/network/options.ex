@@ -77,8 +77,8 @@ defmodule Barytherium.Network.Options do
     })
   end
 
-  # A loop whose listener is its own process has nobody to wait for.
-  defp high_water_mark(%{listener_pid: listener}) when listener == self(), do: nil
+  # The listener of this loop waits for it to end: it takes nothing before.
+  defp high_water_mark(%{own_listener: true}), do: nil
   defp high_water_mark(%{options: %{high_water_mark: :infinity}}), do: nil
   defp high_water_mark(%{options: %{high_water_mark: mark}}), do: mark
 

@@ -1,8 +1,8 @@
 defmodule Barytherium.Network.Parser do
   @moduledoc false
-  # A connection's native side: its session, and with a descriptor also its reading. Every
-  # function but `agree/2` answers with what is to be done next, a `t:Barytherium.Native.step/0`;
-  # frames and disconnects are on their way by then.
+  # A connection's native side: its session, and with a descriptor also its reading. The functions
+  # that read or parse answer with what is to be done next, a `t:Barytherium.Native.step/0`. Frames
+  # are on their way by then.
 
   alias Barytherium.Native
   alias Barytherium.Network.{Options, Socket}
@@ -24,63 +24,63 @@ defmodule Barytherium.Network.Parser do
   Opens the native side. `descriptor` is the socket's, which is duplicated, or `nil` for bytes
   that come by `feed/2`; `pending` are bytes that were already read.
   """
-  @spec open(nil | non_neg_integer(), binary(), map()) :: {:ok, t()} | {:error, :inet.posix()}
-  def open(descriptor, pending, %{parse_state: parse_state} = loop) do
-    show_econnreset = Socket.show_econnreset?(loop.socket)
-    options = Options.connection(loop, show_econnreset)
-    pending = parse_state.rest <> pending
-    version = parse_state.version
-    limits = parse_state.limits
+  @spec open(nil | non_neg_integer(), binary(), map()) :: {:ok, t()} | {:error, atom()}
+  def open(descriptor, pending, loop) do
+    options = Options.connection(loop, Socket.show_econnreset?(loop.socket))
+    recipients = {loop.listener_pid, loop.sender_pid}
 
-    with {:ok, connection} <-
-           Native.open(descriptor, pending, version, limits, options, loop.stats) do
-      recipients = {loop.listener_pid, loop.network_pid, loop.sender_pid}
-      reference = make_ref()
-      {:ok, %__MODULE__{connection: connection, recipients: recipients, reference: reference}}
+    case Native.open(descriptor, pending, loop.parse_state, options, recipients, loop.stats) do
+      {:ok, connection} ->
+        reference = make_ref()
+        {:ok, %__MODULE__{connection: connection, recipients: recipients, reference: reference}}
+
+      {:error, reason} ->
+        {:error, reason}
     end
   end
 
   @doc """
-  The descriptor is known to have been the socket's when it was duplicated. Until then the end of
-  the connection does not shut down what it is a duplicate of.
+  The descriptor is known to have been that of `socket` when it was duplicated. Until then the end
+  of the connection does not shut down what it is a duplicate of.
   """
-  @spec confirm(t()) :: :ok
-  def confirm(parser), do: Native.confirm(parser.connection)
+  @spec confirm(t(), :gen_tcp.socket()) :: :ok
+  def confirm(parser, socket), do: Native.confirm(parser.connection, socket)
 
   @doc """
-  Reads from the descriptor. When the answer is to wait, a message
+  Reads from the descriptor, on a dirty I/O thread. When the answer is to wait, a message
   `{:select, _, reference, :ready_input}` will tell that there is something to read.
   """
   @spec receive_slice(t()) :: Native.step()
   def receive_slice(parser),
     do: Native.receive_slice(parser.connection, parser.reference, parser.recipients)
 
-  @doc """
-  The same without a hop to another thread, if there is little to read; otherwise `:again`.
-  """
+  @doc "The same without a hop to another thread: reads once and little."
   @spec receive_inline(t()) :: Native.step()
   def receive_inline(parser),
     do: Native.receive_inline(parser.connection, parser.reference, parser.recipients)
 
-  @doc "Takes bytes that were read elsewhere; no bytes, to see whether time is up."
+  @doc """
+  Takes bytes that were read elsewhere. With an empty binary, goes on with those that were taken
+  before, and sees whether time is up.
+  """
   @spec feed(t(), binary()) :: Native.step()
-  def feed(parser, bytes) when byte_size(bytes) in 1..@inline_max,
+  def feed(parser, bytes) when byte_size(bytes) <= @inline_max,
     do: Native.feed_inline(parser.connection, bytes, parser.recipients)
 
-  # None are for what is pending, which may be many.
   def feed(parser, bytes), do: Native.feed(parser.connection, bytes, parser.recipients)
 
-  @doc "Ends the connection for `reason`, unless it has ended."
+  @doc "Ends the connection for `reason`, unless it has ended. Delivers what was read before."
   @spec disconnect(t(), atom()) :: Native.step()
   def disconnect(parser, reason),
     do: Native.disconnect(parser.connection, reason, parser.recipients)
 
-  @doc """
-  To go on or not, with `queued` messages in the listener's mailbox, after `:full`. That is again
-  `:full` if it is to be asked later.
-  """
-  @spec resume(t(), non_neg_integer()) :: :again | :full
-  def resume(parser, queued), do: Native.resume(parser.connection, queued)
+  @doc "After `:full`, a pause, or when woken: whether to go on."
+  @spec resume(t()) :: Native.resume()
+  def resume(parser), do: Native.resume(parser.connection)
+
+  @doc "The same after `:look`, with `queued` messages in the listener's mailbox."
+  @spec looked(t(), non_neg_integer()) :: Native.resume()
+  def looked(parser, queued), do: Native.looked(parser.connection, queued)
 
   @doc "Starts the heart-beats: the peer promised a byte every `interval` ms, 0 for no promise."
   @spec agree(t(), non_neg_integer()) :: :ok

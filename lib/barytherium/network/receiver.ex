@@ -2,9 +2,10 @@ defmodule Barytherium.Network.Receiver do
   @moduledoc """
   Moves frames from an open socket to a listener.
 
-  Reading, parsing and delivering are native and run on a dirty I/O scheduler, a slice at a time:
-  a slice reads until the socket is dry and then waits for a message, so an idle connection holds
-  no thread. The process that runs the loop only does what a slice says is next.
+  Reading, parsing and delivering are native. A connection that has little to read is read on the
+  scheduler of its own process; a flood is read in slices on dirty I/O threads. An idle connection
+  holds no thread: its process waits for a message. That process does nothing but what the native
+  side says is next.
 
   ## Messages
 
@@ -18,7 +19,8 @@ defmodule Barytherium.Network.Receiver do
   milliseconds. An ERROR as first frame is delivered like any other, and the loop goes on until
   the peer closes.
 
-  The end is cast to `network_pid`, once, after everything that came before it was delivered:
+  The end is cast to `network_pid`, once, when everything that came before it has arrived in the
+  listener's mailbox:
 
       {:barytherium, :disconnect, reason}
 
@@ -26,6 +28,7 @@ defmodule Barytherium.Network.Receiver do
       listener is gone;
     * `:timeout` - no CONNECTED within 5 s, or nothing at all for twice the agreed heart-beat;
     * `:parse_error` - the peer does not speak STOMP, see `Barytherium.ParseError`;
+    * `:emfile` - there are no descriptors left, or the VM cannot poll one as high as this;
     * a POSIX atom such as `:etimedout`, where reading failed with it; for a reset `:econnreset`,
       on a socket with the option `show_econnreset`.
 
@@ -36,25 +39,30 @@ defmodule Barytherium.Network.Receiver do
   When the listener is a process of this node and its mailbox is too long (the option
   `high_water_mark` of `Barytherium.Network.start_link/4`), the loop stops reading until it has
   become shorter: the peer then feels TCP's window. While nothing is read, silence is no time-out.
-  What goes to a listener on another node is held up by the distribution's own buffer.
+  All connections to one listener share its mailbox, and go on in turn. What goes to a listener on
+  another node is held up by the distribution's own buffer.
   """
+  use GenServer, restart: :temporary
 
   require Logger
 
   alias Barytherium.{Connection, Frame, Native, ParseError, Telemetry}
   alias Barytherium.Network.{Options, Parser, Socket}
 
-  # The longest time that a `receive` takes.
+  # The longest timeout that a process can wait for.
   @longest_wait 0xFFFF_FFFF
 
-  # A TLS socket is waited for in `:ssl.recv/3`, where nothing else is heard: so often, in ms, it
-  # is left to see whether the listener still lives.
+  # A TLS socket is waited for in `:ssl.recv/3`, where nothing else is heard. So it is left after
+  # so many milliseconds, to see whether the listener still lives.
   @longest_tls_wait 5_000
 
-  # A mailbox does not tell when it has become shorter. It is looked at after so many milliseconds,
-  # and if it has not then after twice as many, up to what a listener works off in one go.
-  @shortest_pause 1
-  @longest_pause 16
+  # How long the end of a connection waits for its last frames to arrive, in milliseconds. A
+  # listener that takes longer is not able to look at any message.
+  @longest_arrival 1_000
+
+  # What lives in the process is little and does not change. Collected by generations, as is the
+  # default, an idle connection's heap is three times as large after some heart-beats.
+  @spawn_options [spawn_opt: [fullsweep_after: 0]]
 
   @typedoc """
   Where the loop starts.
@@ -76,7 +84,7 @@ defmodule Barytherium.Network.Receiver do
         }
 
   @doc """
-  Starts the loop on an open socket, as a linked task. See `loop/1`.
+  Starts the loop on an open socket, in a linked process. See `loop/1`.
   """
   @spec start_link(Connection.socket(), pid(), pid(), pid(), keyword()) :: {:ok, pid()}
   def start_link(socket, listener_pid, network_pid, sender_pid, opts \\ []) do
@@ -85,217 +93,248 @@ defmodule Barytherium.Network.Receiver do
       listener_pid: listener_pid,
       network_pid: network_pid,
       sender_pid: sender_pid,
-      hb_recv: nil,
       options: opts
     })
   end
 
   @doc false
-  # The same with all that `loop/1` takes.
-  @spec start_loop(state()) :: {:ok, pid()}
-  def start_loop(state), do: Task.start_link(__MODULE__, :loop_in_task, [state])
-
-  @doc false
-  @spec loop_in_task(state()) :: :ok
-  def loop_in_task(state) do
-    # What lives here is little and does not change. Collected by generations, as is the default,
-    # an idle connection's heap is three times as large after some heart-beats.
-    Process.flag(:fullsweep_after, 0)
-    loop(state)
-  end
+  # The same with all that `loop/1` takes; and with `:greeting`, which is cast to the listener
+  # before anything else.
+  @spec start_loop(map()) :: {:ok, pid()}
+  def start_loop(state), do: GenServer.start_link(__MODULE__, prepare(state), @spawn_options)
 
   @doc """
-  Receives in the calling process until the connection ends. Messages that are waiting for the
-  caller are left alone.
+  Receives until the connection ends, and returns then.
+
+  The loop runs in a process of its own, which ends with the caller: messages that are waiting for
+  the caller are neither looked at nor joined by others.
 
   Raises `ArgumentError` if the socket is not passive and raw.
   """
   @spec loop(state()) :: :ok
-  def loop(%{socket: socket} = state) do
-    Socket.check!(socket)
-    {options, _transport} = state |> Map.get(:options, []) |> Options.split()
-    listener = Process.monitor(state.listener_pid)
+  def loop(state) do
+    state = state |> prepare() |> Map.put(:caller, self())
+    {:ok, receiver} = GenServer.start(__MODULE__, state, @spawn_options)
+    monitor = Process.monitor(receiver)
 
-    state =
-      state
-      |> Map.put_new(:hb_recv, nil)
-      |> Map.put_new_lazy(:stats, &Native.new_stats/0)
-      |> Map.put(:options, options)
-      |> Map.put(:parse_state, parse_state(state, options))
-      |> Map.put(:listener, listener)
-
-    try do
-      if Connection.tls?(socket), do: loop_tls(state), else: loop_tcp(state)
-    after
-      Process.demonitor(listener, [:flush])
+    receive do
+      {:DOWN, ^monitor, :process, ^receiver, :normal} -> :ok
+      # It may have ended before it was monitored.
+      {:DOWN, ^monitor, :process, ^receiver, :noproc} -> :ok
+      {:DOWN, ^monitor, :process, ^receiver, reason} -> exit(reason)
     end
   end
+
+  # In the caller, whose mistakes these would be.
+  defp prepare(state) do
+    Socket.check!(state.socket)
+    {options, _transport} = state |> Map.get(:options, []) |> Options.split()
+
+    state
+    |> Map.merge(%{options: options, listener_pid: resolve(state.listener_pid)})
+    |> Map.put_new(:hb_recv, nil)
+    |> Map.put_new_lazy(:stats, &Native.new_stats/0)
+    |> Map.put(:parse_state, parse_state(state, options))
+    |> Map.put(:own_listener, state.listener_pid == self())
+  end
+
+  # A name of this node is the process that has it now: its mailbox can be asked for its length.
+  defp resolve(name) when is_atom(name), do: Process.whereis(name) || name
+  defp resolve({name, node}) when node == node(), do: resolve(name)
+  defp resolve(listener), do: listener
 
   # A state that the caller parsed with has its own limits. Otherwise the stream starts here, and
   # no version is negotiated before CONNECTED.
   defp parse_state(%{parse_state: parse_state}, _options) when not is_nil(parse_state),
     do: parse_state
 
-  defp parse_state(_state, options),
-    do: %{Frame.parse_state(version: nil) | limits: Options.limits(options)}
+  defp parse_state(_state, options), do: Frame.parse_state(nil, Options.limits(options))
 
-  defp loop_tcp(%{socket: socket} = state) do
-    monitor = Socket.monitor(socket)
+  @impl true
+  def init(state) do
+    with {:ok, greeting} <- Map.fetch(state, :greeting),
+         do: GenServer.cast(state.listener_pid, greeting)
 
-    try do
-      with {:ok, bytes} <- Socket.leftover(socket),
-           {:ok, descriptor} <- Socket.descriptor(socket),
-           {:ok, parser} <- Parser.open(descriptor, bytes, state) do
-        # Meanwhile it may have been closed, and its number given to another socket.
-        if Socket.descriptor(socket) == {:ok, descriptor},
-          do: Parser.confirm(parser),
-          else: Parser.disconnect(parser, :closed)
-
-        run(parser, Map.put(state, :monitor, monitor))
-      else
-        {:error, reason} -> refuse(state, reason)
-      end
-    after
-      Socket.demonitor(socket, monitor)
-    end
+    {:ok, state, {:continue, :open}}
   end
 
-  defp loop_tls(state) do
-    {:ok, parser} = Parser.open(nil, "", state)
-    run(parser, Map.put(state, :monitor, nil))
-  end
+  @impl true
+  def handle_continue(:open, %{socket: socket} = state) do
+    listener = Process.monitor(state.listener_pid)
+    caller = with pid when is_pid(pid) <- state[:caller], do: Process.monitor(pid)
+    monitor = unless Connection.tls?(socket), do: Socket.monitor(socket)
 
-  defp run(parser, %{socket: socket} = state) do
     # Only what is needed from here on: an idle connection keeps it.
-    drive(:yield, parser, %{
+    loop = %{
       socket: socket,
       listener_pid: state.listener_pid,
       network_pid: state.network_pid,
-      listener: state.listener,
-      monitor: state.monitor
-    })
-  after
-    # After an exception only; otherwise it is over, and this does nothing.
-    Parser.disconnect(parser, :closed)
+      monitors: [listener, caller, monitor],
+      parser: nil,
+      next: :inline,
+      paused: nil
+    }
+
+    if monitor, do: open_tcp(state, loop), else: open_tls(state, loop)
+  end
+
+  defp open_tcp(%{socket: socket} = state, loop) do
+    with {:ok, bytes} <- Socket.leftover(socket),
+         {:ok, descriptor} <- Socket.descriptor(socket),
+         {:ok, parser} <- Parser.open(descriptor, bytes, state) do
+      loop = %{loop | parser: parser}
+      # Meanwhile it may have been closed, and its number given to another socket.
+      if Socket.descriptor(socket) == {:ok, descriptor} do
+        Parser.confirm(parser, socket)
+        act(:yield, loop)
+      else
+        parser |> Parser.disconnect(:closed) |> act(loop)
+      end
+    else
+      {:error, reason} when reason in [:einval, :ebadf] -> finish(:closed, loop)
+      {:error, reason} -> finish(reason, loop)
+    end
+  end
+
+  defp open_tls(state, loop) do
+    case Parser.open(nil, "", state) do
+      {:ok, parser} -> act(:yield, %{loop | parser: parser})
+      {:error, reason} -> finish(reason, loop)
+    end
+  end
+
+  @impl true
+  # There is something to read.
+  def handle_info({:select, _socket, reference, :ready_input}, %{paused: nil} = loop)
+      when reference == loop.parser.reference,
+      do: loop.parser |> Parser.receive_inline() |> act(loop)
+
+  # This side has closed the socket, or the listener or the caller of `loop/1` has ended.
+  def handle_info({:DOWN, monitor, _type, _object, _info} = down, loop) do
+    if monitor in loop.monitors,
+      do: loop.parser |> Parser.disconnect(:closed) |> act(loop),
+      else: ignore(down, loop)
+  end
+
+  def handle_info(:timeout, %{paused: nil} = loop), do: read(loop.next, loop)
+  def handle_info(:timeout, loop), do: resume(loop)
+  def handle_info({:barytherium, :resume}, loop), do: handle_info(:timeout, loop)
+  def handle_info(other, loop), do: ignore(other, loop)
+
+  # A message takes the place of the timeout. To look again is always right.
+  defp ignore(_message, loop), do: handle_info(:timeout, loop)
+
+  @impl true
+  def terminate(_reason, %{parser: parser, socket: socket}) do
+    # After an exception only. Otherwise it is over, and this does nothing.
+    if parser, do: Parser.disconnect(parser, :closed)
     Connection.close(socket)
-    flush(parser.reference)
   end
 
-  # There is no descriptor to read from: the socket was closed, or there are none left.
-  defp refuse(state, reason) do
-    reason = if reason in [:einval, :ebadf], do: :closed, else: reason
-    GenServer.cast(state.network_pid, {:barytherium, :disconnect, reason})
-    Connection.close(state.socket)
+  def terminate(_reason, %{socket: socket}), do: Connection.close(socket)
+
+  defp read(:slice, loop), do: loop.parser |> Parser.receive_slice() |> act(loop)
+  defp read(:inline, loop), do: loop.parser |> Parser.receive_inline() |> act(loop)
+  defp read(:feed, loop), do: loop.parser |> Parser.feed("") |> act(loop)
+
+  defp read({:recv, timeout}, %{parser: parser, socket: socket} = loop) do
+    case :ssl.recv(socket, 0, min(timeout, @longest_tls_wait)) do
+      {:ok, bytes} -> parser |> Parser.feed(IO.iodata_to_binary(bytes)) |> act(loop)
+      {:error, :timeout} -> read(:feed, loop)
+      {:error, reason} when is_atom(reason) -> parser |> Parser.disconnect(reason) |> act(loop)
+      {:error, _alert} -> parser |> Parser.disconnect(:closed) |> act(loop)
+    end
   end
 
-  defp drive(:again, parser, state),
-    do: (&Parser.receive_slice/1) |> next(parser, state) |> drive(parser, state)
+  # With a timeout of 0 every message that is waiting is handled before the next turn.
+  defp act({:wait, timeout}, %{monitors: [_listener, _caller, nil]} = loop),
+    do: {:noreply, %{loop | next: {:recv, timeout}}, 0}
 
-  defp drive(:yield, parser, state) do
+  defp act({:wait, timeout}, loop), do: {:noreply, %{loop | next: :inline}, min_wait(timeout)}
+
+  defp act(turn, %{monitors: [_listener, _caller, nil]} = loop) when turn in [:again, :yield],
+    do: {:noreply, %{loop | next: :feed}, 0}
+
+  defp act(:again, loop), do: {:noreply, %{loop | next: :slice}, 0}
+
+  defp act(:yield, loop) do
     :erlang.yield()
-    (&Parser.receive_inline/1) |> next(parser, state) |> drive(parser, state)
+    {:noreply, %{loop | next: :inline}, 0}
   end
 
-  defp drive({:wait, timeout}, parser, state),
-    do: timeout |> min_wait() |> wait(parser, state) |> drive(parser, state)
+  defp act(:full, loop), do: resume(loop)
 
-  defp drive({:connected_frame, frame}, parser, state) do
-    {_hb_send, hb_recv} = GenServer.call(state.network_pid, {:connected_frame, frame}, :infinity)
-
-    Parser.agree(parser, hb_recv)
+  defp act({:connected_frame, frame}, loop) do
+    {_hb_send, hb_recv} = GenServer.call(loop.network_pid, {:connected_frame, frame}, :infinity)
+    Parser.agree(loop.parser, hb_recv)
     # Many connections are idle from here on, and would keep what it took to get here.
     :erlang.garbage_collect()
-    drive(:yield, parser, state)
+    act(:yield, loop)
   end
 
-  defp drive({:relay, casts, step}, parser, state) do
-    Enum.each(casts, fn {server, message} -> GenServer.cast(server, message) end)
-    drive(step, parser, state)
+  defp act({:relay, casts, step}, loop) do
+    Enum.each(casts, fn {listener, message} -> GenServer.cast(listener, message) end)
+    act(step, loop)
   end
 
-  defp drive({:stop, failure}, _parser, _state), do: log(failure)
-
-  defp drive(:full, parser, state), do: parser |> resume(state) |> drive(parser, state)
-
-  # There is more to do at once, unless the connection has been ended meanwhile.
-  defp next(read, parser, state) do
-    if ended?(state, 0), do: Parser.disconnect(parser, :closed), else: read(read, parser, state)
+  defp act({:stop, reason, failure}, loop) do
+    log(failure)
+    finish(reason, loop)
   end
 
-  # With TLS only what is pending can be gone on with here.
-  defp read(_read, parser, %{monitor: nil}), do: Parser.feed(parser, "")
-  defp read(read, parser, _state), do: read.(parser)
+  # The listener may be too far behind.
+  defp resume(loop), do: loop.parser |> Parser.resume() |> pause_or_go_on(loop)
 
-  # Whether this side has closed the socket, or the listener has ended, within `timeout`.
-  defp ended?(%{monitor: monitor, listener: listener}, timeout) do
+  defp pause_or_go_on(:look, loop) do
+    case Process.info(loop.listener_pid, :message_queue_len) do
+      {:message_queue_len, queued} -> loop.parser |> Parser.looked(queued) |> pause_or_go_on(loop)
+      nil -> loop.parser |> Parser.disconnect(:closed) |> act(loop)
+    end
+  end
+
+  defp pause_or_go_on({:pause, timeout}, loop) do
+    paused = loop.paused || System.monotonic_time()
+    {:noreply, %{loop | paused: paused}, timeout}
+  end
+
+  defp pause_or_go_on(step, %{paused: nil} = loop), do: act(step, loop)
+
+  defp pause_or_go_on(step, loop) do
+    Telemetry.pause(loop, loop.paused)
+    act(step, %{loop | paused: nil})
+  end
+
+  defp finish(reason, loop) do
+    tell_network({:barytherium, :disconnect, reason}, loop)
+    {:stop, :normal, %{loop | parser: nil}}
+  end
+
+  # The network's message to the listener must not arrive before our last frames. Messages of
+  # different senders may do so, if the listener has `message_queue_data: :off_heap`. So we wait for
+  # its answer to a signal, which comes after what we have sent.
+  defp tell_network(message, %{listener_pid: listener, network_pid: network}) do
+    if is_pid(listener) and node(listener) == node() do
+      {teller, monitor} = spawn_monitor(fn -> tell_after_arrival(network, message) end)
+      Process.info(listener, :message_queue_len)
+      send(teller, :arrived)
+      receive do: ({:DOWN, ^monitor, :process, ^teller, _reason} -> :ok)
+    else
+      GenServer.cast(network, message)
+    end
+  end
+
+  defp tell_after_arrival(network, message) do
     receive do
-      {:DOWN, ^listener, :process, _pid, _reason} -> true
-      {:DOWN, ^monitor, _type, _socket, _info} -> true
+      :arrived -> :ok
     after
-      timeout -> false
+      @longest_arrival -> :ok
     end
-  end
 
-  # The listener may be behind. If it is, it is left alone for a while.
-  defp resume(parser, state) do
-    case look(parser, state) do
-      :full -> pause(@shortest_pause, System.monotonic_time(), parser, state)
-      step -> step
-    end
-  end
-
-  defp look(parser, state) do
-    case Process.info(state.listener_pid, :message_queue_len) do
-      {:message_queue_len, queued} -> Parser.resume(parser, queued)
-      nil -> Parser.disconnect(parser, :closed)
-    end
-  end
-
-  defp pause(time, started, parser, state) do
-    case not ended?(state, time) and look(parser, state) do
-      false ->
-        Parser.disconnect(parser, :closed)
-
-      :full ->
-        pause(min(time * 2, @longest_pause), started, parser, state)
-
-      step ->
-        Telemetry.pause(state, started)
-        step
-    end
-  end
-
-  defp wait(timeout, parser, %{monitor: nil, socket: socket} = state) do
-    case :ssl.recv(socket, 0, min(timeout, @longest_tls_wait)) do
-      {:ok, bytes} -> Parser.feed(parser, IO.iodata_to_binary(bytes))
-      {:error, :timeout} -> next(&Parser.receive_slice/1, parser, state)
-      {:error, reason} when is_atom(reason) -> Parser.disconnect(parser, reason)
-      {:error, _alert} -> Parser.disconnect(parser, :closed)
-    end
-  end
-
-  defp wait(timeout, %{reference: reference} = parser, %{monitor: monitor, listener: listener}) do
-    receive do
-      {:select, _socket, ^reference, :ready_input} -> Parser.receive_inline(parser)
-      {:DOWN, ^monitor, _type, _socket, _info} -> Parser.disconnect(parser, :closed)
-      {:DOWN, ^listener, :process, _pid, _reason} -> Parser.disconnect(parser, :closed)
-    after
-      # Late is the peer only if there is nothing to read now.
-      timeout -> Parser.receive_slice(parser)
-    end
+    GenServer.cast(network, message)
   end
 
   defp min_wait(:infinity), do: :infinity
   defp min_wait(timeout), do: min(timeout, @longest_wait)
-
-  # Polling has stopped, so no further one can come.
-  defp flush(reference) do
-    receive do
-      {:select, _socket, ^reference, _ready} -> flush(reference)
-    after
-      0 -> :ok
-    end
-  end
 
   defp log(nil), do: :ok
 

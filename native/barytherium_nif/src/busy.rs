@@ -5,7 +5,10 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 /// How much a slice does before it lets other connections have the thread: about a millisecond's
 /// worth. Counted in octets; a frame takes as long as reading so many more.
 const SLICE_WORK: usize = 4 * 1024 * 1024;
-pub const FRAME_WORK: usize = 4 * 1024;
+pub const FRAME_WORK: usize = 2560;
+
+/// The same for a header that is not that of the frame before: a tuple and up to two binaries.
+pub const HEADER_WORK: usize = 512;
 
 /// The more connections are busy, the less each of them does in its turn, down to what still takes
 /// many times longer than the turn's beginning and end.

@@ -2,44 +2,72 @@
 
 use crate::atoms;
 use crate::delivery::parse_error;
-use crate::options::Limits;
+use crate::parse_state::ParseState;
 use crate::terms::{BinaryBody, FrameTerms};
 use rustler::{Atom, Binary, Encoder, Env, NewBinary, Term};
-use stomp::{Command, Decoder, EncodeError, Escapes, UndefinedEscapes, Version};
+use stomp::{Command, Decoder, EncodeError, Escapes, ParseError, UndefinedEscapes, Version};
 
-/// Decodes all of `data`: `{frames, version, taken, nil | parse_error}`, where `taken` is how
-/// much of `data` the frames and what stands between them took up.
-pub fn parse<'a>(env: Env<'a>, data: &[u8], version: Option<Version>, limits: &Limits) -> Term<'a> {
-    let mut decoder: Decoder<BinaryBody> = Decoder::new(version, limits.options());
+/// A body of this size or more, that is at least half of the data that it lies in, is not copied. So
+/// what is kept of it keeps no more than twice as much in memory.
+const SHARED_BODY_MIN: usize = 64 * 1024;
+
+/// A partial body of this size is left to a dirty scheduler, as its buffer may have to be copied.
+const INLINE_BODY: usize = 1024 * 1024;
+
+/// Decodes all of `data`: `{frames, state, nil | parse_error}`, or `:used` if the state is not the
+/// last one of its stream. `:dirty` if it should be called on a dirty scheduler and `inline` says
+/// that it is not.
+pub fn parse<'a>(env: Env<'a>, data: Binary<'a>, state: ParseState, inline: bool) -> Term<'a> {
+    if inline && state.buffered() > INLINE_BODY {
+        return atoms::dirty().encode(env);
+    }
+    let Some(mut decoder) = state.take() else {
+        return atoms::used().encode(env);
+    };
     let mut terms = FrameTerms::default();
     terms.begin();
-    let (mut input, mut taken, mut negotiated) = (data, 0, version);
-    let error = loop {
-        match decoder.next(&mut input) {
-            Ok(Some(frame)) => {
-                let version = (frame.command() == Command::Connected)
-                    .then(|| Version::of_connected(frame.header(b"version").as_deref()));
-                terms.push(env, frame);
-                taken = data.len() - input.len();
-                if let Some(version) = version {
-                    negotiated = Some(version);
-                    decoder.set_version(version);
-                }
-            }
-            Ok(None) => break None,
-            Err(error) => break Some(parse_error(env, &error)),
+    let failure = decode(env, data, &mut decoder, &mut terms).err();
+    let failure = failure.map(|error| parse_error(env, &error));
+    (terms.list(env), state.after(decoder), failure).encode(env)
+}
+
+fn decode<'a>(
+    env: Env<'a>,
+    data: Binary<'a>,
+    decoder: &mut Decoder<BinaryBody>,
+    terms: &mut FrameTerms,
+) -> Result<(), ParseError> {
+    let mut input = data.as_slice();
+    let before = input.len();
+    while let Some(frame) = decoder.next(&mut input)? {
+        let version = (frame.command() == Command::Connected)
+            .then(|| Version::of_connected(frame.header(b"version").as_deref()));
+        let end = before - input.len() - 1;
+        match shared_body(data, &frame.body, end) {
+            Some(body) => terms.push_with_body(env, &frame, body),
+            None => terms.push(env, frame),
         }
-    };
-    if error.is_none() && !decoder.in_frame() {
-        taken = data.len();
+        if let Some(version) = version {
+            decoder.set_version(version);
+        }
     }
-    (
-        terms.list(env),
-        negotiated.map(Version::as_str),
-        taken,
-        error,
-    )
-        .encode(env)
+    Ok(())
+}
+
+/// The body that ends at `end` as a part of `data`, if it is large enough for that.
+fn shared_body<'a>(
+    data: Binary<'a>,
+    body: &stomp::Body<'_, BinaryBody>,
+    end: usize,
+) -> Option<Binary<'a>> {
+    match body {
+        stomp::Body::Borrowed(bytes)
+            if bytes.len() >= SHARED_BODY_MIN && bytes.len() >= data.len() / 2 =>
+        {
+            data.make_subbinary(end - bytes.len(), bytes.len()).ok()
+        }
+        _ => None,
+    }
 }
 
 /// The bytes of a frame before its body: `{:ok, head}` or `{:error, reason}`.

@@ -8,9 +8,9 @@
 //! scheduler that reports it: where the lock is taken it leaves a mark, which the slice finds
 //! after it has unlocked.
 
+use crate::account::Account;
 use crate::atoms;
-use crate::delivery::{Delivery, Failure, Recipients, Step};
-use crate::options::ConnectionOptions;
+use crate::delivery::{Delivery, Failure, Recipients, Step, encode_resume};
 use crate::socket::Socket;
 use crate::state::{State, now};
 use crate::stats::Stats;
@@ -20,7 +20,7 @@ use std::cell::RefCell;
 use std::io::{self, ErrorKind};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 use stomp::Session;
 
@@ -57,9 +57,7 @@ impl rustler::Resource for Connection {
     const IMPLEMENTS_DOWN: bool = true;
 
     fn destructor(self, env: Env<'_>) {
-        if let Some(socket) = &self.socket {
-            socket.stop(env);
-        }
+        self.stop(env, &mut self.lock());
     }
 
     fn down<'a>(&'a self, env: Env<'a>, _pid: LocalPid, _monitor: Monitor) {
@@ -73,16 +71,17 @@ impl Connection {
         session: Session<BinaryBody>,
         socket: Option<Socket>,
         pending: Vec<u8>,
-        options: &ConnectionOptions,
+        account: Option<Account>,
+        show_econnreset: bool,
         stats: ResourceArc<Stats>,
     ) -> Self {
         LIVE.fetch_add(1, Ordering::Relaxed);
-        let state = State::new(session, pending, options.high_water_mark, stats);
+        let state = State::new(session, pending, account, stats);
         Connection {
             state: Mutex::new(state),
             socket,
             owner_is_dead: AtomicBool::new(false),
-            show_econnreset: options.show_econnreset,
+            show_econnreset,
         }
     }
 
@@ -92,9 +91,9 @@ impl Connection {
     }
 
     /// The descriptor is that of the socket that was meant.
-    pub fn confirm(&self) {
+    pub fn confirm(&self, owner: Term) {
         if let Some(socket) = &self.socket {
-            socket.confirm();
+            socket.confirm(owner);
         }
     }
 
@@ -116,8 +115,9 @@ impl Connection {
             };
             let step = read.unwrap_or_else(|error| state.end(delivery, self.reason(&error)));
             match step {
+                // The descriptor is above what the VM can poll.
                 Step::Wait(_) if socket.notify(env, reference).is_err() => {
-                    state.end(delivery, atoms::closed())
+                    state.end(delivery, atoms::emfile())
                 }
                 step => step,
             }
@@ -147,15 +147,26 @@ impl Connection {
         })
     }
 
-    /// Ends the connection for a reason that was found elsewhere.
+    /// Ends the connection for a reason that was found elsewhere. The answer has another one if it
+    /// had ended before.
     pub fn disconnect<'a>(&self, env: Env<'a>, reason: Atom, to: Recipients<'a>) -> Term<'a> {
-        self.run(env, to, |state, delivery, _| state.end(delivery, reason))
+        self.run(env, to, |state, delivery, _| {
+            state.disconnect(delivery, reason)
+        })
     }
 
-    /// With `queued` messages in the listener's mailbox: whether to go on. The peer was not
-    /// silent while nobody listened to it.
-    pub fn resume(&self, queued: usize) -> bool {
-        self.lock().resume(queued)
+    /// What a full connection has to do.
+    pub fn resume<'a>(&self, env: Env<'a>) -> Term<'a> {
+        let mut state = self.lock();
+        let resume = state.resume();
+        encode_resume(env, resume, state.turn())
+    }
+
+    /// The same, with `queued` messages in the listener's mailbox.
+    pub fn looked<'a>(&self, env: Env<'a>, queued: usize) -> Term<'a> {
+        let mut state = self.lock();
+        let resume = state.looked(env, queued);
+        encode_resume(env, resume, state.turn())
     }
 
     /// Starts the heart-beats that the network agreed on.
@@ -174,14 +185,14 @@ impl Connection {
         let answer = SCRATCH.with_borrow_mut(|scratch| {
             let mut delivery = Delivery::new(env, to, &mut scratch.terms);
             let step = if state.ended {
-                Step::Stop(None)
+                Step::Stop(atoms::closed(), None)
             } else {
                 contained(&mut state, &mut delivery, &mut scratch.buffer, slice)
             };
             delivery.answer(step)
         });
         if state.ended {
-            self.stop(env);
+            self.stop(env, &mut state);
         }
         drop(state);
         if self.owner_is_dead.load(Ordering::SeqCst) {
@@ -196,17 +207,22 @@ impl Connection {
     }
 
     fn stop_if_unused(&self, env: Env) {
-        if let Ok(mut state) = self.state.try_lock() {
-            state.ended = true;
-            self.stop(env);
-        }
+        let mut state = match self.state.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            // The slice that has it looks for the mark when it has unlocked.
+            Err(TryLockError::WouldBlock) => return,
+        };
+        state.ended = true;
+        self.stop(env, &mut state);
     }
 
-    /// Closes the duplicate. The lock must be held.
-    fn stop(&self, env: Env) {
+    /// Closes the duplicate, and lets others that wait for the listener go on.
+    fn stop(&self, env: Env, state: &mut State) {
         if let Some(socket) = &self.socket {
             socket.stop(env);
         }
+        state.leave_account(env);
     }
 }
 
@@ -220,6 +236,6 @@ fn contained<'a>(
     let result = catch_unwind(AssertUnwindSafe(|| slice(state, delivery, buffer)));
     result.unwrap_or_else(|_| {
         state.end(delivery, atoms::parse_error());
-        Step::Stop(Some(Failure::Panic))
+        Step::Stop(atoms::parse_error(), Some(Failure::Panic))
     })
 }

@@ -1,47 +1,56 @@
-//! Frames and verdicts to the processes that want them.
+//! Frames to the listener, and to the calling process what it has to do next.
 //!
-//! A process on this node is sent its message from here. Another node, or a name, is out of
-//! `enif_send`'s reach: what goes there is handed back for the caller to cast.
+//! A listener on this node is sent its messages from here. Another node is out of `enif_send`'s
+//! reach: what goes there is handed back for the caller to cast.
 
 use crate::atoms;
 use crate::terms::{BinaryBody, FrameTerms, MessageEnv};
 use rustler::{Atom, Encoder, Env, LocalPid, NifResult, Term};
-use stomp::ParseError;
+use stomp::{ParseError, Resume};
 
-/// Who gets what: frames go to the listener, along with the sender; a disconnect goes to the
-/// network.
+/// Frames that are sent in one message, at most: with common headers 100 KiB of terms. Of much
+/// larger messages a few in the mailbox make the listener's garbage collections so long that the
+/// VM moves each of them to another thread.
+const MESSAGE_FRAMES: usize = 256;
+
+/// Octets of terms and bodies that are enough for a message, however few frames they are.
+const MESSAGE_OCTETS: usize = 1024 * 1024;
+
+/// Who gets the frames, and which sender is sent along with them.
 #[derive(Clone, Copy)]
 pub struct Recipients<'a> {
     listener: Term<'a>,
-    network: Term<'a>,
     sender: Term<'a>,
+}
+
+impl Recipients<'_> {
+    /// The listener, if it is a process of this node.
+    pub fn local_listener(&self) -> Option<LocalPid> {
+        self.listener.decode().ok()
+    }
 }
 
 impl<'a> rustler::Decoder<'a> for Recipients<'a> {
     fn decode(term: Term<'a>) -> NifResult<Self> {
-        let (listener, network, sender) = term.decode()?;
-        Ok(Recipients {
-            listener,
-            network,
-            sender,
-        })
+        let (listener, sender) = term.decode()?;
+        Ok(Recipients { listener, sender })
     }
 }
 
 /// What the process that runs the loop is to do next.
 pub enum Step<'a> {
-    /// Call again: there is more to do.
+    /// Call again, on a dirty thread: there is much to do.
     Again,
-    /// Call again, inline, when others had their turn.
+    /// Call again, on an ordinary scheduler, when others had their turn.
     Yield,
     /// Call again when the socket is ready, or after so many milliseconds.
     Wait(Option<u64>),
-    /// Look at the listener's mailbox.
+    /// The listener may be too far behind: ask to resume.
     Full,
     /// Tell the network of this CONNECTED frame, and us what it agreed on.
     Connected(Term<'a>),
-    /// It is over. An error is for the log.
-    Stop(Option<Failure>),
+    /// It is over, for this reason. An error is for the log.
+    Stop(Atom, Option<Failure>),
 }
 
 /// Why a connection was ended from this side, other than for silence.
@@ -53,12 +62,11 @@ pub enum Failure {
 }
 
 /// What became of the frames that were to be delivered.
-#[derive(PartialEq, Eq)]
 pub enum Flushed {
     /// There were none.
     Nothing,
-    /// They are on their way.
-    Sent,
+    /// They are on their way, and take up so many octets.
+    Sent(usize),
     /// There were some, and nobody is there to get them.
     NoListener,
 }
@@ -70,7 +78,7 @@ pub struct Delivery<'a, 't> {
     listener: Option<LocalPid>,
     terms: &'t mut FrameTerms,
     message: Option<MessageEnv>,
-    /// `{server, message}`, for the caller to cast in this order.
+    /// `{listener, message}`, for the caller to cast in this order.
     relay: Vec<Term<'a>>,
 }
 
@@ -80,15 +88,16 @@ impl<'a, 't> Delivery<'a, 't> {
         Delivery {
             caller,
             recipients,
-            listener: recipients.listener.decode().ok(),
+            listener: recipients.local_listener(),
             terms,
             message: None,
             relay: Vec::new(),
         }
     }
 
-    /// Adds a frame to the next message to the listener.
-    pub fn push(&mut self, frame: stomp::Frame<'_, BinaryBody>) {
+    /// Adds a frame to the next message to the listener. How many headers had to be made for it.
+    pub fn push(&mut self, frame: stomp::Frame<'_, BinaryBody>) -> usize {
+        let before = self.terms.made();
         match self.listener {
             Some(_) => {
                 let message = self.message.get_or_insert_with(MessageEnv::new);
@@ -96,6 +105,12 @@ impl<'a, 't> Delivery<'a, 't> {
             }
             None => self.terms.push(self.caller, frame),
         }
+        self.terms.made() - before
+    }
+
+    /// Whether what was pushed should be sent before there is more of it.
+    pub fn is_enough(&self) -> bool {
+        self.pushed() >= MESSAGE_FRAMES || self.terms.octets() >= MESSAGE_OCTETS
     }
 
     /// Delivers the CONNECTED frame, alone in its message, and returns it for the network.
@@ -135,28 +150,11 @@ impl<'a, 't> Delivery<'a, 't> {
                 true
             }
         };
+        let octets = self.terms.octets();
         self.terms.begin();
         match delivered {
-            true => Flushed::Sent,
+            true => Flushed::Sent(octets),
             false => Flushed::NoListener,
-        }
-    }
-
-    /// Whether the length of the listener's mailbox can be known, and so limited.
-    pub fn listener_is_local(&self) -> bool {
-        self.listener.is_some()
-    }
-
-    /// Tells the network that the connection is over.
-    pub fn disconnect(&mut self, reason: Atom) {
-        let message = (atoms::barytherium(), atoms::disconnect(), reason).encode(self.caller);
-        let network = self.recipients.network;
-        match network.decode::<LocalPid>() {
-            // A network that is gone does not care. Frames that are still here go first.
-            Ok(pid) if self.relay.is_empty() => {
-                _ = self.caller.send(&pid, (atoms::gen_cast(), message))
-            }
-            _ => self.relay.push((network, message).encode(self.caller)),
         }
     }
 
@@ -187,11 +185,27 @@ fn encode_step<'a>(env: Env<'a>, step: Step<'a>) -> Term<'a> {
         Step::Wait(Some(millis)) => (atoms::wait(), millis).encode(env),
         Step::Wait(None) => (atoms::wait(), atoms::infinity()).encode(env),
         Step::Connected(frame) => (atoms::connected_frame(), frame).encode(env),
-        Step::Stop(None) => (atoms::stop(), atoms::nil()).encode(env),
-        Step::Stop(Some(Failure::Panic)) => (atoms::stop(), atoms::panic()).encode(env),
-        Step::Stop(Some(Failure::Parse(error))) => {
-            (atoms::stop(), parse_error(env, &error)).encode(env)
+        Step::Stop(reason, failure) => {
+            let failure = failure.map(|failure| encode_failure(env, &failure));
+            (atoms::stop(), reason, failure).encode(env)
         }
+    }
+}
+
+/// The answer to a connection that was full; `turn` if it may go on.
+pub fn encode_resume<'a>(env: Env<'a>, resume: Resume, turn: Step<'a>) -> Term<'a> {
+    match resume {
+        Resume::Go => encode_step(env, turn),
+        Resume::Look(_) => atoms::look().encode(env),
+        Resume::Wait(None) => (atoms::pause(), atoms::infinity()).encode(env),
+        Resume::Wait(Some(time)) => (atoms::pause(), time.as_millis() as u64).encode(env),
+    }
+}
+
+fn encode_failure<'a>(env: Env<'a>, failure: &Failure) -> Term<'a> {
+    match failure {
+        Failure::Panic => atoms::panic().encode(env),
+        Failure::Parse(error) => parse_error(env, error),
     }
 }
 

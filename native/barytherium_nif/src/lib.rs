@@ -4,20 +4,27 @@
 //! * [`nifs`]: the functions that Elixir calls, one line each;
 //! * [`connection`]: a connection's resource, its slices and its life cycle;
 //! * [`state`]: what a slice reads, decodes and delivers;
+//! * [`account`]: what each listener has not taken yet;
+//! * [`halt`]: connections that the VM closed while it halts;
+//! * [`parse_state`] and [`codec`]: parsing and formatting without a connection;
 //! * [`busy`]: how much a slice does;
 //! * [`delivery`]: frames to messages, and who gets them;
-//! * [`socket`] and [`terms`]: all of the `unsafe` code.
+//! * [`socket`] and [`terms`]: the `unsafe` code, but for two system calls in [`halt`].
 #![deny(unsafe_code)]
 
+mod account;
 mod atoms;
 mod busy;
 mod codec;
 mod connection;
 mod delivery;
+#[allow(unsafe_code)]
+mod halt;
 // Rustler's attribute expands to the `extern "C"` functions that the VM calls.
 #[allow(unsafe_code)]
 mod nifs;
 mod options;
+mod parse_state;
 #[allow(unsafe_code)]
 mod socket;
 mod state;

@@ -3,43 +3,59 @@
 //! Whatever reads, decodes or sends runs on a dirty scheduler: decoding a full buffer takes
 //! longer than the millisecond that an ordinary one may be held.
 
+use crate::account::{self, Account};
 use crate::atoms;
 use crate::codec;
 use crate::connection::Connection;
 use crate::delivery::Recipients;
-use crate::options::{ConnectionOptions, Limits};
+use crate::options::ConnectionOptions;
+use crate::parse_state::{Negotiated, ParseState};
 use crate::socket::Socket;
 use crate::state::now;
 use crate::stats::Stats;
-use rustler::{Atom, Binary, Encoder, Env, Error, NifResult, Reference, ResourceArc, Term};
+use rustler::{Atom, Binary, Env, Error, NifResult, Reference, ResourceArc, Term};
 use std::time::Duration;
-use stomp::Version;
 
-/// `{:ok, connection}` or `{:error, posix}`. `descriptor` is the socket's, or nil.
+/// `{:ok, connection}` or `{:error, posix}`; `{:error, :used}` if somebody has gone on with
+/// `parse_state` before. `descriptor` is the socket's, or nil.
 #[rustler::nif]
 fn open<'a>(
     env: Env<'a>,
     descriptor: Option<i32>,
     pending: Binary,
-    version: Option<&str>,
-    limits: Limits,
+    parse_state: ParseState,
     options: ConnectionOptions,
+    to: Recipients<'a>,
     stats: ResourceArc<Stats>,
-) -> NifResult<Term<'a>> {
-    let session = options.session(parse_version(version)?, &limits, now());
-    let socket = match descriptor.map(Socket::duplicate).transpose() {
-        Ok(socket) => socket,
-        Err(error) => return Ok(env.error_tuple(descriptor_error(&error))),
+) -> Result<ResourceArc<Connection>, Atom> {
+    let socket = descriptor.map(Socket::duplicate).transpose();
+    let socket = socket.map_err(|error| descriptor_error(&error))?;
+    let Some(decoder) = parse_state.take_for_connection(options.is_connected()) else {
+        // Dropped without the environment, a socket would not be stopped.
+        socket.inspect(|socket| socket.stop(env));
+        return Err(atoms::used());
     };
-    let connection = Connection::new(session, socket, pending.to_vec(), &options, stats);
+    let session = options.session(decoder, now());
+    let account = to
+        .local_listener()
+        .zip(options.high_water_mark)
+        .map(|(listener, mark)| Account::open(listener, env.pid(), mark));
+    let connection = Connection::new(
+        session,
+        socket,
+        pending.to_vec(),
+        account,
+        options.show_econnreset,
+        stats,
+    );
     let connection = ResourceArc::new(connection);
     env.monitor(&connection, &env.pid());
-    Ok((rustler::types::atom::ok(), connection).encode(env))
+    Ok(connection)
 }
 
 #[rustler::nif]
-fn confirm(connection: ResourceArc<Connection>) -> Atom {
-    connection.confirm();
+fn confirm(connection: ResourceArc<Connection>, socket: Term) -> Atom {
+    connection.confirm(socket);
     rustler::types::atom::ok()
 }
 
@@ -85,7 +101,8 @@ fn feed_inline<'a>(
     connection.feed(env, &bytes, to)
 }
 
-#[rustler::nif]
+/// What has been read is decoded first, and that may be a lot.
+#[rustler::nif(schedule = "DirtyIo")]
 fn disconnect<'a>(
     env: Env<'a>,
     connection: ResourceArc<Connection>,
@@ -101,13 +118,16 @@ fn agree(connection: ResourceArc<Connection>, interval: u64) -> Atom {
     rustler::types::atom::ok()
 }
 
-/// Whether to go on, with `queued` messages in the listener's mailbox: `:again` or `:full`.
+/// After `:full`, a pause, or when woken: a step to go on with, `:look`, or `{:pause, ms}`.
 #[rustler::nif]
-fn resume(connection: ResourceArc<Connection>, queued: usize) -> Atom {
-    match connection.resume(queued) {
-        true => atoms::again(),
-        false => atoms::full(),
-    }
+fn resume<'a>(env: Env<'a>, connection: ResourceArc<Connection>) -> Term<'a> {
+    connection.resume(env)
+}
+
+/// After `:look`, with `queued` messages in the listener's mailbox: a step, or `{:pause, ms}`.
+#[rustler::nif]
+fn looked<'a>(env: Env<'a>, connection: ResourceArc<Connection>, queued: usize) -> Term<'a> {
+    connection.looked(env, queued)
 }
 
 #[rustler::nif]
@@ -126,14 +146,21 @@ fn live_connections() -> usize {
     Connection::live()
 }
 
+/// Listeners with an account, in the whole VM.
+#[rustler::nif]
+fn live_accounts() -> usize {
+    account::count()
+}
+
 #[rustler::nif(schedule = "DirtyCpu")]
-fn parse<'a>(
-    env: Env<'a>,
-    data: Binary,
-    version: Option<&str>,
-    limits: Limits,
-) -> NifResult<Term<'a>> {
-    Ok(codec::parse(env, &data, parse_version(version)?, &limits))
+fn parse<'a>(env: Env<'a>, data: Binary<'a>, state: ParseState) -> Term<'a> {
+    codec::parse(env, data, state, false)
+}
+
+/// The same on the caller's scheduler, for so few bytes that it takes well under a millisecond.
+#[rustler::nif]
+fn parse_inline<'a>(env: Env<'a>, data: Binary<'a>, state: ParseState) -> Term<'a> {
+    codec::parse(env, data, state, true)
 }
 
 #[rustler::nif]
@@ -142,7 +169,7 @@ fn encode_head<'a>(
     command: Atom,
     headers: Vec<(Binary, Binary)>,
     body_length: usize,
-    version: Option<&str>,
+    version: Negotiated,
 ) -> NifResult<Result<Term<'a>, Atom>> {
     encode(env, command, &headers, body_length, version)
 }
@@ -154,7 +181,7 @@ fn encode_large_head<'a>(
     command: Atom,
     headers: Vec<(Binary, Binary)>,
     body_length: usize,
-    version: Option<&str>,
+    version: Negotiated,
 ) -> NifResult<Result<Term<'a>, Atom>> {
     encode(env, command, &headers, body_length, version)
 }
@@ -164,16 +191,15 @@ fn encode<'a>(
     command: Atom,
     headers: &[(Binary, Binary)],
     body_length: usize,
-    version: Option<&str>,
+    version: Negotiated,
 ) -> NifResult<Result<Term<'a>, Atom>> {
     let command = atoms::to_command(command).ok_or(Error::BadArg)?;
-    let version = parse_version(version)?;
     Ok(codec::encode_head(
         env,
         command,
         headers,
         body_length,
-        version,
+        version.0,
     ))
 }
 
@@ -185,11 +211,6 @@ fn escape<'a>(env: Env<'a>, text: Binary) -> Term<'a> {
 #[rustler::nif(schedule = "DirtyCpu")]
 fn unescape<'a>(env: Env<'a>, text: Binary) -> Term<'a> {
     codec::unescape(env, &text)
-}
-
-fn parse_version(version: Option<&str>) -> NifResult<Option<Version>> {
-    let parse = |version: &str| Version::parse(version.as_bytes()).ok_or(Error::BadArg);
-    version.map(parse).transpose()
 }
 
 fn descriptor_error(error: &std::io::Error) -> Atom {

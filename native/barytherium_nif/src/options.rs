@@ -2,7 +2,7 @@
 
 use rustler::NifMap;
 use std::time::Duration;
-use stomp::{Options, Session, Timing, UndefinedEscapes, Version};
+use stomp::{Decoder, Options, Session, Timing, UndefinedEscapes};
 
 /// What a peer may send.
 #[derive(NifMap)]
@@ -42,22 +42,21 @@ pub struct ConnectionOptions {
 }
 
 impl ConnectionOptions {
-    /// A session in the state that these options say it is in.
-    pub fn session<B: stomp::BodyBuffer>(
-        &self,
-        version: Option<Version>,
-        limits: &Limits,
-        now: Duration,
-    ) -> Session<B> {
+    /// Whether CONNECTED has been received.
+    pub fn is_connected(&self) -> bool {
+        self.hb_recv.is_some()
+    }
+
+    /// A session in the state that these options say it is in, which goes on where `decoder` is.
+    pub fn session<B: stomp::BodyBuffer>(&self, decoder: Decoder<B>, now: Duration) -> Session<B> {
         let timing = Timing {
             first_frame_timeout: Duration::from_millis(self.first_frame_timeout),
             heartbeat_allowance: self.heartbeat_receive_allowance.map(Duration::from_millis),
         };
         let Some(interval) = self.hb_recv else {
-            return Session::new(limits.options(), timing, now);
+            return Session::new(decoder, timing, now);
         };
-        let version = version.unwrap_or(Version::V1_2);
-        let mut session = Session::connected(version, limits.options(), timing, now);
+        let mut session = Session::connected(decoder, timing, now);
         session.agree(Duration::from_millis(interval), now);
         session
     }

@@ -6,6 +6,7 @@
 //! none. Only that callback closes the duplicate: the VM runs it when no poller can still be
 //! using the descriptor.
 
+use crate::halt;
 use crate::terms::BinaryBody;
 use rustler::sys::{
     ERL_NIF_SELECT_READ, ERL_NIF_SELECT_STOP, ErlNifEnv, ErlNifEvent, ErlNifResourceFlags,
@@ -119,26 +120,29 @@ impl Socket {
         })
     }
 
-    /// The descriptor was still its owner's after it had been duplicated. A number that was looked
+    /// The descriptor was still that of `owner`, a socket, after it had been duplicated. A number that was looked
     /// up before may by then have been closed, and opened again as something else.
-    pub fn confirm(&self) {
+    pub fn confirm(&self, owner: Term) {
         self.confirmed.store(true, Ordering::Release);
+        halt::watch(self.descriptor, owner);
     }
 
     /// Reads what is there, without waiting: first into `body`, as many octets as it is said to
-    /// miss, then into `buffer`. How many octets went to each; none at all is the end of the
-    /// stream.
+    /// miss but no more than `most`, then into `buffer`. How many octets went to each; none at all
+    /// is the end of the stream.
     pub fn receive(
         &self,
         body: Option<(&mut BinaryBody, usize)>,
+        most: usize,
         buffer: &mut [u8],
     ) -> Result<(usize, usize)> {
         let Some((body, missing)) = body else {
             return Ok((0, self.receive_into(&mut [], buffer)?));
         };
         let spare = body.spare(missing);
-        let room = spare.len();
-        // What lies beyond a body that has not got all its room yet still belongs to it.
+        let room = spare.len().min(most);
+        let spare = &mut spare[..room];
+        // What lies beyond a body that does not get all of its room now still belongs to it.
         let beyond = if room == missing { buffer } else { &mut [] };
         let received = self.receive_into(spare, beyond)?;
         let filled = received.min(room);
@@ -209,14 +213,17 @@ impl Socket {
         if self.stopped.swap(true, Ordering::AcqRel) {
             return;
         }
+        halt::forget(self.descriptor);
         let undefined = rustler::types::atom::undefined().to_term(env).as_c_arg();
         // SAFETY: as in `notify`; this also runs the stop callback if nothing was ever selected.
-        // The VM keeps the resource alive until that has happened, so our reference can go.
+        // The VM keeps the resource alive until that has happened, so our reference can go. Where
+        // the VM refuses, because the descriptor is above its limit, it has never polled it and
+        // does not run the callback: nobody else uses the descriptor, and it is closed here.
         unsafe {
             if self.confirmed.load(Ordering::Acquire) {
                 libc::shutdown(self.descriptor, libc::SHUT_RDWR);
             }
-            enif_select(
+            let stopped = enif_select(
                 env.as_c_arg(),
                 self.descriptor,
                 ERL_NIF_SELECT_STOP,
@@ -224,6 +231,9 @@ impl Socket {
                 ptr::null(),
                 undefined,
             );
+            if stopped < 0 {
+                libc::close(self.descriptor);
+            }
             enif_release_resource(self.polled);
         }
     }

@@ -1,76 +1,35 @@
-//! What a slice works on: reads, decodes and delivers until the socket is dry or its budget is
-//! spent.
+//! What a slice works on: bytes that were read are decoded and delivered, as far as its budget goes.
+//! [`reader`] reads them.
 
+mod reader;
+
+use crate::account::Account;
 use crate::atoms;
-use crate::busy::{Busy, FRAME_WORK};
+use crate::busy::{Busy, FRAME_WORK, HEADER_WORK};
 use crate::delivery::{Delivery, Failure, Flushed, Step};
-use crate::socket::Socket;
 use crate::stats::Stats;
 use crate::terms::BinaryBody;
-use rustler::{Atom, ResourceArc};
-use std::io::{self, ErrorKind};
+use rustler::{Atom, Env, ResourceArc};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
-use stomp::{Event, Flow, ParseError, Session};
+use stomp::{Event, ParseError, Resume, Session};
 
-/// What a thread reads into. A read wakes the peer when it has made room, so fewer and larger ones
-/// leave more of the processor to both; much more than this would not stay in the second-level
-/// cache until it is decoded.
-const RECEIVE_BUFFER: usize = 512 * 1024;
+/// Octets that were read without finding the socket empty, which make a burst. Only a burst is read
+/// in slices on dirty threads, where a busy machine may let it wait for a processor, and only in a
+/// burst does a slice linger. A peer that sends little never gets a thread, however often it sends.
+const BURST: usize = 64 * 1024;
 
-/// A body that lacks so much is likely to be followed by another of its kind, which is to be read
-/// into its own place as well: no more is read along with it than that one's head.
-const LARGE_BODY: usize = 64 * 1024;
-const BEYOND_LARGE_BODY: usize = 4 * 1024;
+/// How much is done at once on an ordinary scheduler: a quarter of the millisecond that it may be
+/// held for.
+const INLINE_WORK: usize = 1024 * 1024;
 
-/// Frames that are sent in one message, at most: with common headers 100 KiB of terms. Of much
-/// larger messages a few in the mailbox make the listener's garbage collections so long that the
-/// VM moves each of them to another thread.
-const MESSAGE_FRAMES: usize = 256;
-
-/// Octets that are enough for a message. Each message wakes the listener, and a body's octets are
-/// not on its heap.
-const MESSAGE_OCTETS: usize = 1024 * 1024;
-
-/// How long a slice waits for more where it is: what going to sleep and being woken takes. A peer
-/// that sends all the time, and is a little slower than the reading, then does not cost that at
-/// every turn.
-const LINGER: Duration = Duration::from_micros(100);
-
-/// Octets that have to have been read since the last time that there were none, so that who sends
-/// little cannot keep a thread by sending it often.
-const LINGER_OCTETS: usize = 64 * 1024;
-
-/// How much is read on an ordinary scheduler, where a wait for another thread would cost more than
-/// the reading.
-const INLINE_OCTETS: usize = 16 * 1024;
-
-/// How much is done there: some 500 of the smallest frames, which take a quarter of the millisecond
-/// that a scheduler may be held for. The rest is left to a slice.
-const INLINE_WORK: usize = 2 * 1024 * 1024;
-
-/// How often a connection that has just delivered a frame or two is looked at again before it is
-/// waited for, each time after everybody else had a turn: what a frame brings about often brings
-/// the next one, and on a busy VM the thread that would tell of it has to get a processor first.
-/// More often gains next to nothing; each time takes about a microsecond.
-const LOOKS: u8 = 8;
-
-/// How long a slice lasts before the same, however little it has done: a peer that sends as fast
-/// as single octets are read must not keep a thread either.
-const SLICE_TIME: Duration = Duration::from_millis(5);
+/// How much more may be done, so that what was read is not left over.
+const OVERRUN: usize = 1536 * 1024;
 
 /// Now, as the session counts time.
 pub fn now() -> Duration {
     static START: LazyLock<Instant> = LazyLock::new(Instant::now);
     START.elapsed()
-}
-
-/// The first `size` octets of a thread's buffer, which has grown to what its thread reads at once.
-fn room(buffer: &mut Vec<u8>, size: usize) -> &mut [u8] {
-    if buffer.len() < size {
-        buffer.resize(size, 0);
-    }
-    &mut buffer[..size]
 }
 
 /// A connection's session, and what is on its way from the socket to the listener.
@@ -80,12 +39,13 @@ pub struct State {
     pending: Vec<u8>,
     decoded: usize,
     /// None for no back-pressure.
-    flow: Option<Flow>,
-    /// Octets that were read since the last message.
-    unsent: usize,
+    account: Option<Account>,
+    paused: bool,
     /// What has been done so far, and what is enough before others get the thread.
     work: usize,
     enough: usize,
+    /// The work that an octet made when it was last read.
+    density: usize,
     /// Octets that were read since there were none.
     streak: usize,
     /// How often to look for more before waiting for it.
@@ -99,7 +59,7 @@ impl State {
     pub fn new(
         session: Session<BinaryBody>,
         pending: Vec<u8>,
-        high_water_mark: Option<usize>,
+        account: Option<Account>,
         stats: ResourceArc<Stats>,
     ) -> State {
         if !pending.is_empty() {
@@ -107,171 +67,67 @@ impl State {
         }
         State {
             session,
-            unsent: pending.len(),
             pending,
             decoded: 0,
+            account,
+            paused: false,
             work: 0,
             enough: 0,
+            density: 1,
             streak: 0,
             looks: 0,
             busy: None,
-            flow: high_water_mark.map(Flow::new),
             stats,
             ended: false,
         }
     }
 
-    /// With `queued` messages in the listener's mailbox: whether to go on. The peer was not
-    /// silent while nobody listened to it.
-    pub fn resume(&mut self, queued: usize) -> bool {
-        let Some(flow) = &mut self.flow else {
-            return true;
-        };
-        let was_paused = flow.is_paused();
-        let resumed = flow.looked(queued);
-        if was_paused && resumed {
-            self.session.touch(now());
-        } else if !was_paused && !resumed {
-            self.busy = None;
-            self.stats.pauses.add(1);
-        }
-        resumed
+    /// Whether the connection may go on after it was full. The peer was not silent while nobody
+    /// listened to it.
+    pub fn resume(&mut self) -> Resume {
+        let resume = self.account.as_mut().map_or(Resume::Go, Account::resume);
+        self.note(resume)
     }
 
-    /// Reads and delivers: a slice.
-    pub fn receive<'a>(
-        &mut self,
-        socket: &Socket,
-        delivery: &mut Delivery<'a, '_>,
-        buffer: &mut Vec<u8>,
-    ) -> io::Result<Step<'a>> {
-        let share = Busy::share();
-        self.enough = self.work + share;
-        // Of small frames a read holds several times its octets' work.
-        let step = self.slice(
-            socket,
-            delivery,
-            room(buffer, RECEIVE_BUFFER.min(share / 4)),
-        );
-        if matches!(step, Ok(Step::Again)) {
-            self.busy.get_or_insert_with(Busy::new);
-        }
-        step
+    /// The same, with `queued` messages in the listener's mailbox.
+    pub fn looked(&mut self, env: Env, queued: usize) -> Resume {
+        let account = self.account.as_mut();
+        let resume = account.map_or(Resume::Go, |account| account.looked(env, queued, now()));
+        self.note(resume)
     }
 
-    fn slice<'a>(
-        &mut self,
-        socket: &Socket,
-        delivery: &mut Delivery<'a, '_>,
-        buffer: &mut [u8],
-    ) -> io::Result<Step<'a>> {
-        if let Some(step) = self.decode_pending(delivery) {
-            return Ok(step);
-        }
-        let started = now();
-        while self.work < self.enough && now() - started < SLICE_TIME {
-            match self.read(socket, buffer) {
-                Ok((0, _)) => return Ok(self.end(delivery, atoms::closed())),
-                Ok((received, beyond)) => {
-                    self.account(received);
-                    if let Some(step) = self.decode(&buffer[..beyond], delivery) {
-                        return Ok(step);
-                    }
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    if let Some(step) = self.dry(socket, delivery) {
-                        return Ok(step);
-                    }
-                }
-                Err(error) => return Err(error),
+    fn note(&mut self, resume: Resume) -> Resume {
+        match resume {
+            Resume::Go => {
+                self.paused = false;
+                self.session.touch(now());
             }
-        }
-        Ok(self.again(delivery))
-    }
-
-    /// There is nothing to read at the moment. None if there is again.
-    fn dry<'a>(&mut self, socket: &Socket, delivery: &mut Delivery<'a, '_>) -> Option<Step<'a>> {
-        if let Some(step) = self.flush(delivery) {
-            return Some(step);
-        }
-        let streak = std::mem::take(&mut self.streak);
-        if streak >= LINGER_OCTETS && socket.await_readable(LINGER) {
-            return None;
-        }
-        Some(self.wait(delivery))
-    }
-
-    /// Reads once and little, if that is all there is to do: for the frame or two of a connection
-    /// that is not busy. What takes longer is left to a slice.
-    pub fn receive_inline<'a>(
-        &mut self,
-        socket: &Socket,
-        delivery: &mut Delivery<'a, '_>,
-        buffer: &mut Vec<u8>,
-    ) -> io::Result<Step<'a>> {
-        if !self.pending.is_empty() || self.session.decoder().in_frame() {
-            return Ok(Step::Again);
-        }
-        self.enough = self.work + INLINE_WORK;
-        let buffer = room(buffer, INLINE_OCTETS);
-        match self.read(socket, buffer) {
-            Ok((0, _)) => Ok(self.end(delivery, atoms::closed())),
-            Ok((received, beyond)) => {
-                self.account(received);
-                if let Some(step) = self.decode(&buffer[..beyond], delivery) {
-                    return Ok(step);
-                }
-                if received == INLINE_OCTETS {
-                    return Ok(self.again(delivery));
-                }
-                if delivery.pushed() > 0 {
-                    self.looks = LOOKS;
-                }
-                Ok(self.look_or_wait(delivery))
+            Resume::Wait(_) if !self.paused => {
+                self.paused = true;
+                self.busy = None;
+                self.stats.pauses.add(1);
             }
-            Err(error) if error.kind() == ErrorKind::Interrupted => Ok(Step::Again),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(self.look_or_wait(delivery)),
-            Err(error) => Err(error),
+            Resume::Wait(_) | Resume::Look(_) => {}
         }
-    }
-
-    fn look_or_wait<'a>(&mut self, delivery: &mut Delivery<'a, '_>) -> Step<'a> {
-        if self.looks == 0 {
-            return self.wait(delivery);
-        }
-        self.looks -= 1;
-        self.flush(delivery).unwrap_or(Step::Yield)
+        resume
     }
 
     /// `octets` were read.
     pub fn account(&mut self, octets: usize) {
         let now = now();
         self.session.touch(now);
-        self.unsent += octets;
         self.work += octets;
         self.streak += octets;
         self.stats.read(octets, now);
-    }
-
-    /// Reads once: into the body that is being collected, then into `buffer`. How many octets in
-    /// all, and how many of them are in `buffer`.
-    fn read(&mut self, socket: &Socket, buffer: &mut [u8]) -> io::Result<(usize, usize)> {
-        let decoder = self.session.decoder();
-        let body = decoder.wanting_body();
-        let beyond = match &body {
-            Some((_, missing)) if *missing >= LARGE_BODY => BEYOND_LARGE_BODY.min(buffer.len()),
-            _ => buffer.len(),
-        };
-        let (filled, beyond) = socket.receive(body, &mut buffer[..beyond])?;
-        decoder.filled(filled);
-        Ok((filled + beyond, beyond))
     }
 
     /// There is nothing to read: is the peer dead, and if not, when would it be?
     pub fn wait<'a>(&mut self, delivery: &mut Delivery<'a, '_>) -> Step<'a> {
         if let Some(step) = self.flush(delivery) {
             return step;
+        }
+        if let Some(account) = &mut self.account {
+            account.rest();
         }
         self.busy = None;
         self.streak = 0;
@@ -289,7 +145,7 @@ impl State {
 
     /// There may be more to read. Endless heart-beats are no reply to a CONNECT; else something has
     /// just been read.
-    fn again<'a>(&mut self, delivery: &mut Delivery<'a, '_>) -> Step<'a> {
+    fn more<'a>(&mut self, delivery: &mut Delivery<'a, '_>) -> Step<'a> {
         if let Some(step) = self.flush(delivery) {
             return step;
         }
@@ -297,7 +153,16 @@ impl State {
             Some(Duration::ZERO) if self.session.awaits_first() => {
                 self.end(delivery, atoms::timeout())
             }
-            _ => Step::Again,
+            _ => self.turn(),
+        }
+    }
+
+    /// The next turn: on a dirty thread only in a burst.
+    pub fn turn<'a>(&self) -> Step<'a> {
+        if self.streak >= BURST {
+            Step::Again
+        } else {
+            Step::Yield
         }
     }
 
@@ -365,30 +230,25 @@ impl State {
         loop {
             match self.session.next(input) {
                 Ok(Some(Event::Frame(frame))) => {
-                    delivery.push(frame);
-                    self.work += FRAME_WORK;
-                    if delivery.pushed() == MESSAGE_FRAMES
-                        && let Some(step) = self.flush_or_rest(delivery)
+                    self.work += FRAME_WORK + HEADER_WORK * delivery.push(frame);
+                    let overrun = self.work >= self.enough + OVERRUN;
+                    if (delivery.is_enough() || overrun)
+                        && let Some(step) = self.flush(delivery)
                     {
                         return Some(step);
+                    }
+                    if overrun {
+                        return Some(self.turn());
                     }
                 }
                 Ok(Some(Event::Connected(frame))) => {
                     self.stats.frames.add(1);
                     return Some(Step::Connected(delivery.connected(frame)));
                 }
-                Ok(None) if self.unsent >= MESSAGE_OCTETS => return self.flush(delivery),
                 Ok(None) => return None,
                 Err(error) => return Some(self.refuse(error, delivery)),
             }
         }
-    }
-
-    /// Delivers a message. A step also if that was enough for now.
-    fn flush_or_rest<'a>(&mut self, delivery: &mut Delivery<'a, '_>) -> Option<Step<'a>> {
-        let enough = self.work >= self.enough;
-        self.flush(delivery)
-            .or_else(|| enough.then_some(Step::Again))
     }
 
     /// Delivers what was decoded. A step if the listener is gone, or may be behind.
@@ -397,14 +257,9 @@ impl State {
             Flushed::Nothing => None,
             // Nobody listens: there is no reason to go on.
             Flushed::NoListener => Some(self.end(delivery, atoms::closed())),
-            Flushed::Sent => {
-                let octets = std::mem::take(&mut self.unsent);
-                let flow = self
-                    .flow
-                    .as_mut()
-                    .filter(|_| delivery.listener_is_local())?;
-                flow.sent(octets);
-                flow.is_full().then_some(Step::Full)
+            Flushed::Sent(octets) => {
+                let may_send = self.account.as_mut()?.sent(octets);
+                (!may_send).then_some(Step::Full)
             }
         }
     }
@@ -417,15 +272,43 @@ impl State {
 
     fn refuse<'a>(&mut self, error: ParseError, delivery: &mut Delivery<'a, '_>) -> Step<'a> {
         self.end(delivery, atoms::parse_error());
-        Step::Stop(Some(Failure::Parse(error)))
+        Step::Stop(atoms::parse_error(), Some(Failure::Parse(error)))
     }
 
-    /// Ends the connection: delivers what came before, and this last.
+    /// Ends the connection: delivers what came before.
     pub fn end<'a>(&mut self, delivery: &mut Delivery<'a, '_>, reason: Atom) -> Step<'a> {
         self.deliver(delivery);
         self.busy = None;
         self.ended = true;
-        delivery.disconnect(reason);
-        Step::Stop(None)
+        Step::Stop(reason, None)
+    }
+
+    /// Ends the connection for a reason that was found elsewhere. What has been read is decoded and
+    /// delivered first, however much the listener has not taken yet.
+    pub fn disconnect<'a>(&mut self, delivery: &mut Delivery<'a, '_>, reason: Atom) -> Step<'a> {
+        let pending = std::mem::take(&mut self.pending);
+        let mut input = &pending[std::mem::take(&mut self.decoded)..];
+        loop {
+            match self.session.next(&mut input) {
+                Ok(Some(Event::Frame(frame))) => {
+                    delivery.push(frame);
+                    if delivery.is_enough() {
+                        self.deliver(delivery);
+                    }
+                }
+                Ok(Some(Event::Connected(frame))) => {
+                    self.stats.frames.add(1);
+                    delivery.connected(frame);
+                }
+                Ok(None) | Err(_) => return self.end(delivery, reason),
+            }
+        }
+    }
+
+    /// The connection is over, and so is its part in the listener's account.
+    pub fn leave_account(&mut self, env: Env) {
+        if let Some(account) = self.account.take() {
+            account.close(env);
+        }
     }
 }

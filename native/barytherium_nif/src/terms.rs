@@ -144,6 +144,15 @@ impl Drop for BinaryBody {
     }
 }
 
+/// What a binary of `length` octets takes up.
+fn binary_octets(length: usize) -> usize {
+    if length <= HEAP_BINARY_MAX {
+        HEAP_BINARY + length.next_multiple_of(WORD)
+    } else {
+        OFF_HEAP_BINARY + length
+    }
+}
+
 fn binary(env: Env, bytes: &[u8]) -> ErlNifTerm {
     let mut term = MaybeUninit::uninit();
     // SAFETY: the VM makes room for `bytes` and fills in the term; nobody else knows it yet.
@@ -153,6 +162,17 @@ fn binary(env: Env, bytes: &[u8]) -> ErlNifTerm {
         term.assume_init()
     }
 }
+
+/// What terms take on a heap, in octets.
+const WORD: usize = size_of::<ErlNifTerm>();
+const CELL: usize = 2 * WORD;
+/// A tuple of two.
+const PAIR: usize = 3 * WORD;
+/// A map of four keys, the tuple of its keys, and its cell in the list of frames.
+const FRAME: usize = 14 * WORD;
+/// A binary's header, or a reference to one that is not on the heap, and its own memory.
+const HEAP_BINARY: usize = 2 * WORD;
+const OFF_HEAP_BINARY: usize = 6 * WORD + 4 * WORD;
 
 /// How many headers at a list's end have to be those of the frame before for the end to be shared:
 /// a cell that is made by itself takes twice as long as one of a whole list, and a shared one is
@@ -171,6 +191,9 @@ pub struct FrameTerms {
     /// The list that starts at each header, and the empty one behind them; none if the last list
     /// was made as a whole.
     ends: Vec<ErlNifTerm>,
+    /// Octets that the terms take up since `begin`, and headers that were made for them.
+    octets: usize,
+    made: usize,
 }
 
 // SAFETY: terms are plain words; `begin` forgets those of another environment.
@@ -183,6 +206,18 @@ impl FrameTerms {
         self.pairs.clear();
         self.names.clear();
         self.ends.clear();
+        self.octets = 0;
+        self.made = 0;
+    }
+
+    /// How many octets of memory the frames since `begin` take up.
+    pub fn octets(&self) -> usize {
+        self.octets
+    }
+
+    /// How many headers since `begin` were not those of the frame before.
+    pub fn made(&self) -> usize {
+        self.made
     }
 
     /// How many frames there are since `begin`.
@@ -195,11 +230,24 @@ impl FrameTerms {
     pub fn push(&mut self, env: Env, frame: stomp::Frame<'_, BinaryBody>) {
         let headers = self.headers(env, frame.headers());
         let command = frame.command();
+        self.octets += binary_octets(frame.body.as_ref().len());
         let body = match frame.body {
             stomp::Body::Borrowed(bytes) => binary(env, bytes),
             stomp::Body::Owned(body) => body.into_term(env),
         };
         self.frames.push(map(env, command, headers, body));
+    }
+
+    /// The same, with a body that is there as a term.
+    pub fn push_with_body(
+        &mut self,
+        env: Env,
+        frame: &stomp::Frame<'_, BinaryBody>,
+        body: rustler::Binary,
+    ) {
+        let headers = self.headers(env, frame.headers());
+        let body = body.to_term(env).as_c_arg();
+        self.frames.push(map(env, frame.command(), headers, body));
     }
 
     fn headers<'a>(
@@ -208,6 +256,7 @@ impl FrameTerms {
         headers: impl ExactSizeIterator<Item = Header<'a>>,
     ) -> ErlNifTerm {
         let count = headers.len();
+        self.octets += FRAME;
         if count != self.pairs.len() {
             self.ends.clear();
         }
@@ -221,6 +270,7 @@ impl FrameTerms {
         }
         if count - new < SHARED_END_MIN {
             self.ends.clear();
+            self.octets += count * CELL;
             return list(env, &self.pairs);
         }
         self.linked(env, new)
@@ -234,6 +284,7 @@ impl FrameTerms {
         } else {
             new
         };
+        self.octets += new * CELL;
         for index in (0..new).rev() {
             self.ends[index] = cell(env, self.pairs[index], self.ends[index + 1]);
         }
@@ -246,9 +297,12 @@ impl FrameTerms {
         let name = match header.same() {
             Same::Line if known => return false,
             Same::Name if known => self.names[index],
-            _ => binary(env, &header.name()),
+            _ => self.binary(env, &header.name()),
         };
-        let pair = tuple(env, &[name, binary(env, &header.value())]);
+        let value = self.binary(env, &header.value());
+        let pair = tuple(env, &[name, value]);
+        self.octets += PAIR;
+        self.made += 1;
         if known {
             (self.names[index], self.pairs[index]) = (name, pair);
         } else {
@@ -257,6 +311,12 @@ impl FrameTerms {
         }
         true
     }
+
+    fn binary(&mut self, env: Env, bytes: &[u8]) -> ErlNifTerm {
+        self.octets += binary_octets(bytes.len());
+        binary(env, bytes)
+    }
+
     /// The frame that was pushed last.
     pub fn last<'a>(&self, env: Env<'a>) -> Option<Term<'a>> {
         // SAFETY: `env` is the environment that the frame was made in.

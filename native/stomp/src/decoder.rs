@@ -90,6 +90,22 @@ impl<B: BodyBuffer> Decoder<B> {
         }
     }
 
+    /// The same decoder, `offset` octets into its stream: errors count from there.
+    pub fn starting_at(mut self, offset: u64) -> Self {
+        self.offset = offset;
+        self
+    }
+
+    /// The octets of the stream that have been taken.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// The version that frames follow; `None` until one is negotiated.
+    pub fn version(&self) -> Option<Version> {
+        self.version
+    }
+
     /// Sets the version that frames from here on follow.
     pub fn set_version(&mut self, version: Version) {
         self.version = Some(version);

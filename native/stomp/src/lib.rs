@@ -8,15 +8,15 @@
 //! * [`encode_head`]: a frame's command and headers to bytes;
 //! * [`Session`]: what a receiver owes to a connection: the first frame, the negotiated version,
 //!   and when silence means death;
-//! * [`Flow`]: when a consumer is too far behind to be sent more.
+//! * [`Backlog`]: when a consumer is too far behind, and which connection goes on first.
 #![forbid(unsafe_code)]
 
+mod backlog;
 mod command;
 mod decoder;
 mod encoder;
 mod error;
 mod escape;
-mod flow;
 mod frame;
 mod head;
 mod options;
@@ -24,12 +24,12 @@ mod scan;
 mod session;
 mod version;
 
+pub use backlog::{Backlog, Resume};
 pub use command::Command;
 pub use decoder::{BodyBuffer, Decoder};
 pub use encoder::{EncodeError, encode_head};
 pub use error::{ParseError, Rule};
 pub use escape::{Escapes, escape, unescape};
-pub use flow::Flow;
 pub use frame::{Body, Frame, Header};
 pub use head::Same;
 pub use options::{

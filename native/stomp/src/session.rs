@@ -8,7 +8,7 @@
 //!        └────────► Refused (until the broker closes)
 //! ```
 
-use crate::{BodyBuffer, Command, Decoder, Frame, Options, ParseError, Rule, Version};
+use crate::{BodyBuffer, Command, Decoder, Frame, ParseError, Rule, Version};
 use bytes::BytesMut;
 use std::time::Duration;
 
@@ -59,6 +59,8 @@ pub struct Session<B = BytesMut> {
     stage: Stage,
     /// What CONNECTED said, until the frame that borrows the decoder is gone.
     negotiated: Option<Version>,
+    /// The first frame was neither CONNECTED nor ERROR. The decoder remembers all other errors.
+    failed: Option<ParseError>,
     /// The agreed interval; zero for none.
     heartbeat: Duration,
     started: Duration,
@@ -66,28 +68,23 @@ pub struct Session<B = BytesMut> {
 }
 
 impl<B: BodyBuffer> Session<B> {
-    /// A session at the start of a stream, awaiting CONNECTED.
-    pub fn new(options: Options, timing: Timing, now: Duration) -> Self {
-        Self::at(Stage::AwaitingFirst, None, options, timing, now)
+    /// A session that awaits CONNECTED. `decoder` may have got part of it.
+    pub fn new(decoder: Decoder<B>, timing: Timing, now: Duration) -> Self {
+        Self::at(Stage::AwaitingFirst, decoder, timing, now)
     }
 
-    /// A session that was connected before, with the `version` agreed then.
-    pub fn connected(version: Version, options: Options, timing: Timing, now: Duration) -> Self {
-        Self::at(Stage::Connected, Some(version), options, timing, now)
+    /// A session that was connected before, with the version that `decoder` follows.
+    pub fn connected(decoder: Decoder<B>, timing: Timing, now: Duration) -> Self {
+        Self::at(Stage::Connected, decoder, timing, now)
     }
 
-    fn at(
-        stage: Stage,
-        version: Option<Version>,
-        options: Options,
-        timing: Timing,
-        now: Duration,
-    ) -> Self {
+    fn at(stage: Stage, decoder: Decoder<B>, timing: Timing, now: Duration) -> Self {
         Session {
-            decoder: Decoder::new(version, options),
+            decoder,
             timing,
             stage,
             negotiated: None,
+            failed: None,
             heartbeat: Duration::ZERO,
             started: now,
             last_activity: now,
@@ -103,11 +100,14 @@ impl<B: BodyBuffer> Session<B> {
     ///
     /// # Errors
     /// As [`Decoder::next`]; and a first frame other than CONNECTED or ERROR (STOMP 1.2,
-    /// "Connecting").
+    /// "Connecting"), which is repeated as any other error.
     pub fn next<'a, 'i: 'a>(
         &'a mut self,
         input: &mut &'i [u8],
     ) -> Result<Option<Event<'a, B>>, ParseError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
         if let Some(version) = self.negotiated.take() {
             self.decoder.set_version(version);
         }
@@ -129,12 +129,10 @@ impl<B: BodyBuffer> Session<B> {
                 Ok(Some(Event::Frame(frame)))
             }
             other => {
-                let command = other.as_str().as_bytes();
-                Err(ParseError::new(
-                    Rule::UnexpectedFirstFrame,
-                    frame.offset,
-                    command,
-                ))
+                let (offset, command) = (frame.offset, other.as_str().as_bytes());
+                let error = ParseError::new(Rule::UnexpectedFirstFrame, offset, command);
+                self.failed = Some(error.clone());
+                Err(error)
             }
         }
     }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::Options;
 
 const START: Duration = Duration::from_secs(1000);
 const CONNECTED: &[u8] = b"CONNECTED\nversion:1.1\n\n\0";
@@ -7,8 +8,12 @@ fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
+fn decoder() -> Decoder {
+    Decoder::new(None, Options::default())
+}
+
 fn session() -> Session {
-    Session::new(Options::default(), Timing::default(), START)
+    Session::new(decoder(), Timing::default(), START)
 }
 
 fn connect(session: &mut Session, heartbeat: Duration) {
@@ -59,6 +64,27 @@ fn any_other_first_frame_is_an_error_at_its_first_octet() {
 }
 
 #[test]
+fn any_other_first_frame_is_the_end_whatever_follows() {
+    let mut session = session();
+    let mut input = &b"MESSAGE\n\nhi\0CONNECTED\n\n\0"[..];
+    let first = session.next(&mut input).map(|_| ()).unwrap_err();
+    let again = session.next(&mut input).map(|_| ()).unwrap_err();
+    assert_eq!(first, again);
+}
+
+#[test]
+fn a_session_goes_on_with_what_a_decoder_has_got_of_a_frame() {
+    let mut decoder: Decoder =
+        Decoder::new(Some(Version::V1_2), Options::default()).starting_at(100);
+    assert!(decoder.next(&mut &b"MESSAGE\n\nhal"[..]).unwrap().is_none());
+    let mut session = Session::connected(decoder, Timing::default(), START);
+    let Some(Event::Frame(frame)) = session.next(&mut &b"f\0"[..]).unwrap() else {
+        panic!("no MESSAGE");
+    };
+    assert_eq!((frame.body.as_ref(), frame.offset), (&b"half"[..], 100));
+}
+
+#[test]
 fn five_seconds_until_connected_however_much_trickles_in() {
     let mut session = session();
     session.touch(START + ms(4000));
@@ -89,7 +115,7 @@ fn the_allowance_is_an_option() {
         heartbeat_allowance: Some(ms(50)),
         ..Timing::default()
     };
-    let mut session: Session = Session::new(Options::default(), timing, START);
+    let mut session: Session = Session::new(decoder(), timing, START);
     connect(&mut session, ms(300));
     assert_eq!(session.deadline(), Some(START + ms(350)));
 }

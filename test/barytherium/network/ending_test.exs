@@ -145,6 +145,120 @@ defmodule Barytherium.Network.EndingTest do
     assert {2, :parse_error} = until_disconnect()
   end
 
+  for network <- [:pid, :name, :name_and_node] do
+    test "a closed socket is told to a network that is a #{network}" do
+      Process.register(self(), __MODULE__)
+      name = %{pid: self(), name: __MODULE__, name_and_node: {__MODULE__, node()}}
+      {socket, _peer} = Peer.pair()
+      Connection.close(socket)
+      {:ok, receiver} = Receiver.start_link(socket, self(), name[unquote(network)], self())
+      assert_disconnect(:closed, receiver)
+    end
+  end
+
+  test "what was read, and not yet decoded, comes before a disconnect of this side" do
+    test = self()
+
+    listener =
+      spawn_link(fn ->
+        receive do: (:take -> send(test, {:took, count_frames()}))
+      end)
+
+    {socket, peer} = Peer.pair()
+    stats = Barytherium.Native.new_stats()
+    state = %{socket: socket, listener_pid: listener, network_pid: self(), sender_pid: self()}
+    state = Map.merge(state, %{hb_recv: 0, options: [high_water_mark: 1], stats: stats})
+    {:ok, receiver} = Receiver.start_loop(state)
+    # Read at once, and more than one message.
+    bytes = :binary.copy("MESSAGE\n\n\0", 1_000)
+    Peer.send(peer, bytes)
+    eventually(fn -> elem(Barytherium.Native.stats(stats), 1) == byte_size(bytes) end)
+    Connection.close(socket)
+    assert_disconnect(:closed, receiver)
+    send(listener, :take)
+    assert_receive {:took, 1_000}
+  end
+
+  # All that have arrived.
+  defp count_frames(count \\ 0) do
+    receive do
+      {:"$gen_cast", {:barytherium, :frames, {frames, _sender}}} ->
+        count_frames(count + length(frames))
+    after
+      0 -> count
+    end
+  end
+
+  test "messages arrive in their order in a mailbox off the heap, though others send to it" do
+    test = self()
+    {:ok, callback} = Task.start_link(fn -> record_order(test, 200) end)
+    Process.flag(:message_queue_data, :on_heap)
+    others = for _n <- 1..4, do: spawn_link(fn -> disturb(callback) end)
+
+    for n <- 1..200 do
+      {_network, peer} = connect(callback)
+      Peer.send(peer, [connected_bytes(), for(m <- 1..20, do: "MESSAGE\nn:#{n}.#{m}\n\n\0")])
+      Peer.close(peer)
+      assert_receive {:order, order}, 5_000
+      assert order == [:connect, :connected] ++ List.duplicate(:message, 20) ++ [:disconnect]
+    end
+
+    for other <- others, do: Process.unlink(other) && Process.exit(other, :kill)
+  end
+
+  # What comes for each of `count` connections, one after the other.
+  defp record_order(test, count) do
+    Process.flag(:message_queue_data, :off_heap)
+    for _n <- 1..count, do: send(test, {:order, order([])})
+    Process.sleep(:infinity)
+  end
+
+  defp order(order) do
+    receive do
+      {:"$gen_cast", {:barytherium, :connect, {:ok, _sender}}} ->
+        order([:connect | order])
+
+      {:"$gen_cast", {:barytherium, :frames, {frames, _sender}}} ->
+        order(Enum.reduce(frames, order, &[&1.command | &2]))
+
+      {:"$gen_cast", {:barytherium, :disconnect, _reason}} ->
+        # What was overtaken comes now.
+        late = receive(do: ({:"$gen_cast", _late} -> [:late]), after: (20 -> []))
+        Enum.reverse(late ++ [:disconnect | order])
+
+      _other ->
+        order(order)
+    end
+  end
+
+  defp disturb(callback) do
+    for _n <- 1..50, do: send(callback, :other)
+    :erlang.yield()
+    disturb(callback)
+  end
+
+  describe "in a VM of its own," do
+    for kind <- ["feeds", "broker"] do
+      test "System.halt/1 ends the VM while it floods itself (#{kind})" do
+        assert {"halting\n", 0} = run_fixture("elixir", "halt.exs", [unquote(kind)])
+      end
+    end
+
+    test "a descriptor that is too high to be polled is refused, and closed" do
+      shell = "ulimit -Sn 256; exec elixir \"$@\""
+      {output, 0} = run_fixture("bash", ["-c", shell, "elixir"], "descriptors.exs", [])
+      assert output =~ "reasons: [:emfile]"
+      assert output =~ "left: 0 descriptors, 0 connections"
+    end
+
+    defp run_fixture(command, before \\ [], file, args) do
+      beams = Path.join(Mix.Project.app_path(), "ebin")
+      args = [command] ++ before ++ ["-pa", beams, "test/fixtures/#{file}" | args]
+      # A halting VM does not heed a signal that it could.
+      System.cmd("timeout", ["-s", "KILL", "60" | args], stderr_to_stdout: true)
+    end
+  end
+
   test "a connection whose peer is gone before the loop starts reads nobody else's" do
     listener = Peer.listen(:tcp)
     port = Peer.port(listener)

@@ -139,6 +139,22 @@ defmodule Barytherium.Network.LifeCycleTest do
     assert_disconnect(:closed, receiver)
   end
 
+  test "connections go on however often the receiver's module is loaded again" do
+    connections = for _n <- 1..3, do: start_connected()
+
+    for _time <- 1..3 do
+      :code.purge(Receiver)
+      {:module, Receiver} = :code.load_file(Receiver)
+    end
+
+    for {receiver, peer, _socket} <- connections do
+      Peer.send(peer, "MESSAGE\n\nstill here\0")
+      assert [%Frame{body: "still here"}] = receive_frames()
+      Peer.close(peer)
+      assert_disconnect(:closed, receiver)
+    end
+  end
+
   test "the end of an idle connection's listener ends the loop" do
     for transport <- [:tcp, :socket] do
       listener = spawn(fn -> Process.sleep(:infinity) end)

@@ -11,7 +11,7 @@ defmodule Barytherium.Network.ReceiverTest do
     describe "over #{transport}" do
       @transport transport
 
-      test "C3, C5: CONNECTED comes alone, then the network is called, then the rest in order" do
+      test "CONNECTED comes alone, then the network is called, then the rest in order" do
         {receiver, peer, _socket} = start_receiver(@transport)
         messages = for n <- 1..500, do: message(n)
         Peer.send(peer, [connected_bytes() | messages])
@@ -39,14 +39,14 @@ defmodule Barytherium.Network.ReceiverTest do
         assert_disconnect(:closed, receiver)
       end
 
-      test "C6: silence before CONNECTED is a time-out, and trickling does not help" do
+      test "silence before CONNECTED is a time-out, and trickling does not help" do
         {receiver, peer, _socket} = start_receiver(@transport, first_frame_timeout: 100)
         Peer.send(peer, "CONN")
         assert_disconnect(:timeout, receiver)
         Peer.assert_closed(peer)
       end
 
-      test "C6: a heart-beat that dies is a time-out" do
+      test "a heart-beat that dies is a time-out" do
         {receiver, peer, _socket} = start_connected(@transport, [], 300)
         started = System.monotonic_time(:millisecond)
         assert_disconnect(:timeout, receiver)
@@ -54,7 +54,7 @@ defmodule Barytherium.Network.ReceiverTest do
         Peer.assert_closed(peer)
       end
 
-      test "C6: any octet keeps a connection alive, also in mid-frame" do
+      test "any octet keeps a connection alive, also in mid-frame" do
         opts = [heartbeat_receive_allowance: 2_000]
         {receiver, peer, _socket} = start_connected(@transport, opts, 100)
 
@@ -70,7 +70,7 @@ defmodule Barytherium.Network.ReceiverTest do
         assert_disconnect(:closed, receiver)
       end
 
-      test "C7: an ERROR first is a frame, the network is not called, the peer ends it" do
+      test "an ERROR first is a frame, the network is not called, the peer ends it" do
         {receiver, peer, _socket} = start_receiver(@transport)
         Peer.send(peer, "ERROR\nmessage:Bad CONNECT\n\nAccess refused\0")
         assert [%Frame{command: :error, body: "Access refused"}] = receive_frames()
@@ -79,14 +79,14 @@ defmodule Barytherium.Network.ReceiverTest do
         refute_received {:"$gen_call", _from, _call}
       end
 
-      test "C7: any other first frame is a parse error" do
+      test "any other first frame is a parse error" do
         {receiver, peer, _socket} = start_receiver(@transport)
         Peer.send(peer, message(1))
         assert_disconnect(:parse_error, receiver)
         Peer.assert_closed(peer)
       end
 
-      test "C8, C9: a peer that closes in mid-frame; what was whole came first" do
+      test "a peer that closes in mid-frame; what was whole came first" do
         {receiver, peer, _socket} = start_connected(@transport)
         Peer.send(peer, [message(1), message(2), "MESSAGE\nn:3\n\nhalf"])
         Peer.close(peer)
@@ -94,7 +94,7 @@ defmodule Barytherium.Network.ReceiverTest do
         assert_disconnect(:closed, receiver)
       end
 
-      test "C8: the socket closed by its owner" do
+      test "the socket closed by its owner" do
         {receiver, peer, socket} = start_connected(@transport)
         assert :ok = Connection.close(socket)
         assert_disconnect(:closed, receiver)
@@ -146,7 +146,7 @@ defmodule Barytherium.Network.ReceiverTest do
     end
   end
 
-  test "C6: five seconds for CONNECTED, unless told otherwise" do
+  test "five seconds for CONNECTED, unless told otherwise" do
     {receiver, _peer, _socket} = start_receiver()
     started = System.monotonic_time(:millisecond)
     monitor = Process.monitor(receiver)
@@ -155,7 +155,7 @@ defmodule Barytherium.Network.ReceiverTest do
     assert System.monotonic_time(:millisecond) - started >= 5_000
   end
 
-  test "C9: frames before a reset are delivered" do
+  test "frames before a reset are delivered" do
     for {reason, opts} <- [closed: [], econnreset: [show_econnreset: true]] do
       {socket, peer} = Peer.pair(:tcp, opts)
       {:ok, receiver} = Receiver.start_link(socket, self(), self(), self())
@@ -186,39 +186,93 @@ defmodule Barytherium.Network.ReceiverTest do
     for receiver <- receivers do
       eventually(fn -> Process.info(receiver, :status) == {:status, :waiting} end)
       {:current_function, function} = Process.info(receiver, :current_function)
-      assert {Receiver, :wait, 3} = function
+      assert {:gen_server, :loop, _arity} = function
     end
   end
 
-  describe "C2: loop/1" do
-    test "runs in its caller, and touches no other message" do
+  # Every path to a dirty thread waits for a processor where all are busy.
+  for transport <- [:tcp, :socket] do
+    test "a connection that has little to read is never read on another thread (#{transport})" do
+      {receiver, peer, _socket} = start_connected(unquote(transport))
+      :erlang.trace(receiver, true, [:call])
+      :erlang.trace_pattern({Barytherium.Network.Parser, :receive_slice, 1}, true, [])
+
+      # More messages than the high-water mark.
+      for n <- 1..300 do
+        Peer.send(peer, message(n))
+        assert numbers(receive_frames()) == [n]
+      end
+
+      # In pieces, with pauses that let the loop wait in mid-frame.
+      for piece <- ["MESS", "AGE\nn:", "1\ncontent-length:5", "\n\nbo", "dy!", "\0"] do
+        Peer.send(peer, piece)
+        # The pause is the case: the loop waits in mid-frame.
+        Process.sleep(10)
+      end
+
+      assert [%Frame{body: "body!"}] = receive_frames()
+
+      # Larger than what is read at once.
+      for n <- 1..5 do
+        Peer.send(peer, message(n, String.duplicate("x", 50_000)))
+        assert numbers(receive_frames()) == [n]
+      end
+
+      refute_received {:trace, ^receiver, :call, _call}
+      Peer.close(peer)
+      assert_disconnect(:closed, receiver)
+    end
+  end
+
+  describe "loop/1" do
+    test "returns when the connection ends, and leaves its caller's messages alone" do
       {socket, peer} = Peer.pair()
       test = self()
 
       looping =
         Task.async(fn ->
-          send(self(), {:select, :of, :somebody, :else})
-          send(self(), {:DOWN, :of, :somebody, :else, :too})
-
-          Receiver.loop(%{
-            socket: socket,
-            listener_pid: test,
-            network_pid: test,
-            sender_pid: test,
-            parse_state: nil,
-            hb_recv: nil
-          })
-
-          {:messages, messages} = Process.info(self(), :messages)
-          messages
+          # To search so many for each frame would take minutes.
+          for n <- 1..100_000, do: send(self(), {:select, :of, :somebody, n})
+          :ok = Receiver.loop(loop_state(socket, test))
+          Process.info(self(), :message_queue_len)
         end)
 
       Peer.send(peer, connected_bytes())
       assert [%Frame{command: :connected}] = receive_frames()
       reply_heart_beats(0)
+
+      for n <- 1..2_000 do
+        Peer.send(peer, message(n))
+        assert numbers(receive_frames()) == [n]
+      end
+
       Peer.close(peer)
       assert_receive {:"$gen_cast", {:barytherium, :disconnect, :closed}}
-      assert [{:select, :of, :somebody, :else}, {:DOWN, _, _, _, _}] = Task.await(looping)
+      assert Task.await(looping) == {:message_queue_len, 100_000}
+    end
+
+    test "ends with its caller" do
+      {socket, peer} = Peer.pair()
+      test = self()
+      {caller, monitor} = spawn_monitor(fn -> Receiver.loop(loop_state(socket, test)) end)
+      Peer.send(peer, connected_bytes())
+      assert [%Frame{command: :connected}] = receive_frames()
+      reply_heart_beats(0)
+      Process.exit(caller, :kill)
+      assert_receive {:DOWN, ^monitor, :process, ^caller, :killed}
+      assert_receive {:"$gen_cast", {:barytherium, :disconnect, :closed}}
+      Peer.assert_closed(peer)
+    end
+
+    defp loop_state(socket, test) do
+      %{
+        socket: socket,
+        listener_pid: test,
+        network_pid: test,
+        sender_pid: test,
+        parse_state: nil,
+        hb_recv: nil
+      }
     end
 
     test "starts in mid-frame where a parse state says so, connected where hb_recv does" do

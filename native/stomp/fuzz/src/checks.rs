@@ -147,7 +147,7 @@ fn decode(plan: &Plan, pieces: &[&[u8]]) -> Outcome {
 
 fn receive(plan: &Plan, pieces: &[&[u8]]) -> Outcome {
     let (timing, mut now) = (Timing::default(), Duration::ZERO);
-    let mut session: Session<Body> = Session::new(plan.options, timing, now);
+    let mut session: Session<Body> = Session::new(Decoder::new(None, plan.options), timing, now);
     let mut first = true;
     drive(pieces, |input| {
         let (frame, connected) = match session.next(input)? {

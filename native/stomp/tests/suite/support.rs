@@ -51,7 +51,8 @@ pub fn run<'a>(
         }
         Start::New => {
             let now = std::time::Duration::ZERO;
-            let mut session: Session = Session::new(options, Timing::default(), now);
+            let mut session: Session =
+                Session::new(Decoder::new(None, options), Timing::default(), now);
             collect(pieces, |input| {
                 let frame = match session.next(input)? {
                     None => return Ok(None),

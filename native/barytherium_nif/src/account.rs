@@ -1,0 +1,113 @@
+//! What each listener has not taken yet, in one account for all connections that feed it.
+
+use crate::atoms;
+use rustler::{Env, LocalPid};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use stomp::{Backlog, Resume};
+
+type Shared = Arc<Mutex<Backlog<LocalPid>>>;
+
+/// The backlog of each listener that has connections, and how many.
+static ACCOUNTS: Mutex<BTreeMap<LocalPid, (Shared, usize)>> = Mutex::new(BTreeMap::new());
+
+/// One connection's part in its listener's account.
+pub struct Account {
+    listener: LocalPid,
+    backlog: Shared,
+    /// The process of this connection.
+    owner: LocalPid,
+    /// Messages in the listener's mailbox that are too many.
+    mark: usize,
+    /// Messages that may be sent before others who wait.
+    grant: usize,
+    /// What the backlog wants to know again after a look.
+    look: u64,
+}
+
+impl Account {
+    pub fn open(listener: LocalPid, owner: LocalPid, mark: usize) -> Account {
+        let mut accounts = lock(&ACCOUNTS);
+        let (backlog, connections) = accounts.entry(listener).or_default();
+        *connections += 1;
+        Account {
+            listener,
+            backlog: Arc::clone(backlog),
+            owner,
+            mark,
+            grant: 0,
+            look: 0,
+        }
+    }
+
+    /// Accounts for a message that takes up `octets`. Whether another one may be sent.
+    pub fn sent(&mut self, octets: usize) -> bool {
+        lock(&self.backlog).sent(octets, &mut self.grant, self.mark)
+    }
+
+    /// What to do after `sent` said no, after a pause, or when woken.
+    pub fn resume(&mut self) -> Resume {
+        let resume = lock(&self.backlog).resume(self.owner, &mut self.grant);
+        if let Resume::Look(sent) = resume {
+            self.look = sent;
+        }
+        resume
+    }
+
+    /// After `Look`: there are `queued` messages in the listener's mailbox.
+    pub fn looked(&mut self, env: Env, queued: usize, now: Duration) -> Resume {
+        let mut woken = Vec::new();
+        let resume = lock(&self.backlog).looked(
+            self.owner,
+            &mut self.grant,
+            self.mark,
+            (self.look, queued),
+            now,
+            &mut woken,
+        );
+        woken.iter().for_each(|owner| wake(env, owner));
+        resume
+    }
+
+    /// There is nothing to send at the moment.
+    pub fn rest(&mut self) {
+        if self.grant > 0 {
+            lock(&self.backlog).give_back(&mut self.grant);
+        }
+    }
+
+    /// The connection is over.
+    pub fn close(mut self, env: Env) {
+        let next = lock(&self.backlog).leave(self.owner, &mut self.grant);
+        if let Some(next) = next {
+            wake(env, &next);
+        }
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        let mut accounts = lock(&ACCOUNTS);
+        if let Some((_, connections)) = accounts.get_mut(&self.listener) {
+            *connections -= 1;
+            if *connections == 0 {
+                accounts.remove(&self.listener);
+            }
+        }
+    }
+}
+
+/// Listeners that have an account.
+pub fn count() -> usize {
+    lock(&ACCOUNTS).len()
+}
+
+/// Tells a paused connection to ask again. One that is gone has left already.
+fn wake(env: Env, owner: &LocalPid) {
+    _ = env.send(owner, (atoms::barytherium(), atoms::resume()));
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

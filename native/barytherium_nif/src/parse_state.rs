@@ -1,0 +1,91 @@
+//! Where parsing goes on: the decoder of a partial frame, in a resource, or how to make a new one.
+
+use crate::options::Limits;
+use crate::terms::BinaryBody;
+use rustler::{Decoder as TermDecoder, Encoder, Env, Error, NifMap, NifResult, ResourceArc, Term};
+use std::sync::{Mutex, PoisonError};
+use stomp::{Decoder, Version};
+
+/// A decoder that has got part of a frame. Whoever goes on takes it out.
+pub struct Partial(Mutex<Option<Decoder<BinaryBody>>>);
+
+#[rustler::resource_impl]
+impl rustler::Resource for Partial {}
+
+impl Partial {
+    fn with<T>(&self, access: impl FnOnce(&mut Option<Decoder<BinaryBody>>) -> T) -> T {
+        access(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// A version as a term: its name, or nil before one is negotiated.
+#[derive(Clone, Copy)]
+pub struct Negotiated(pub Option<Version>);
+
+impl<'a> TermDecoder<'a> for Negotiated {
+    fn decode(term: Term<'a>) -> NifResult<Self> {
+        let name: Option<&str> = term.decode()?;
+        let parse = |name: &str| Version::parse(name.as_bytes()).ok_or(Error::BadArg);
+        Ok(Negotiated(name.map(parse).transpose()?))
+    }
+}
+
+impl Encoder for Negotiated {
+    fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
+        self.0.map(Version::as_str).encode(env)
+    }
+}
+
+/// A `t:Barytherium.Frame.parse_state/0`.
+#[derive(NifMap)]
+pub struct ParseState {
+    /// None between frames.
+    decoder: Option<ResourceArc<Partial>>,
+    version: Negotiated,
+    /// Octets of the stream that came before.
+    offset: u64,
+    limits: Limits,
+}
+
+impl ParseState {
+    /// The decoder to go on with. None if somebody has gone on with this state before.
+    pub fn take(&self) -> Option<Decoder<BinaryBody>> {
+        self.take_or_new(self.version.0)
+    }
+
+    /// The same for a connection: `connected`, or one whose version is not yet negotiated.
+    pub fn take_for_connection(&self, connected: bool) -> Option<Decoder<BinaryBody>> {
+        let version = self.version.0.unwrap_or(Version::V1_2);
+        self.take_or_new(connected.then_some(version))
+    }
+
+    fn take_or_new(&self, version: Option<Version>) -> Option<Decoder<BinaryBody>> {
+        match &self.decoder {
+            Some(partial) => partial.with(Option::take),
+            None => Some(Decoder::new(version, self.limits.options()).starting_at(self.offset)),
+        }
+    }
+
+    /// Octets that are held of a partial frame.
+    pub fn buffered(&self) -> usize {
+        let partial = self.decoder.as_ref();
+        partial.map_or(0, |partial| {
+            partial.with(|decoder| decoder.as_ref().map_or(0, Decoder::buffered))
+        })
+    }
+
+    /// The state after `decoder` has taken all of its input.
+    pub fn after(self, decoder: Decoder<BinaryBody>) -> ParseState {
+        let version = Negotiated(decoder.version());
+        let offset = decoder.offset();
+        let partial = decoder
+            .in_frame()
+            .then(|| Partial(Mutex::new(Some(decoder))));
+        ParseState {
+            decoder: partial.map(ResourceArc::new),
+            version,
+            offset,
+            limits: self.limits,
+        }
+    }
+}

@@ -1,0 +1,320 @@
+use super::*;
+
+const MARK: usize = 64;
+const SMALL: usize = 100;
+
+fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// A backlog and its consumer's queue, which takes messages in order.
+#[derive(Default)]
+struct Queue {
+    backlog: Backlog<usize>,
+    grants: Vec<usize>,
+    sent: Vec<usize>,
+    length: usize,
+    first: usize,
+    now: Duration,
+    /// Whether a connection may send.
+    free: Vec<bool>,
+}
+
+impl Queue {
+    fn with(connections: usize) -> Queue {
+        Queue {
+            grants: vec![0; connections],
+            sent: vec![0; connections],
+            free: vec![true; connections],
+            ..Queue::default()
+        }
+    }
+
+    fn send(&mut self, who: usize, octets: usize) {
+        self.length += 1;
+        self.sent[who] += 1;
+        self.free[who] = self.backlog.sent(octets, &mut self.grants[who], MARK);
+        if !self.free[who] {
+            self.resume(who);
+        }
+    }
+
+    fn resume(&mut self, who: usize) {
+        match self.backlog.resume(who, &mut self.grants[who]) {
+            Resume::Go => self.free[who] = true,
+            Resume::Look(_) => _ = self.look(who),
+            Resume::Wait(_) => {}
+        }
+    }
+
+    fn look(&mut self, who: usize) -> Resume {
+        let mut woken = Vec::new();
+        let grant = &mut self.grants[who];
+        let look = (self.backlog.sent, self.length);
+        let answer = self
+            .backlog
+            .looked(who, grant, MARK, look, self.now, &mut woken);
+        self.free[who] = answer == Resume::Go;
+        woken.into_iter().for_each(|other| self.resume(other));
+        answer
+    }
+
+    /// The first of those who wait looks, as it does from time to time.
+    fn poll(&mut self) {
+        if let Some(first) = self.backlog.waiting.front().copied() {
+            self.look(first);
+        }
+    }
+
+    /// Everybody sends as much as they may.
+    fn flood(&mut self, octets: usize) {
+        while self.free.contains(&true) {
+            // In turn, as they share the processors; each time another one is the first.
+            self.first += 1;
+            for who in 0..self.free.len() {
+                let who = (self.first + who) % self.free.len();
+                if self.free[who] {
+                    self.send(who, octets);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_consumer_that_keeps_up_is_looked_at_once_in_as_many_messages_as_the_mark() {
+    let mut backlog = Backlog::default();
+    let mut grant = 0;
+    for _ in 1..MARK {
+        assert!(backlog.sent(SMALL, &mut grant, MARK));
+    }
+    assert!(!backlog.sent(SMALL, &mut grant, MARK));
+    assert_eq!(backlog.resume(1, &mut grant), Resume::Look(64));
+    let mut woken = Vec::new();
+    let answer = backlog.looked(1, &mut grant, MARK, (64, 0), ms(0), &mut woken);
+    assert_eq!((answer, woken.len()), (Resume::Go, 0));
+    assert_eq!((backlog.messages.len(), backlog.octets), (0, 0));
+}
+
+#[test]
+fn paused_at_the_mark_and_resumed_at_half_of_it() {
+    let mut queue = Queue::with(1);
+    queue.flood(SMALL);
+    assert_eq!(queue.length, MARK);
+    queue.length = MARK / 2 + 1;
+    assert!(matches!(queue.look(0), Resume::Wait(Some(_))));
+    queue.length = MARK / 2;
+    assert_eq!(queue.look(0), Resume::Go);
+    queue.flood(SMALL);
+    assert_eq!(queue.length, MARK);
+}
+
+#[test]
+fn connections_of_one_consumer_share_the_mark_and_get_equal_parts() {
+    for connections in [2, 8, 50, 100] {
+        let mut queue = Queue::with(connections);
+        let mut longest = 0;
+        for _ in 0..3_000 {
+            queue.flood(SMALL);
+            longest = longest.max(queue.length);
+            queue.length -= queue.length.min(10);
+            queue.poll();
+        }
+        assert!(longest <= MARK + connections, "{longest}");
+        let mean = queue.sent.iter().sum::<usize>() / connections;
+        let least = *queue.sent.iter().min().unwrap();
+        assert!(least * 10 >= mean * 9, "{connections}: {least} of {mean}");
+    }
+}
+
+#[test]
+fn the_first_paused_is_the_first_resumed() {
+    let mut queue = Queue::with(3);
+    for who in [2, 0, 1] {
+        while queue.free[who] {
+            queue.send(who, SMALL);
+        }
+    }
+    assert_eq!(queue.backlog.waiting, [2, 0, 1]);
+    queue.length = 0;
+    queue.poll();
+    assert_eq!(queue.grants, [21, 21, 21]);
+    assert!(queue.backlog.waiting.is_empty());
+}
+
+#[test]
+fn with_room_for_some_only_the_others_stay_in_their_order() {
+    let mut queue = Queue::with(50);
+    queue.flood(SMALL);
+    let order: Vec<usize> = queue.backlog.waiting.iter().copied().collect();
+    queue.length = MARK / 2;
+    queue.poll();
+    let (first, others) = order.split_at(MARK / 2);
+    assert!(first.iter().all(|&who| queue.grants[who] == 1));
+    assert_eq!(queue.backlog.waiting, others);
+}
+
+#[test]
+fn what_is_granted_and_not_used_is_for_others() {
+    let mut queue = Queue::with(2);
+    queue.flood(SMALL);
+    queue.length = 0;
+    queue.poll();
+    assert_eq!(queue.grants, [32, 32]);
+    // One has nothing to send.
+    queue.free[1] = false;
+    queue.backlog.give_back(&mut queue.grants[1]);
+    queue.flood(SMALL);
+    assert_eq!(queue.length, MARK);
+}
+
+#[test]
+fn the_end_of_a_connection_leaves_nothing_behind_and_the_next_one_looks() {
+    let mut queue = Queue::with(3);
+    queue.flood(SMALL);
+    let first = queue.backlog.waiting[0];
+    let next = queue.backlog.waiting[1];
+    let promoted = queue.backlog.leave(first, &mut queue.grants[first]);
+    assert_eq!(promoted, Some(next));
+    queue.length = 0;
+    queue.poll();
+    for who in [0, 1, 2] {
+        queue.backlog.leave(who, &mut queue.grants[who]);
+    }
+    assert_eq!(queue.backlog.granted, 0);
+    assert!(queue.backlog.waiting.is_empty() && queue.backlog.resumed.is_empty());
+}
+
+#[test]
+fn a_resumed_connection_that_ends_before_it_knows_gives_back_its_part() {
+    let mut backlog = Backlog::default();
+    let (mut grant, mut woken) = (0, Vec::new());
+    while backlog.sent(SMALL, &mut grant, MARK) {}
+    backlog.looked(1, &mut grant, MARK, (64, MARK), ms(0), &mut woken);
+    backlog.resume(2, &mut grant);
+    let mut first = 0;
+    assert_eq!(
+        backlog.looked(1, &mut first, MARK, (64, 0), ms(1), &mut woken),
+        Resume::Go
+    );
+    assert_eq!((first, woken), (32, vec![2]));
+    assert_eq!(backlog.leave(2, &mut grant), None);
+    assert_eq!(backlog.granted, 32);
+}
+
+#[test]
+fn what_is_sent_while_somebody_looks_is_not_taken_for_taken() {
+    let mut backlog = Backlog::default();
+    let (mut grant, mut woken) = (0, Vec::new());
+    while backlog.sent(SMALL, &mut grant, MARK) {}
+    assert_eq!(backlog.resume(1, &mut grant), Resume::Look(64));
+    // The queue had 10 messages, and then came 5 more.
+    (0..5).for_each(|_| _ = backlog.sent(SMALL, &mut grant, MARK));
+    backlog.looked(1, &mut grant, MARK, (64, 10), ms(0), &mut woken);
+    assert_eq!(backlog.messages.len(), 15);
+}
+
+#[test]
+fn two_that_look_at_once_do_not_both_look_from_then_on() {
+    let mut backlog = Backlog::default();
+    let (mut grant, mut woken) = (0, Vec::new());
+    while backlog.sent(SMALL, &mut grant, MARK) {}
+    for who in [1, 2] {
+        assert_eq!(backlog.resume(who, &mut grant), Resume::Look(64));
+    }
+    let first = backlog.looked(1, &mut grant, MARK, (64, MARK), ms(0), &mut woken);
+    let second = backlog.looked(2, &mut grant, MARK, (64, MARK), ms(0), &mut woken);
+    assert_eq!(first, Resume::Wait(Some(ms(1))));
+    assert_eq!(second, Resume::Wait(None));
+}
+
+#[test]
+fn pauses_grow_longer_up_to_a_limit() {
+    let mut queue = Queue::with(1);
+    queue.flood(SMALL);
+    for pause in [2, 4, 8, 16, 16] {
+        assert_eq!(queue.look(0), Resume::Wait(Some(ms(pause))));
+    }
+}
+
+#[test]
+fn large_bodies_are_too_much_before_they_are_too_many() {
+    let mut queue = Queue::with(2);
+    queue.flood(MAX_OCTETS / 4);
+    assert_eq!(queue.length, 5);
+    queue.length = 2;
+    queue.poll();
+    assert!(!queue.free[0] && !queue.free[1]);
+    queue.length = 1;
+    queue.poll();
+    assert!(queue.free[0] && queue.free[1]);
+}
+
+#[test]
+fn messages_of_others_that_stay_let_one_message_through_from_time_to_time() {
+    const OTHERS: usize = 10_000;
+    let mut queue = Queue::with(2);
+    queue.flood(SMALL);
+    // The consumer takes ours, and leaves the others' where they are.
+    queue.length = OTHERS;
+    let before = queue.sent[0] + queue.sent[1];
+    for _ in 0..1_000 {
+        queue.now += ms(10);
+        queue.poll();
+        queue.flood(SMALL);
+        queue.length = OTHERS;
+    }
+    let through = queue.sent[0] + queue.sent[1] - before;
+    assert!((35..=40).contains(&through), "{through}");
+    assert!(queue.sent[0].abs_diff(queue.sent[1]) <= 2);
+    // Nor is what was taken remembered for ever.
+    assert!(queue.backlog.messages.len() <= MARK + 3);
+}
+
+#[test]
+fn a_consumer_that_takes_nothing_gets_no_more_whoever_else_sends_to_it() {
+    for others in [0, 1, 10_000] {
+        let mut queue = Queue::with(1);
+        queue.flood(SMALL);
+        queue.length += others;
+        for _ in 0..10_000 {
+            queue.now += ms(10);
+            queue.poll();
+            queue.flood(SMALL);
+        }
+        assert!(queue.sent[0] <= MARK + 1, "{}", queue.sent[0]);
+    }
+}
+
+#[test]
+fn a_slow_consumer_gets_no_more_than_it_takes() {
+    let mut queue = Queue::with(1);
+    queue.flood(SMALL);
+    queue.length += 100;
+    for _ in 0..100 {
+        for _ in 0..300 {
+            queue.now += ms(10);
+            queue.poll();
+            queue.flood(SMALL);
+        }
+        queue.length -= 1;
+    }
+    assert!(queue.length <= MARK + 100 + 1, "{}", queue.length);
+}
+
+#[test]
+fn a_mark_of_one_or_zero_still_lets_messages_through() {
+    for mark in [0, 1] {
+        let mut backlog = Backlog::default();
+        let (mut grant, mut woken) = (0, Vec::new());
+        assert!(!backlog.sent(SMALL, &mut grant, mark));
+        for _ in 0..10 {
+            let sent = backlog.sent;
+            assert_eq!(backlog.resume(1, &mut grant), Resume::Look(sent));
+            backlog.looked(1, &mut grant, mark, (sent, 1), ms(0), &mut woken);
+            let answer = backlog.looked(1, &mut grant, mark, (sent, 0), ms(0), &mut woken);
+            assert_eq!(answer, Resume::Go);
+            assert!(!backlog.sent(SMALL, &mut grant, mark));
+        }
+    }
+}

@@ -1,0 +1,172 @@
+defmodule Barytherium.Network.SharingTest do
+  @moduledoc "Several connections, or others, that send to one callback process."
+  use Barytherium.ReceiverCase, async: false
+
+  alias Barytherium.Native
+
+  @mark 64
+  # Some turns for each of 50 connections.
+  @messages 1_500
+  @mib 1024 * 1024
+  @frames :binary.copy("MESSAGE\ndestination:/topic/a\n\n0123456789\0", 1_000)
+
+  defp connect(listener, opts \\ [], frames \\ @frames) do
+    {socket, peer} = Peer.pair()
+    stats = Native.new_stats()
+    id = make_ref()
+
+    {:ok, receiver} =
+      Receiver.start_loop(%{
+        socket: socket,
+        listener_pid: listener,
+        network_pid: self(),
+        # What a listener tells connections apart by.
+        sender_pid: id,
+        hb_recv: 0,
+        options: opts,
+        stats: stats
+      })
+
+    spawn_link(fn -> pump(peer, frames) end)
+    %{id: id, receiver: receiver, socket: socket, stats: stats}
+  end
+
+  defp pump(peer, frames), do: Connection.send(peer, frames) == :ok && pump(peer, frames)
+
+  # Takes `count` messages, a millisecond each: how many from whom, and the longest that its mailbox
+  # was meanwhile.
+  defp slow_callback(count) do
+    test = self()
+    spawn_link(fn -> take(count, %{}, 0, test) end)
+  end
+
+  defp take(0, taken, longest, test), do: send(test, {:taken, taken, longest})
+
+  defp take(count, taken, longest, test) do
+    {:message_queue_len, length} = Process.info(self(), :message_queue_len)
+
+    receive do
+      {:"$gen_cast", {:barytherium, :frames, {_frames, sender}}} ->
+        # The callback's work.
+        Process.sleep(1)
+        take(count - 1, Map.update(taken, sender, 1, &(&1 + 1)), max(longest, length), test)
+    end
+  end
+
+  for count <- [2, 8, 50] do
+    test "#{count} connections to one slow callback get equal parts, and share the mark" do
+      count = unquote(count)
+      callback = slow_callback(@messages)
+      connections = for _n <- 1..count, do: connect(callback)
+      assert_receive {:taken, taken, longest}, 60_000
+      parts = for %{id: id} <- connections, do: Map.get(taken, id, 0)
+      assert Enum.min(parts) >= 0.6 * @messages / count, inspect(parts)
+      assert longest <= @mark + count
+    end
+  end
+
+  test "connections that are killed while they wait leave nobody waiting" do
+    callback = spawn_link(&take_when_told/0)
+    connections = for _n <- 1..4, do: connect(callback)
+    eventually(fn -> Enum.all?(connections, &(pauses(&1) > 0)) end)
+    # Whichever of them it is that looks at the mailbox.
+    {last, killed} = List.pop_at(connections, Enum.random(0..3))
+
+    for %{receiver: receiver} <- killed do
+      Process.unlink(receiver)
+      Process.exit(receiver, :kill)
+    end
+
+    before = frames(last)
+    send(callback, :take)
+    eventually(fn -> frames(last) > before + 100_000 end, 1_000)
+  end
+
+  defp take_when_told do
+    receive do: (:take -> :ok)
+    take_all()
+  end
+
+  defp take_all do
+    receive do: ({:"$gen_cast", _frames} -> take_all())
+  end
+
+  test "a listener with 10,000 messages that it never takes still gets frames" do
+    test = self()
+
+    listener =
+      spawn_link(fn ->
+        for n <- 1..10_000, do: send(self(), {:never, n})
+        send(test, :ready)
+        take_frames(test)
+      end)
+
+    assert_receive :ready
+    connections = for _n <- 1..2, do: connect(listener)
+    # More than were sent before somebody looked at the mailbox for the first time.
+    for _n <- 1..70, do: assert_receive(:frames, 5_000)
+    for connection <- connections, do: eventually(fn -> pauses(connection) > 0 end)
+    for _n <- 1..4, do: assert_receive(:frames, 5_000)
+  end
+
+  defp take_frames(test) do
+    receive do
+      {:"$gen_cast", {:barytherium, :frames, {_frames, _sender}}} -> send(test, :frames)
+    end
+
+    take_frames(test)
+  end
+
+  test "a listener that takes nothing gets no more than the mark and one message" do
+    listener = spawn_link(fn -> Process.sleep(:infinity) end)
+    for n <- 1..100, do: send(listener, {:never, n})
+    connection = connect(listener)
+    eventually(fn -> pauses(connection) > 0 end)
+    before = queued(listener)
+    # Several times as long as a trial takes to come.
+    Process.sleep(1_000)
+    assert queued(listener) <= before + 1
+    assert before <= 100 + @mark
+  end
+
+  for {kind, name} <- [name: __MODULE__, "name and node": {__MODULE__, node()}] do
+    test "a listener that is a #{kind} is not sent more than the mark" do
+      listener = spawn_link(fn -> Process.sleep(:infinity) end)
+      Process.register(listener, __MODULE__)
+      connection = connect(unquote(Macro.escape(name)))
+      eventually(fn -> pauses(connection) > 0 end)
+      assert queued(listener) <= @mark + 1
+      Process.unregister(__MODULE__)
+    end
+  end
+
+  test "many short headers count as what they take up in memory" do
+    frame = fn name -> ["MESSAGE\n", List.duplicate([name, ":\n"], 900), "\n\0"] end
+    frames = IO.iodata_to_binary(List.duplicate([frame.("a"), frame.("b")], 200))
+    listener = spawn_link(fn -> Process.sleep(:infinity) end)
+    before = :erlang.memory(:total)
+    connection = connect(listener, [high_water_mark: 1_000_000], frames)
+    eventually(fn -> pauses(connection) > 0 end, 1_000)
+    assert :erlang.memory(:total) - before < 64 * @mib
+    assert queued(listener) in 16..64
+  end
+
+  test "nothing is left of a listener's account when its connections are gone" do
+    eventually(fn -> Native.live_accounts() == 0 end)
+    listener = spawn_link(fn -> Process.sleep(:infinity) end)
+    connections = for _n <- 1..3, do: connect(listener)
+    eventually(fn -> Enum.all?(connections, &(pauses(&1) > 0)) end)
+    assert Native.live_accounts() == 1
+    for %{socket: socket} <- connections, do: Connection.close(socket)
+    for _n <- 1..3, do: assert_receive({:"$gen_cast", {:barytherium, :disconnect, :closed}})
+    eventually(fn -> Native.live_accounts() == 0 end)
+  end
+
+  defp pauses(%{stats: stats}), do: stats |> Native.stats() |> elem(4)
+  defp frames(%{stats: stats}), do: stats |> Native.stats() |> elem(0)
+
+  defp queued(listener) do
+    {:message_queue_len, length} = Process.info(listener, :message_queue_len)
+    length
+  end
+end

@@ -13,6 +13,7 @@ defmodule Mix.Tasks.Compile.BarytheriumNative do
   @crate "barytherium_nif"
   # As `rust-version` in Cargo.toml: what rustler asks for.
   @required "1.91.0"
+  @hint "Debian 12 and 13 have it as cargo-web; elsewhere see https://rustup.rs."
   @sources Path.expand("../../..", __DIR__)
   # The VM looks for this name, also on macOS.
   @library "lib#{@crate}.so"
@@ -20,7 +21,6 @@ defmodule Mix.Tasks.Compile.BarytheriumNative do
   @impl true
   def run(_args) do
     with {:ok, cargo} <- find_cargo(),
-         :ok <- check_version(cargo),
          :ok <- build(cargo) do
       install(built_library(), installed_library())
     else
@@ -38,27 +38,43 @@ defmodule Mix.Tasks.Compile.BarytheriumNative do
     :ok
   end
 
+  # The first that is new enough: an old one of the system may stand before rustup's.
   defp find_cargo do
-    beside_rustup = Path.expand("~/.cargo/bin/cargo")
+    [System.find_executable("cargo"), Path.expand("~/.cargo/bin/cargo")]
+    |> Enum.filter(&(&1 && File.exists?(&1)))
+    |> Enum.map(&{&1, version(&1)})
+    |> choose()
+  end
 
-    cond do
-      cargo = System.find_executable("cargo") -> {:ok, cargo}
-      File.exists?(beside_rustup) -> {:ok, beside_rustup}
-      true -> {:error, "Barytherium needs cargo (Rust #{@required} or later), and there is none."}
+  defp choose([]),
+    do:
+      {:error,
+       "Barytherium needs cargo (Rust #{@required} or later), and there is none. #{@hint}"}
+
+  defp choose([{first, version} | _] = found) do
+    case Enum.find(found, fn {_cargo, version} -> new_enough?(version) end) do
+      {cargo, _version} ->
+        {:ok, cargo}
+
+      nil ->
+        {:error,
+         "Barytherium needs Rust #{@required} or later, and #{first} is #{version}. #{@hint}"}
     end
   end
 
-  defp check_version(cargo) do
+  defp version(cargo) do
     {output, _status} = System.cmd(cargo, ["--version"], stderr_to_stdout: true)
 
     case Regex.run(~r/^cargo (\d+\.\d+\.\d+)/, output) do
-      [_, version] ->
-        if Version.compare(version, @required) == :lt,
-          do: {:error, "Barytherium needs Rust #{@required} or later, and cargo is #{version}."},
-          else: :ok
+      [_, version] -> version
+      nil -> "broken (#{String.trim(output)})"
+    end
+  end
 
-      nil ->
-        {:error, "Barytherium needs cargo, and #{cargo} does not work: #{String.trim(output)}"}
+  defp new_enough?(version) do
+    case Version.parse(version) do
+      {:ok, version} -> Version.compare(version, @required) != :lt
+      :error -> false
     end
   end
 

@@ -140,4 +140,45 @@ defmodule Barytherium.FrameTest do
     {:ok, [small, _big], _state} = Frame.parse_all(bytes)
     assert :binary.referenced_byte_size(small.body) == 100
   end
+
+  test "a large body that is most of the data is not copied, one that is not is" do
+    for {body, others, referenced} <- [{100_000, 10, :data}, {100_000, 200_000, :own}] do
+      others = ["MESSAGE\n\n", String.duplicate("y", others), 0]
+      data = ["MESSAGE\n\n", String.duplicate("x", body), 0, others]
+      data = IO.iodata_to_binary(data)
+      {:ok, [frame, _other], _state} = Frame.parse_all(data)
+      assert byte_size(frame.body) == body
+      expected = if referenced == :data, do: byte_size(data), else: body
+      assert :binary.referenced_byte_size(frame.body) == expected
+    end
+  end
+
+  # Minutes, if each piece made it begin again.
+  @tag timeout: 30_000
+  test "20 MB in pieces of 1 KB are parsed, with and without a length" do
+    piece = String.duplicate("0123456789abcdef", 64)
+    expected = :binary.copy(piece, 20_000)
+
+    for head <- ["MESSAGE\n\n", "MESSAGE\ncontent-length:#{byte_size(expected)}\n\n"] do
+      {:ok, [], state} = Frame.parse_all(head)
+      pieces = Stream.duplicate(piece, 20_000)
+
+      state =
+        Enum.reduce(pieces, state, fn piece, state ->
+          {:ok, [], state} = Frame.parse_all(piece, state)
+          state
+        end)
+
+      {:ok, [frame], _state} = Frame.parse_all("\0", state)
+      assert frame.body == expected
+    end
+  end
+
+  test "a state between frames may be used again, one in mid-frame only once" do
+    {:ok, [_frame], between} = Frame.parse_all("MESSAGE\n\n\0")
+    for _time <- 1..2, do: assert({:ok, [_frame], _} = Frame.parse_all("MESSAGE\n\n\0", between))
+    {:ok, [], partial} = Frame.parse_all("MESS", between)
+    assert {:ok, [_frame], _state} = Frame.parse_all("AGE\n\n\0", partial)
+    assert_raise ArgumentError, ~r/newest/, fn -> Frame.parse_all("AGE\n\n\0", partial) end
+  end
 end

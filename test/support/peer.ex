@@ -80,6 +80,9 @@ defmodule Barytherium.Peer do
 
   def send(peer, data), do: :ok = Connection.send(peer, data)
 
+  @doc "Receives `length` octets, or with 0 what there is."
+  def recv(peer, length \\ 0), do: Connection.recv(peer, length, 2_000)
+
   @doc "Sends `data` an octet at a time, each one in a segment of its own."
   def send_octets(peer, data) do
     for <<octet <- data>>, do: send(peer, <<octet>>)

@@ -224,6 +224,23 @@ defmodule Barytherium.Network.ReceiverTest do
     end
   end
 
+  test "a kept frame keeps no other in memory: neither bodies nor headers" do
+    {_receiver, peer, _socket} = start_connected()
+    long = fn letter -> String.duplicate(letter, 100) end
+
+    # In one read; the large body is in another frame, and read in parts.
+    Peer.send(peer, [
+      "MESSAGE\nheader:#{long.("h")}\n\n#{long.("b")}\0",
+      "MESSAGE\nheader:#{long.("i")}\n\n#{String.duplicate("x", 200_000)}\0",
+      "MESSAGE\nheader:#{long.("i")}\n\n#{long.("c")}\0"
+    ])
+
+    for %Frame{headers: [{name, value}], body: body} <- receive_frames(3),
+        binary <- [name, value, body] do
+      assert :binary.referenced_byte_size(binary) == byte_size(binary)
+    end
+  end
+
   describe "loop/1" do
     test "returns when the connection ends, and leaves its caller's messages alone" do
       {socket, peer} = Peer.pair()

@@ -38,6 +38,8 @@ defmodule Bench do
       {"TLS, 1.5 KB", &tls(&1, Payload.new(1_500))},
       {"latency, idle VM", &latency(&1, 0)},
       {"latency, busy VM", &latency(&1, System.schedulers_online())},
+      {"latency, paced, idle VM", &paced(&1, 0)},
+      {"latency, paced, busy VM", &paced(&1, System.schedulers_online())},
       {"decoders, 256 B", &decoders(&1, Payload.new(256))},
       {"Frame.parse_all, 256 B", &parse_all(&1, Payload.new(256))},
       {"no listener, 1.5 KB", &backlog(&1, Payload.new(1_500))}
@@ -97,14 +99,21 @@ defmodule Bench do
   end
 
   # A frame, an answer of one octet, the next frame: microseconds there and back.
-  defp latency(options, busy) do
-    {feed, port} = Feed.start(:echo, Payload.frame(1, 256, :plain, true))
+  defp latency(options, busy),
+    do: latency(options, busy, :echo, &Contender.round_trips(&1, &2, 2_000))
+
+  # A frame every millisecond, whether the one before has arrived or not: microseconds from its
+  # sending, by the clock of the system, to the listener.
+  defp paced(options, busy), do: latency(options, busy, :paced, &Contender.paced(&1, &2, 1_000))
+
+  defp latency(options, busy, mode, measure) do
+    {feed, port} = Feed.start(mode, Payload.frame(1, 256, :plain, true), 1)
     burners = for _n <- 1..busy//1, do: spawn(&burn/0)
 
     rounds =
       for _round <- 1..options.rounds do
-        ours = Contender.round_trips(:ours, port, 2_000)
-        elixir = Contender.round_trips(:elixir, port, 2_000)
+        ours = measure.(:ours, port)
+        elixir = measure.(:elixir, port)
 
         [
           "p50 us": at(ours, 0.5),

@@ -84,6 +84,33 @@ defmodule Bench.Contender do
     Enum.sort(trips)
   end
 
+  @doc "The microseconds that each of `count` frames took, sorted, from a feed that sends at its own pace."
+  def paced(contender, port, count) do
+    {:ok, socket} = Connection.connect({127, 0, 0, 1}, port)
+    loop = start_loop(contender, socket)
+    await_frame()
+    # The loop gets going.
+    latencies(100, [])
+    latencies = latencies(count, [])
+    Process.unlink(loop)
+    Process.exit(loop, :kill)
+    Connection.close(socket)
+    Enum.sort(latencies)
+  end
+
+  defp latencies(left, latencies) when left <= 0, do: latencies
+
+  defp latencies(left, latencies) do
+    receive do
+      {:"$gen_cast", {:barytherium, :frames, {frames, _sender}}} ->
+        now = System.os_time(:nanosecond)
+        more = for %{headers: [{"sent", sent} | _]} <- frames, do: since(sent, now)
+        latencies(left - length(more), more ++ latencies)
+    end
+  end
+
+  defp since(sent, now), do: (now - String.to_integer(sent)) / 1000
+
   defp round_trip(socket) do
     started = System.monotonic_time(:nanosecond)
     Connection.send(socket, "\n")

@@ -5,6 +5,8 @@
 //!
 //! * `flood`: sends the file again and again, as fast as it is taken;
 //! * `echo`: sends the file once for each read of something;
+//! * `paced`: sends the file, which is a MESSAGE, every so many milliseconds, with its time of sending
+//!   as a header;
 //! * `beat`: sends an EOL every so many milliseconds.
 //!
 //! It ends when its standard input does.
@@ -12,7 +14,7 @@
 use std::io::{Read, Result, Write, stdin};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant, UNIX_EPOCH};
 use std::{env, fs, process, thread};
 
 const CONNECTED: &[u8] = b"CONNECTED\nversion:1.2\nheart-beat:1000,0\n\n\0\n";
@@ -46,6 +48,7 @@ fn main() -> Result<()> {
         match mode {
             "flood" => spawn(move || flood(stream, &payload))?,
             "echo" => spawn(move || echo(stream, &payload))?,
+            "paced" => spawn(move || paced(stream, &payload, Duration::from_millis(beat)))?,
             _ => beating.lock().expect("not poisoned").push(stream),
         }
     }
@@ -72,6 +75,21 @@ fn echo(mut stream: TcpStream, payload: &[u8]) -> Result<()> {
         stream.write_all(payload)?;
     }
     Ok(())
+}
+
+/// The time of sending is that of the system's clock, in nanoseconds. A frame that is late does not
+/// make those after it late.
+fn paced(mut stream: TcpStream, message: &[u8], interval: Duration) -> Result<()> {
+    let rest = message.strip_prefix(b"MESSAGE\n").expect("a MESSAGE");
+    let mut due = Instant::now();
+    loop {
+        due += interval;
+        thread::sleep(due.saturating_duration_since(Instant::now()));
+        let sent = UNIX_EPOCH.elapsed().expect("after 1970").as_nanos();
+        let mut frame = format!("MESSAGE\nsent:{sent}\n").into_bytes();
+        frame.extend_from_slice(rest);
+        stream.write_all(&frame)?;
+    }
 }
 
 fn beat_all(streams: &Mutex<Vec<TcpStream>>, interval: Duration) {

@@ -6,35 +6,188 @@ defmodule Barytherium.Connection do
   every function here and for `Barytherium.Network.Receiver`.
   """
 
+  require Logger
+
+  alias Barytherium.Connection.Tls
   alias Barytherium.Network.Options
 
-  # A TLS record: with the driver's own default, of 1,460 octets, `:ssl` reads in so small pieces
+  # A TLS record: with the driver's own default, of 1,460 bytes, `:ssl` reads in so small pieces
   # that it reaches a quarter of the throughput.
   @tls_buffer 16 * 1024
 
   # In milliseconds: enough for an alert to be written.
   @longest_tls_close 1_000
 
+  # As `sockaddr_un` in Linux and macOS has it, less the NUL at its end.
+  @longest_path 103
+
   @type host :: :inet.hostname() | String.t() | :inet.socket_address()
   @type socket :: :gen_tcp.socket() | :ssl.sslsocket()
+
+  @typedoc "What `connect/3` takes: see `Barytherium.Network.start_link/4`."
+  @type option :: {atom(), term()} | atom()
 
   @doc """
   Connects to `host`, which is a charlist, a string, an IP address or `{:local, path}`.
 
-  Options: `:secure`, `:send_timeout`, `:buffer`, `:receive_buffer` and `:send_buffer` as for
-  `Barytherium.Network.start_link/4`. Others go to `:gen_tcp.connect/3`, or with `secure: true`
-  to `:ssl.connect/3`.
+  Options: `:secure`, `:connect_timeout`, `:send_timeout`, `:buffer`, `:receive_buffer` and
+  `:send_buffer` as for `Barytherium.Network.start_link/4`, and those of `:gen_tcp.connect/3` and
+  `:ssl.connect/3`. All addresses of a name are tried, first those of IPv4, then those of IPv6, unless
+  an option says which.
 
-  The error is an atom: a POSIX one, `:nxdomain`, or the name of a TLS alert.
+  With `secure: true` the server's certificate has to be one that the system trusts, for the host's
+  name or address. `:cacerts` or `:cacertfile` say whom to trust instead, `:server_name_indication`
+  which name is expected, and `verify: :verify_none` that anybody will do, which is logged.
+
+  The error is an atom: a POSIX one, `:nxdomain`, `:timeout`, the name of a TLS alert, or `:options`
+  for what `:ssl` could not use. What the atom leaves out is logged.
+
+  Raises `ArgumentError` for an option, a host or a port that cannot be meant.
   """
-  @spec connect(host(), :inet.port_number(), [term()]) :: {:ok, socket()} | {:error, atom()}
+  @spec connect(host(), :inet.port_number(), [option()]) :: {:ok, socket()} | {:error, atom()}
   def connect(host, port, opts \\ []) do
     {options, transport} = Options.split(opts)
-    socket_options = nagle(host) ++ socket_options(options) ++ transport
+    check_address!(host, port)
+    deadline = deadline(options.connect_timeout)
 
-    if options.secure,
-      do: host |> address() |> :ssl.connect(port, socket_options) |> simplify_error(),
-      else: host |> address() |> :gen_tcp.connect(port, socket_options)
+    with {:ok, addresses} <- addresses(host, transport, deadline),
+         {:error, reason} <- try_each(addresses, host, port, options, transport, deadline) do
+      {:error, reason(reason)}
+    else
+      {:ok, socket} -> {:ok, socket}
+      {:error, reason} -> {:error, reason(reason)}
+    end
+  end
+
+  @doc false
+  # Raises `ArgumentError` for a host and port that cannot be connected to.
+  @spec check_address!(term(), term()) :: :ok
+  def check_address!({:local, path}, _port) do
+    length = if is_binary(path), do: byte_size(path), else: length(path)
+
+    if length > @longest_path do
+      raise ArgumentError, "the path of a local socket has at most #{@longest_path} bytes"
+    end
+
+    :ok
+  end
+
+  def check_address!(host, port) do
+    host?(host) || raise ArgumentError, "not a host: #{inspect(host)}"
+
+    unless is_integer(port) and port in 0..65_535 do
+      raise ArgumentError, "not a port, which is an integer from 0 to 65535: #{inspect(port)}"
+    end
+
+    :ok
+  end
+
+  defp host?(host) when is_binary(host), do: host != "" and not String.contains?(host, <<0>>)
+  defp host?([_ | _] = host), do: List.ascii_printable?(host)
+  defp host?(host) when is_atom(host), do: host not in [nil, true, false]
+  defp host?(host) when is_tuple(host), do: match?({:ok, _}, address_string(host))
+
+  defp host?(_other), do: false
+
+  defp address_string(address) do
+    case :inet.ntoa(address) do
+      {:error, _einval} -> :error
+      text -> {:ok, text}
+    end
+  end
+
+  # Addresses with the option that they need.
+  defp addresses({:local, _path} = host, _transport, _deadline), do: {:ok, [{host, []}]}
+
+  defp addresses(host, transport, deadline) do
+    families = Enum.filter([:inet, :inet6], &(&1 in transport))
+
+    case parse_address(host) do
+      {:ok, address} -> {:ok, [{address, family(address) -- transport}]}
+      :error when families == [] -> look_up(host, [:inet, :inet6], transport, deadline)
+      :error -> look_up(host, families, transport, deadline)
+    end
+  end
+
+  defp family(address) when tuple_size(address) == 8, do: [:inet6]
+  defp family(_address), do: []
+
+  # `localhost` is a name, `127.0.0.1` is not.
+  defp parse_address(host) when is_tuple(host), do: {:ok, host}
+  defp parse_address(host) when is_atom(host), do: :error
+
+  defp parse_address(host) do
+    case host |> to_charlist() |> :inet.parse_strict_address() do
+      {:ok, address} -> {:ok, address}
+      {:error, :einval} -> :error
+    end
+  end
+
+  defp look_up(host, families, transport, deadline) do
+    name = if is_atom(host), do: host, else: to_charlist(host)
+    results = Enum.map(families, &:inet.gethostbyname(name, &1, left(deadline)))
+
+    found =
+      for {:ok, {:hostent, _name, _aliases, _type, _length, addresses}} <- results,
+          address <- addresses,
+          do: {address, family(address) -- transport}
+
+    if found == [], do: hd(results), else: {:ok, found}
+  end
+
+  # Each address has an equal part of the time that is left.
+  defp try_each([{address, family} | more], host, port, options, transport, deadline) do
+    part = part(left(deadline), length(more) + 1)
+    opts = socket_options(options, address) ++ family ++ transport
+
+    case connect_to(address, host, port, options.secure, opts, part) do
+      {:error, _reason} when more != [] ->
+        try_each(more, host, port, options, transport, deadline)
+
+      result ->
+        result
+    end
+  end
+
+  defp connect_to(address, _host, port, false, opts, timeout) do
+    # It has to come first.
+    {backend, opts} = Enum.split_with(opts, &match?({:inet_backend, _backend}, &1))
+    :gen_tcp.connect(address, port(address, port), backend ++ opts, timeout)
+  end
+
+  defp connect_to(address, host, port, true, opts, timeout),
+    do: :ssl.connect(address, port(address, port), Tls.options(host, opts), timeout)
+
+  defp port({:local, _path}, _port), do: 0
+  defp port(_address, port), do: port
+
+  defp deadline(:infinity), do: :infinity
+  defp deadline(timeout), do: System.monotonic_time(:millisecond) + timeout
+
+  defp left(:infinity), do: :infinity
+  defp left(deadline), do: max(deadline - System.monotonic_time(:millisecond), 0)
+
+  defp part(:infinity, _count), do: :infinity
+  defp part(left, count), do: div(left, count)
+
+  @doc false
+  # An atom for whatever a socket failed with. What the atom leaves out is logged.
+  @spec reason(term()) :: atom()
+  def reason(reason) when is_atom(reason), do: reason
+
+  def reason({:tls_alert, {alert, text}}) do
+    Logger.error("TLS: #{text}")
+    alert
+  end
+
+  def reason({:options, _details} = reason) do
+    Logger.error("TLS: cannot use the options: #{Tls.describe(reason)}")
+    :options
+  end
+
+  def reason(other) do
+    Logger.error("a connection failed: #{inspect(other)}")
+    :closed
   end
 
   @doc "Receives `length` octets, or with 0 what there is, within `timeout` milliseconds."
@@ -90,28 +243,31 @@ defmodule Barytherium.Connection do
   end
 
   @doc false
+  # Makes `pid` the owner of a socket that the caller owns.
+  @spec give(socket(), pid()) :: :ok | {:error, term()}
+  def give(socket, pid) do
+    if tls?(socket),
+      do: :ssl.controlling_process(socket, pid),
+      else: :gen_tcp.controlling_process(socket, pid)
+  end
+
+  @doc false
   @spec tls?(socket()) :: boolean()
   def tls?(socket), do: is_tuple(socket) and elem(socket, 0) == :sslsocket
 
-  defp address(host) when is_binary(host), do: String.to_charlist(host)
-  defp address(host), do: host
-
-  defp socket_options(options) do
+  defp socket_options(options, address) do
     sizes = [
       buffer: options.buffer || if(options.secure, do: @tls_buffer),
       recbuf: options.receive_buffer,
       sndbuf: options.send_buffer
     ]
 
-    [:binary, active: false, packet: :raw, send_timeout: options.send_timeout] ++
+    nagle(address) ++
+      [:binary, active: false, packet: :raw, send_timeout: options.send_timeout] ++
       Enum.reject(sizes, &match?({_name, nil}, &1))
   end
 
   # Small frames (acknowledgements, heart-beats) must not wait for one another.
   defp nagle({:local, _path}), do: []
   defp nagle(_host), do: [nodelay: true]
-
-  defp simplify_error({:error, {:tls_alert, {alert, _text}}}), do: {:error, alert}
-  defp simplify_error({:error, {:options, _option}}), do: {:error, :options}
-  defp simplify_error(other), do: other
 end

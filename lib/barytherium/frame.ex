@@ -14,10 +14,8 @@ defmodule Barytherium.Frame do
   """
 
   alias Barytherium.{Native, ParseError}
+  alias Barytherium.Frame.Outgoing
   alias Barytherium.Network.Options
-
-  # A head of this size is encoded in some 0.1 ms. A larger one is not on an ordinary scheduler.
-  @large_head 128 * 1024
 
   # Data of this size is parsed in a quarter of a millisecond. More is not on an ordinary scheduler.
   @inline_data 16 * 1024
@@ -81,8 +79,7 @@ defmodule Barytherium.Frame do
   @spec parse_state(keyword()) :: parse_state()
   def parse_state(opts \\ []) do
     {version, opts} = Keyword.pop(opts, :version, "1.2")
-    {options, []} = Options.split(opts)
-    parse_state(version, Options.limits(options))
+    parse_state(version, opts |> Options.parsing() |> Options.limits())
   end
 
   @doc false
@@ -126,9 +123,13 @@ defmodule Barytherium.Frame do
   The frame's bytes, with headers escaped as `version` has it, and a `content-length` header
   where there is a body and no such header.
 
+  Names and values of headers may be anything that `to_string/1` takes (`nil` is an empty value),
+  and the body may be iodata or `nil`.
+
   Raises `ArgumentError` for a frame that cannot be written: an unknown command, an empty header
-  name, or a line end that `version` has no escape for (in a CONNECT frame, which is never
-  escaped, for example).
+  name, a `content-length` that is not the body's, or a line end that `version` has no escape for
+  (in a CONNECT frame, which is never escaped, for example). The message names the header, and not
+  its value.
 
       iex> frame = %Barytherium.Frame{command: :ack, headers: [{"id", "T_1:2"}]}
       iex> IO.iodata_to_binary(Barytherium.Frame.format(frame))
@@ -136,22 +137,61 @@ defmodule Barytherium.Frame do
   """
   @spec format(t(), version()) :: iodata()
   def format(%__MODULE__{} = frame, version \\ "1.2") do
-    # The message names no headers: one of them may be a passcode.
-    case encode_head(frame, version) do
-      {:ok, head} -> [head, frame.body, 0]
-      {:error, reason} -> raise ArgumentError, "cannot write this #{frame.command}: #{reason}"
+    {frame, cost} = Outgoing.prepare(frame)
+
+    case Outgoing.encode([frame], cost, version) do
+      {:ok, iodata} ->
+        iodata
+
+      {:error, {0, reason, header}} ->
+        raise ArgumentError, Outgoing.refusal(frame, reason, header)
     end
   end
 
-  defp encode_head(%__MODULE__{command: command, headers: headers, body: body}, version) do
-    if octets(headers) > @large_head,
-      do: Native.encode_large_head(command, headers, byte_size(body), version),
-      else: Native.encode_head(command, headers, byte_size(body), version)
+  @doc """
+  The ACK frame for a MESSAGE that was received in `version` (STOMP 1.2, "ACK"): 1.2 answers to
+  the header `ack`, 1.1 to `message-id` and `subscription`, 1.0 to `message-id`.
+
+  `extra` are further headers, such as `receipt` or `transaction`. Raises `ArgumentError` if the
+  message lacks a header that its ACK needs: its subscription does not ask for acknowledgements.
+  """
+  @spec ack(t(), version(), frame_headers()) :: t()
+  def ack(%__MODULE__{} = message, version \\ "1.2", extra \\ []),
+    do: %__MODULE__{command: :ack, headers: ack_headers(message, version) ++ extra}
+
+  @doc "The NACK frame for a MESSAGE, as `ack/3`. STOMP 1.0 has none, and raises."
+  @spec nack(t(), version(), frame_headers()) :: t()
+  def nack(%__MODULE__{} = message, version \\ "1.2", extra \\ []) do
+    if version == "1.0", do: raise(ArgumentError, "STOMP 1.0 has no NACK")
+    %__MODULE__{command: :nack, headers: ack_headers(message, version) ++ extra}
   end
 
-  defp octets(headers),
-    do:
-      Enum.reduce(headers, 0, fn {name, value}, sum ->
-        sum + byte_size(name) + byte_size(value)
-      end)
+  defp ack_headers(message, "1.0"), do: [copied(message, "message-id", "message-id")]
+
+  defp ack_headers(message, "1.1"),
+    do: ack_headers(message, "1.0") ++ [copied(message, "subscription", "subscription")]
+
+  defp ack_headers(message, _version), do: [copied(message, "ack", "id")]
+
+  defp copied(%__MODULE__{command: command, headers: headers}, from, to) do
+    case List.keyfind(headers, from, 0) do
+      {_name, value} -> {to, value}
+      nil -> raise ArgumentError, "this #{command} has no header #{from} to acknowledge it by"
+    end
+  end
+
+  defimpl Inspect do
+    # What a crash report or a log line shows of a frame must not hold credentials.
+    def inspect(frame, opts) do
+      headers = if is_list(frame.headers), do: Enum.map(frame.headers, &hide/1), else: []
+      Inspect.Any.inspect(%{frame | headers: headers}, opts)
+    end
+
+    defp hide({name, value}) when is_binary(name) do
+      if String.downcase(name) in ["login", "passcode"], do: {name, "..."}, else: {name, value}
+    end
+
+    defp hide({name, _value}) when name in [:login, :passcode], do: {name, "..."}
+    defp hide(other), do: other
+  end
 end

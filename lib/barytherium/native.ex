@@ -33,6 +33,11 @@ defmodule Barytherium.Native do
           | {:stop, atom(), nil | :panic | failure()}
           | {:relay, [{GenServer.server(), term()}], step()}
 
+  @type encoded ::
+          {:ok, iodata()}
+          | {:error,
+             {frame :: non_neg_integer(), :empty_header_name | :unescapable,
+              header :: non_neg_integer()}}
   @type resume :: :again | :yield | :look | {:pause, timeout()}
 
   @doc false
@@ -93,13 +98,11 @@ defmodule Barytherium.Native do
           {[Barytherium.Frame.t()], map(), nil | failure()} | :used | :dirty
   def parse_inline(_data, _parse_state), do: not_loaded()
 
-  @spec encode_head(atom(), [{binary(), binary()}], non_neg_integer(), nil | String.t()) ::
-          {:ok, binary()} | {:error, :empty_header_name | :unescapable}
-  def encode_head(_command, _headers, _body_length, _version), do: not_loaded()
+  @spec encode([Barytherium.Frame.t()], nil | String.t()) :: encoded()
+  def encode(_frames, _version), do: not_loaded()
 
-  @spec encode_large_head(atom(), [{binary(), binary()}], non_neg_integer(), nil | String.t()) ::
-          {:ok, binary()} | {:error, :empty_header_name | :unescapable}
-  def encode_large_head(_command, _headers, _body_length, _version), do: not_loaded()
+  @spec encode_large([Barytherium.Frame.t()], nil | String.t()) :: encoded()
+  def encode_large(_frames, _version), do: not_loaded()
 
   @spec escape(binary()) :: binary()
   def escape(_text), do: not_loaded()

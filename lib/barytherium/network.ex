@@ -21,13 +21,23 @@ defmodule Barytherium.Network do
   The process goes on after a disconnect, without doing anything, until it is stopped, or the
   callback process ends.
   """
-  use GenServer, restart: :temporary
+  # Milliseconds that stopping may take: what was written is sent first.
+  @stop_timeout 10_000
+
+  use GenServer, restart: :temporary, shutdown: @stop_timeout + 1_000
+
+  require Logger
 
   alias Barytherium.{Connection, Frame, Native, Telemetry}
   alias Barytherium.Network.{Options, Receiver, Sender}
 
+  @typedoc "An option about the socket's buffers, as Barytherium 0.7 called it."
+  @type network_buffer_option ::
+          {:buffer | :receive_buffer | :send_buffer, pos_integer()}
+
   @doc """
-  Connects to `host` and `port`, at once and asynchronously, on behalf of `callback_pid`.
+  Connects to `host` and `port`, at once and asynchronously, on behalf of `callback_pid`, which may
+  also be a registered name.
 
   `host` is a charlist, a string, an IP address or `{:local, path}`.
 
@@ -35,17 +45,56 @@ defmodule Barytherium.Network do
 
   #{Options.docs()}
 
-  Other options go to the transport, `:gen_tcp.connect/3` or with `secure: true`
-  `:ssl.connect/3`: `:verify`, `:cacertfile`, `:inet6` and so on.
+  Those of `:gen_tcp.connect/3` and, with `secure: true`, `:ssl.connect/3` are passed on: `:verify`,
+  `:cacertfile`, `:inet6` and so on. See `Barytherium.Connection.connect/3`.
+
+  Raises `ArgumentError` for arguments and options that cannot be meant.
   """
-  @spec start_link(pid(), Connection.host(), :inet.port_number(), [term()]) ::
+  @spec start_link(pid() | atom(), Connection.host(), :inet.port_number(), [Connection.option()]) ::
           GenServer.on_start()
   def start_link(callback_pid, host, port, opts \\ []) do
-    # In the caller: a mistake in the options is its own.
-    Options.split(opts)
-    init = %{callback_handler: callback_pid, host: host, port: port, opts: opts}
+    # In the caller: a mistake in the arguments is its own.
+    init = check!(%{callback_handler: callback_pid, host: host, port: port, opts: opts})
     GenServer.start_link(__MODULE__, init)
   end
+
+  @doc """
+  A child that starts with these arguments of `start_link/4`, as a tuple or a list.
+  """
+  @spec child_spec(tuple() | list()) :: Supervisor.child_spec()
+  def child_spec(args) do
+    args = if is_tuple(args), do: Tuple.to_list(args), else: args
+    %{super([]) | start: {__MODULE__, :start_link, args}}
+  end
+
+  defp check!(%{callback_handler: callback, host: host, port: port, opts: opts} = init) do
+    Options.split(opts)
+    Connection.check_address!(host, port)
+    %{init | callback_handler: callback!(callback)}
+  end
+
+  defp callback!(pid) when is_pid(pid), do: pid
+
+  defp callback!(name) when is_atom(name) and name != nil do
+    Process.whereis(name) ||
+      raise ArgumentError, "no process is registered as #{inspect(name)}, the callback process"
+  end
+
+  defp callback!({name, node}) when is_atom(name) and node == node(), do: callback!(name)
+
+  defp callback!(other),
+    do: raise(ArgumentError, "the callback process is not a pid: #{inspect(other)}")
+
+  @doc """
+  Ends the connection in an orderly way: what was written is sent, then DISCONNECT with a receipt
+  (STOMP 1.2, "DISCONNECT"), and then the broker has `timeout` milliseconds to answer and close.
+
+  `:ok` when it has, or when there was no connection; otherwise `{:error, :timeout}`. The socket is
+  closed in any case, and the callback process gets its `{:barytherium, :disconnect, :closed}`. The
+  network process goes on until it is stopped.
+  """
+  @spec close(GenServer.server(), timeout()) :: :ok | {:error, :timeout}
+  def close(network, timeout \\ 5_000), do: GenServer.call(network, {:close, timeout}, :infinity)
 
   # Milliseconds that a receiver may take to end when its socket has been closed: it may be in the
   # middle of a slice, or of `:ssl.recv/3`.
@@ -58,6 +107,8 @@ defmodule Barytherium.Network do
     * `:slices` - calls of the native loop, `:waits` - times that it found nothing to read;
     * `:pauses` - times that reading was stopped because the callback process was behind;
     * `:parse_time` - microseconds spent on decoding and on making terms;
+    * `:frames_written` - frames that were handed to the socket, and `:bytes_waiting` - bytes of those
+      that wait for it, see the option `max_send_queue`;
     * `:last_activity` - when something came for the last time, in milliseconds of
       `System.monotonic_time/1`; `nil` if nothing has.
   """
@@ -68,6 +119,8 @@ defmodule Barytherium.Network do
           waits: non_neg_integer(),
           pauses: non_neg_integer(),
           parse_time: non_neg_integer(),
+          frames_written: non_neg_integer(),
+          bytes_waiting: non_neg_integer(),
           last_activity: nil | integer()
         }
 
@@ -76,42 +129,69 @@ defmodule Barytherium.Network do
   def stats(network), do: GenServer.call(network, :stats)
 
   @impl true
-  def init(%{callback_handler: callback_pid} = state) do
-    Process.monitor(callback_pid)
+  def init(%{opts: opts} = init) do
+    # What was written is to be sent also when the callback process takes this one along.
+    Process.flag(:trap_exit, true)
+    %{callback_handler: callback} = init = check!(init)
+    Process.monitor(callback)
+    {options, _transport} = Options.split(opts)
 
     state =
-      Map.merge(state, %{
+      init
+      # They may hold a key or a password.
+      |> Map.delete(:opts)
+      |> Map.merge(%{
+        is_connected: false,
+        options: Options.receiving(opts),
+        stop_timeout: stop_timeout(options.send_timeout),
+        max_send_queue: options.max_send_queue,
+        connector: nil,
+        started: System.monotonic_time(),
         socket: nil,
         sender_pid: nil,
         receiver_pid: nil,
+        closing: nil,
         reason: nil,
-        stats: Native.new_stats()
+        stats: Native.new_stats(),
+        counters: Sender.new_counters()
       })
 
-    {:ok, state, {:continue, :connect}}
+    {:ok, %{state | connector: start_connector(state, opts, options.connect_timeout)}}
   end
 
-  @impl true
-  def handle_continue(:connect, state) do
-    started = System.monotonic_time()
+  defp stop_timeout(:infinity), do: @stop_timeout
+  defp stop_timeout(send_timeout), do: min(send_timeout, @stop_timeout)
 
-    case Connection.connect(state.host, state.port, state.opts) do
-      {:ok, socket} ->
-        Telemetry.connect(state, started, :ok)
-        {:noreply, connected(state, socket)}
+  # Connecting takes its time, in which this process answers.
+  defp start_connector(%{host: host, port: port}, opts, timeout) do
+    network = self()
+    connector = spawn_link(fn -> connect(network, host, port, opts) end)
 
-      {:error, reason} ->
-        Telemetry.connect(state, started, reason)
-        callback(state, {:connect, {:error, reason}})
-        {:noreply, state, :hibernate}
-    end
+    if timeout != :infinity,
+      do: Process.send_after(self(), {:connect_timeout, connector}, timeout)
+
+    connector
   end
 
-  defp connected(state, socket) do
-    {:ok, sender_pid} = Sender.start_link(self(), socket)
-    loop = receiver_state(state, socket, sender_pid)
-    {:ok, receiver_pid} = Receiver.start_loop(loop)
-    %{state | socket: socket, sender_pid: sender_pid, receiver_pid: receiver_pid}
+  defp connect(network, host, port, opts) do
+    result = Connection.connect(host, port, opts)
+    with {:ok, socket} <- result, do: Connection.give(socket, network)
+    send(network, {:connector, self(), result})
+  end
+
+  defp connected({:ok, socket}, state) do
+    Telemetry.connect(state, state.started, :ok)
+    limit = state.max_send_queue
+    {:ok, sender_pid} = Sender.start_link(self(), socket, state.counters, limit)
+    state = %{state | socket: socket, sender_pid: sender_pid, is_connected: true}
+    {:ok, receiver_pid} = state |> receiver_state(socket, sender_pid) |> Receiver.start_loop()
+    {:noreply, %{state | receiver_pid: receiver_pid}}
+  end
+
+  defp connected({:error, reason}, state) do
+    Telemetry.connect(state, state.started, reason)
+    callback(state, {:connect, {:error, reason}})
+    {:noreply, state, :hibernate}
   end
 
   defp receiver_state(state, socket, sender_pid) do
@@ -120,7 +200,7 @@ defmodule Barytherium.Network do
       listener_pid: state.callback_handler,
       network_pid: self(),
       sender_pid: sender_pid,
-      options: state.opts,
+      options: state.options,
       stats: state.stats,
       # From the process that the frames come from: only so does it arrive before them for certain.
       greeting: {:barytherium, :connect, {:ok, sender_pid}}
@@ -129,6 +209,16 @@ defmodule Barytherium.Network do
 
   @impl true
   def handle_call(:stats, _from, state), do: {:reply, read_stats(state), state}
+
+  def handle_call({:close, _timeout}, _from, %{socket: nil} = state),
+    do: {:reply, :ok, stop_connector(state)}
+
+  def handle_call({:close, timeout}, from, state) do
+    id = "close-#{System.unique_integer([:positive])}"
+    Sender.disconnect(state.sender_pid, [{"receipt", id}])
+    if timeout != :infinity, do: Process.send_after(self(), {:close_timeout, from}, timeout)
+    {:noreply, %{state | closing: from}}
+  end
 
   def handle_call({:connected_frame, %Frame{} = frame}, _from, state) do
     agreed = if state.socket, do: Sender.connected(state.sender_pid, frame), else: {0, 0}
@@ -143,15 +233,26 @@ defmodule Barytherium.Network do
     reason = state.reason || reason
     callback(state, {:disconnect, reason})
     Telemetry.disconnect(state, reason, read_stats(state))
+    if state.closing, do: GenServer.reply(state.closing, :ok)
     # The receiver ends by the socket's end, if not for a reason of its own.
     Connection.close(state.socket)
     stop_sender(state.sender_pid)
-    {:noreply, %{state | socket: nil, sender_pid: nil, receiver_pid: nil}, :hibernate}
+
+    {:noreply,
+     %{
+       state
+       | socket: nil,
+         sender_pid: nil,
+         receiver_pid: nil,
+         is_connected: false,
+         closing: nil
+     }, :hibernate}
   end
 
   # The peer may have sent more before it closed: the receiver reads that, and finds the end.
-  def handle_cast({:barytherium, :send_failed, reason}, state) when reason != :timeout,
-    do: {:noreply, state}
+  def handle_cast({:barytherium, :send_failed, reason}, state)
+      when reason not in [:timeout, :enobufs],
+      do: {:noreply, state}
 
   # The peer is there and does not read. The receiver ends with the socket, and reports that when
   # it has delivered its last frame.
@@ -165,18 +266,59 @@ defmodule Barytherium.Network do
   end
 
   @impl true
+  def handle_info({:connector, pid, result}, %{connector: pid} = state),
+    do: connected(result, %{state | connector: nil})
+
+  def handle_info({:connect_timeout, pid}, %{connector: pid} = state),
+    do: connected({:error, :timeout}, stop_connector(state))
+
   def handle_info({:DOWN, _monitor, :process, pid, _reason}, %{callback_handler: pid} = state),
     do: {:stop, :shutdown, state}
 
-  def handle_info(:end_receiver, %{receiver_pid: nil} = state), do: {:noreply, state, :hibernate}
+  def handle_info({:close_timeout, from}, %{closing: from} = state) when from != nil do
+    GenServer.reply(from, {:error, :timeout})
+    Connection.abandon(state.socket)
+    Process.send_after(self(), :end_receiver, @receiver_timeout)
+    {:noreply, %{state | closing: nil, reason: state.reason || :closed}}
+  end
 
-  def handle_info(:end_receiver, %{receiver_pid: receiver_pid} = state) do
-    Process.unlink(receiver_pid)
-    Process.exit(receiver_pid, :kill)
+  def handle_info(:end_receiver, %{receiver_pid: receiver} = state) when receiver != nil do
+    Process.unlink(receiver)
+    Process.exit(receiver, :kill)
     handle_cast({:barytherium, :disconnect, state.reason}, state)
   end
 
-  defp read_stats(%{stats: stats}) do
+  # A crash of the connection's own processes is one of the connection.
+  def handle_info({:EXIT, pid, reason}, state)
+      when reason != :normal and pid in [state.sender_pid, state.receiver_pid, state.connector],
+      do: {:stop, reason, state}
+
+  def handle_info(stray, state) do
+    unless match?({:EXIT, _pid, _reason}, stray),
+      do: Logger.debug("Barytherium ignores a message to a network process")
+
+    {:noreply, state}
+  end
+
+  @impl true
+  # What was written is sent, and the broker told, before the socket is closed.
+  def terminate(_reason, %{socket: nil} = state), do: stop_connector(state)
+
+  def terminate(_reason, state) do
+    Sender.finish(state.sender_pid, [], state.stop_timeout)
+    Connection.close(state.socket)
+  end
+
+  defp stop_connector(%{connector: nil} = state), do: state
+
+  defp stop_connector(%{connector: pid} = state) do
+    Process.unlink(pid)
+    Process.exit(pid, :kill)
+    %{state | connector: nil}
+  end
+
+  defp read_stats(%{stats: stats, counters: counters}) do
+    {frames_written, bytes_waiting} = Sender.counts(counters)
     {frames, octets, slices, waits, pauses, parse_time, idle} = Native.stats(stats)
 
     %{
@@ -186,6 +328,8 @@ defmodule Barytherium.Network do
       waits: waits,
       pauses: pauses,
       parse_time: parse_time,
+      frames_written: frames_written,
+      bytes_waiting: bytes_waiting,
       last_activity: idle && System.monotonic_time(:millisecond) - idle
     }
   end

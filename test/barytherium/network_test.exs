@@ -155,16 +155,90 @@ defmodule Barytherium.NetworkTest do
     assert {:ok, ^written} = Connection.recv(peer, byte_size(written), 2_000)
   end
 
-  test "what cannot be written raises where it was asked for" do
-    {_network, sender, _peer} = connect("127.0.0.1")
-
-    for frame <- [
-          %Frame{command: :unknown},
-          %Frame{command: :send, headers: [{"", "v"}]},
-          %Frame{command: :send, headers: [{"k", 1}]},
-          %Frame{command: :connect, headers: [{"passcode", "a\nb"}]}
-        ] do
-      assert_raise ArgumentError, fn -> Sender.write(sender, [frame]) end
+  # Mistakes of a beginner, and the sentence that each gets in its own process.
+  for {mistake, {message, frame}} <- [
+        "an unknown command": {":unknown is not a STOMP command", %{command: :unknown}},
+        "a command as a string": {"write :send instead of \"SEND\"", %{command: "SEND"}},
+        "a header without a name": {"has no name", %{headers: [{"", "v"}]}},
+        "a header that is an atom": {"not a {name, value}", %{headers: [:persistent]}},
+        "headers as a map": {"not a list of {name, value}", %{headers: %{"a" => "b"}}},
+        "a value that is no string": {"value of header \"k\"", %{headers: [{"k", {1, 2}}]}},
+        "a name that is no string": {"the name of a header", %{headers: [{{1}, "v"}]}},
+        "a body that is no binary": {"neither a binary nor iodata", %{body: 7}},
+        "a wrong content-length":
+          {"its body has 2 bytes", %{headers: [{"content-length", 3}], body: "hi"}},
+        "a line end in CONNECT":
+          {"header \"passcode\"", %{command: :connect, headers: [{"passcode", "a\nb"}]}}
+      ] do
+    test "#{mistake} raises where it is written, and says so" do
+      {_network, sender, _peer} = connect("127.0.0.1")
+      frame = struct!(%Frame{command: :send}, unquote(Macro.escape(frame)))
+      error = assert_raise ArgumentError, fn -> Sender.write(sender, [frame]) end
+      assert Exception.message(error) =~ unquote(message)
+      refute Exception.message(error) =~ "a\nb"
     end
   end
+
+  test "what has an obvious meaning is written" do
+    {_network, sender, peer} = connect_with_heart_beats("0,0", "0,0")
+    assert {:ok, @connect} = Connection.recv(peer, 0, 2_000)
+    headers = [{"login", nil}, {:priority, 7}, {"ack", :auto}]
+    Sender.write(sender, [%Frame{command: :send, headers: headers, body: ["a", ?b]}])
+    Sender.write(sender, [%Frame{command: :send, body: nil}])
+    written = "SEND\nlogin:\npriority:7\nack:auto\ncontent-length:2\n\nab\0SEND\n\n\0"
+    assert {:ok, ^written} = Connection.recv(peer, byte_size(written), 2_000)
+  end
+
+  test "a sender that is no pid is the caller's mistake" do
+    assert_raise ArgumentError, ~r/the sender is nil/, fn -> Sender.write(nil, []) end
+  end
+
+  test "a write that the negotiated version cannot escape is dropped, and says what it was" do
+    {_network, sender, peer} = connect("127.0.0.1")
+    Sender.write(sender, [%Frame{command: :connect}])
+    Peer.send(peer, "CONNECTED\nversion:1.0\n\n\0")
+    assert_receive {:"$gen_cast", {:barytherium, :frames, {[%Frame{command: :connected}], _}}}
+    assert {:ok, "CONNECT\n\n\0"} = Connection.recv(peer, 0, 2_000)
+
+    log =
+      ExUnit.CaptureLog.capture_log(fn ->
+        frames = [%Frame{command: :begin}, %Frame{command: :send, headers: [{"x-key", "a\nb"}]}]
+        assert {:error, :unescapable} = Sender.write(sender, frames, :sync)
+      end)
+
+    assert log =~ "dropped a write (begin, send)"
+    assert log =~ "x-key"
+    assert :ok = Sender.write(sender, [%Frame{command: :ack, headers: [{"id", "1"}]}], :sync)
+    assert {:ok, "ACK\nid:1\n\n\0"} = Connection.recv(peer, 0, 2_000)
+  end
+
+  test "a peer that does not read ends the connection when too much waits" do
+    {network, sender, _peer} = connect("127.0.0.1", max_send_queue: 1_000_000, send_buffer: 4096)
+    large = %Frame{command: :send, body: String.duplicate("x", 600_000)}
+
+    ExUnit.CaptureLog.capture_log(fn ->
+      for _n <- 1..20, do: Sender.write(sender, [large])
+      assert_receive {:"$gen_cast", {:barytherium, :disconnect, :enobufs}}, 5_000
+    end)
+
+    assert {:error, _reason} = Sender.write(sender, [large], :sync)
+    refute Network.stats(network).last_activity
+  end
+
+  test "stats tell what waits to be written, and what was" do
+    {network, sender, peer} = connect("127.0.0.1", first_frame_timeout: 60_000)
+    assert %{frames_written: 0, bytes_waiting: 0} = Network.stats(network)
+    large = %Frame{command: :send, body: String.duplicate("x", 20_000_000)}
+    for _n <- 1..2, do: Sender.write(sender, [large])
+    # The first one is being written.
+    :sys.get_state(sender)
+    assert %{frames_written: 1, bytes_waiting: waiting} = Network.stats(network)
+    assert waiting in 20_000_000..20_001_000
+    reading = Task.async(fn -> read_all(peer) end)
+    assert :ok = Sender.write(sender, [%Frame{command: :send}], :sync)
+    assert %{frames_written: 3, bytes_waiting: 0} = Network.stats(network)
+    Task.shutdown(reading)
+  end
+
+  defp read_all(peer), do: match?({:ok, _}, Connection.recv(peer, 0, :infinity)) && read_all(peer)
 end

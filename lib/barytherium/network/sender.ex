@@ -5,7 +5,9 @@ defmodule Barytherium.Network.Sender do
   `Barytherium.Network` starts it and passes its pid around: with
   `{:barytherium, :connect, {:ok, sender_pid}}` and with every list of frames.
 
-  When a write fails, or takes longer than the option `send_timeout`, the connection ends with
+  Frames that wait while others are being written are sent together, so the more there are the
+  faster it gets. When a write fails, or takes longer than the option `send_timeout`, or more waits
+  than the option `max_send_queue` allows, the connection ends with
   `{:barytherium, :disconnect, reason}`.
   """
   use GenServer, restart: :temporary
@@ -13,112 +15,334 @@ defmodule Barytherium.Network.Sender do
   require Logger
 
   alias Barytherium.{Connection, Frame}
-  alias Barytherium.Network.HeartBeat
+  alias Barytherium.Frame.Outgoing
+  alias Barytherium.Network.{HeartBeat, Writer}
 
   # An end of line, which is a heart-beat between frames.
   @beat "\n"
 
+  # So much is encoded and sent at once, in bytes: large enough that the calls cost little, and small
+  # enough to be encoded in 0.1 ms.
+  @batch 64 * 1024
+
+  # Places of the counters.
+  @written_frames 1
+  @waiting_bytes 2
+
   @doc false
-  @spec start_link(pid(), Connection.socket()) :: GenServer.on_start()
-  def start_link(network_pid, socket),
-    do: GenServer.start_link(__MODULE__, %{network_pid: network_pid, socket: socket})
+  @spec start_link(pid(), Connection.socket(), :counters.counters_ref(), timeout()) ::
+          GenServer.on_start()
+  def start_link(network_pid, socket, counters, max_queue),
+    do: GenServer.start_link(__MODULE__, {network_pid, socket, counters, max_queue})
+
+  @doc false
+  @spec new_counters() :: :counters.counters_ref()
+  def new_counters, do: :counters.new(2, [])
+
+  @doc false
+  # `{frames written, bytes waiting}`.
+  @spec counts(:counters.counters_ref()) :: {non_neg_integer(), non_neg_integer()}
+  def counts(counters),
+    do: {:counters.get(counters, @written_frames), :counters.get(counters, @waiting_bytes)}
 
   @doc """
-  Writes `frames`, in one send.
+  Writes `frames`, one after the other.
 
   Returns at once. Between CONNECT and CONNECTED nothing is written: what is given here waits until
-  the version is known by which its headers are escaped, and after a refused login for ever. A
-  sender that is gone loses them, as a connection that ends does. Raises
-  `ArgumentError` for a frame that cannot be written, see `Barytherium.Frame.format/2`. A frame
-  that only STOMP 1.2 could escape is, in an older version, logged and dropped, with those that
-  were to be written with it.
+  the version is known by which its headers are escaped. A sender that is gone loses them, as a
+  connection that ends does.
+
+  Raises `ArgumentError` for a frame that cannot be written, see `Barytherium.Frame.format/2`, and
+  for a sender that is no pid. A frame that only STOMP 1.2 could escape is, in an older version,
+  logged and dropped, with those that were to be written with it.
   """
   @spec write(pid(), [Frame.t()]) :: :ok
   def write(sender_pid, frames) do
-    # In the caller, whose mistake it would be, and not in the process that others write with too.
-    Enum.each(frames, &Frame.format/1)
-    GenServer.cast(sender_pid, {:write, frames})
+    {frames, cost} = prepare(sender_pid, frames)
+    GenServer.cast(sender_pid, {:write, frames, cost})
   end
+
+  @doc """
+  Writes `frames`, and waits until the operating system has them.
+
+  `{:error, reason}` if they could not be written: the reason that the connection ended for, or
+  `:unescapable` for a frame that the negotiated version cannot escape. It waits no longer than
+  `send_timeout` for each write that is before it, and before CONNECTED until that has come.
+  """
+  @spec write(pid(), [Frame.t()], :sync) :: :ok | {:error, atom()}
+  def write(sender_pid, frames, :sync) do
+    {frames, cost} = prepare(sender_pid, frames)
+    GenServer.call(sender_pid, {:write, frames, cost}, :infinity)
+  catch
+    # It has ended, or ends meanwhile.
+    :exit, _reason -> {:error, :closed}
+  end
+
+  # In the caller, whose mistakes these would be, and not in the process that others write with too.
+  defp prepare(sender_pid, frames) when is_pid(sender_pid) and is_list(frames) do
+    Enum.map_reduce(frames, 0, fn frame, sum ->
+      {frame, cost} = Outgoing.prepare(frame)
+      {frame, sum + cost}
+    end)
+  end
+
+  defp prepare(sender_pid, _frames) when not is_pid(sender_pid) do
+    raise ArgumentError,
+          "the sender is #{inspect(sender_pid)}, and not the pid that came with " <>
+            "{:barytherium, :connect, {:ok, sender_pid}}"
+  end
+
+  defp prepare(_sender_pid, frames),
+    do: raise(ArgumentError, "not a list of frames: #{inspect(frames)}")
 
   @doc false
   # The answer to the CONNECTED frame: `{hb_send, hb_recv}`.
   @spec connected(pid(), Frame.t()) :: HeartBeat.pair()
   def connected(sender_pid, frame), do: GenServer.call(sender_pid, {:connected, frame}, :infinity)
 
+  @doc false
+  # Writes what waits, and if the connection is connected a DISCONNECT with these headers.
+  @spec finish(pid(), Frame.frame_headers(), timeout()) :: :ok | {:error, atom()}
+  def finish(sender_pid, headers, timeout) do
+    GenServer.call(sender_pid, {:finish, headers}, timeout)
+  catch
+    :exit, {:timeout, _call} -> {:error, :timeout}
+    :exit, _reason -> {:error, :closed}
+  end
+
+  @doc false
+  # The same for a DISCONNECT without waiting for it.
+  @spec disconnect(pid(), Frame.frame_headers()) :: :ok
+  def disconnect(sender_pid, headers), do: GenServer.cast(sender_pid, {:disconnect, headers})
+
   @impl true
-  def init(state) do
+  def init({network_pid, socket, counters, max_queue}) do
     # A link alone does not tell of a network that was stopped in the ordinary way.
-    Process.monitor(state.network_pid)
-    {:ok, Map.merge(state, %{version: nil, connect_headers: [], held: nil, idle: :infinity})}
+    Process.monitor(network_pid)
+    {:ok, writer} = Writer.start_link(socket)
+
+    {:ok,
+     %{
+       network_pid: network_pid,
+       writer: writer,
+       counters: counters,
+       max_queue: max_queue,
+       version: nil,
+       # CONNECT's heart-beat header. Nothing else of it is kept.
+       heart_beat: [],
+       # Writes between CONNECT and CONNECTED, the last one first; nil at any other time.
+       held: nil,
+       # Writes that wait: `{frames, cost, from}`.
+       queue: :queue.new(),
+       queued: 0,
+       # Who waits for what is being written; nil while nothing is.
+       writing: nil,
+       failed: nil,
+       # Milliseconds after which something has to be written, and when something was.
+       interval: 0,
+       last: 0
+     }}
   end
 
   @impl true
-  def handle_cast({:write, frames}, %{version: nil} = state) do
-    frames
-    |> Enum.split_while(&(&1.command not in [:connect, :stomp]))
-    |> write_or_hold(state)
-    |> noreply()
-  end
+  def handle_cast({:write, frames, cost}, state),
+    do: {:noreply, accept({frames, cost, nil}, state)}
 
-  def handle_cast({:write, frames}, state), do: frames |> write_frames(state) |> noreply()
+  def handle_cast({:disconnect, headers}, state),
+    do: {:noreply, enqueue(disconnect_write(headers, nil, state), state)}
 
   @impl true
+  def handle_call({:write, frames, cost}, from, state),
+    do: {:noreply, accept({frames, cost, from}, state)}
+
   def handle_call({:connected, %Frame{headers: headers}}, _from, state) do
-    {hb_send, _hb_recv} = agreed = HeartBeat.agree(state.connect_headers, headers)
+    {hb_send, _hb_recv} = agreed = HeartBeat.agree(state.heart_beat, headers)
     held = Enum.reverse(state.held || [])
-    state = %{state | version: version(headers), held: nil, idle: idle(hb_send)}
-    {:reply, agreed, state, {:continue, {:write, held}}}
+    state = %{state | version: version(headers), held: nil, interval: interval(hb_send)}
+    schedule_beat(state.interval)
+    {:reply, agreed, %{state | last: now()}, {:continue, {:release, held}}}
+  end
+
+  def handle_call({:finish, headers}, from, state),
+    do: {:noreply, enqueue(disconnect_write(headers, from, state), %{state | held: nil})}
+
+  # Before CONNECTED there is nothing to disconnect from.
+  defp disconnect_write(_headers, from, %{version: nil}), do: {[], 0, from}
+
+  defp disconnect_write(headers, from, _state) do
+    {frame, cost} = Outgoing.prepare(%Frame{command: :disconnect, headers: headers})
+    {[frame], cost, from}
   end
 
   @impl true
-  def handle_continue({:write, held}, state),
-    do: held |> Enum.reduce(state, &write_frames/2) |> noreply()
+  def handle_continue({:release, held}, state),
+    do: {:noreply, Enum.reduce(held, state, &enqueue/2)}
 
-  # Nothing was written for so long.
   @impl true
-  def handle_info(:timeout, state), do: @beat |> write_data(state) |> noreply()
+  def handle_info({:written, _result}, %{failed: reason} = state) when reason != nil,
+    do: {:noreply, state}
 
-  def handle_info({:DOWN, _monitor, :process, _network, _reason}, state),
-    do: {:stop, :shutdown, state}
-
-  defp noreply(state), do: {:noreply, state, state.idle}
-
-  # What is written after CONNECT and before the version is known waits for it: how headers are
-  # escaped depends on it, and the callback process may have seen CONNECTED sooner than this one.
-  defp write_or_hold({frames, []}, %{held: nil} = state), do: write_frames(frames, state)
-  defp write_or_hold({frames, []}, state), do: hold(frames, state)
-
-  defp write_or_hold({before, [connect | rest]}, state) do
-    state = write_frames(before ++ [connect], state)
-    hold(rest, %{state | connect_headers: connect.headers, held: state.held || []})
+  def handle_info({:written, :ok}, state) do
+    Enum.each(state.writing, &GenServer.reply(&1, :ok))
+    {:noreply, pump(%{state | writing: nil, last: now()})}
   end
 
-  defp hold([], state), do: state
-  defp hold(frames, state), do: %{state | held: [frames | state.held]}
+  def handle_info({:written, {:error, reason}}, state), do: {:noreply, fail(reason, state)}
 
-  defp write_frames(frames, state) do
-    frames |> Enum.map(&Frame.format(&1, state.version)) |> write_data(state)
-  rescue
-    # What `write/2` let pass, because 1.2 can escape it, and the negotiated version cannot.
-    error in ArgumentError ->
-      Logger.error("Barytherium dropped a write: " <> Exception.message(error))
-      state
-  end
+  # The beat follows the last byte that was written.
+  def handle_info(:beat, %{failed: nil, interval: interval} = state) do
+    left = state.last + interval - now()
 
-  defp write_data(_data, %{socket: nil} = state), do: state
+    cond do
+      state.writing ->
+        schedule_beat(interval)
+        {:noreply, state}
 
-  defp write_data(data, state) do
-    case Connection.send(state.socket, data) do
-      :ok -> state
-      {:error, reason} -> disconnect(reason, state)
+      left > 0 ->
+        schedule_beat(left)
+        {:noreply, state}
+
+      true ->
+        Writer.write(state.writer, @beat)
+        schedule_beat(interval)
+        {:noreply, %{state | writing: []}}
     end
   end
 
+  def handle_info({:DOWN, _monitor, :process, network, _reason}, %{network_pid: network} = state),
+    do: {:stop, :shutdown, state}
+
+  def handle_info(_stray, state), do: {:noreply, state}
+
+  @doc false
+  # What waits may hold credentials.
+  def format_status(status) do
+    status
+    |> Map.replace(:message, "...")
+    |> Map.replace(:log, [])
+    |> Map.replace_lazy(:state, &Map.drop(&1, [:queue, :held, :writing]))
+  end
+
+  # What is written after CONNECT and before the version is known waits for it: how headers are
+  # escaped depends on it, and the callback process may have seen CONNECTED sooner than this one.
+  defp accept({frames, cost, from} = write, %{version: nil} = state) do
+    case Enum.split_while(frames, &(&1.command not in [:connect, :stomp])) do
+      {_frames, []} when state.held == nil ->
+        enqueue(write, state)
+
+      {_frames, []} ->
+        %{state | held: [write | state.held]}
+
+      {before, [connect | rest]} ->
+        heart_beat = Enum.filter(connect.headers, &match?({"heart-beat", _value}, &1))
+        state = %{state | heart_beat: heart_beat, held: state.held || []}
+        last? = rest == []
+        state = enqueue({before ++ [connect], 0, if(last?, do: from)}, state)
+        if last?, do: state, else: %{state | held: [{rest, cost, from} | state.held]}
+    end
+  end
+
+  defp accept(write, state), do: enqueue(write, state)
+
+  defp enqueue({_frames, _cost, from}, %{failed: reason} = state) when reason != nil do
+    from && GenServer.reply(from, {:error, reason})
+    state
+  end
+
+  defp enqueue({_frames, cost, _from} = write, state) do
+    state = %{state | queue: :queue.in(write, state.queue), queued: state.queued + cost}
+
+    if state.queued > state.max_queue do
+      Logger.error("Barytherium gives up a connection: #{state.queued} bytes wait to be written")
+      fail(:enobufs, state)
+    else
+      pump(state)
+    end
+  end
+
+  # Writes the next batch, unless one is being written.
+  defp pump(%{writing: nil, failed: nil} = state) do
+    case batch([], 0, state.queue) do
+      {[], 0, _queue} ->
+        count(state)
+
+      {writes, cost, queue} ->
+        writes |> Enum.reverse() |> write_batch(cost, %{state | queue: queue})
+    end
+  end
+
+  defp pump(state), do: count(state)
+
+  defp batch(writes, cost, queue) when cost >= @batch, do: {writes, cost, queue}
+
+  defp batch(writes, cost, queue) do
+    case :queue.out(queue) do
+      {{:value, {_frames, more, _from} = write}, queue} ->
+        batch([write | writes], cost + more, queue)
+
+      {:empty, queue} ->
+        {writes, cost, queue}
+    end
+  end
+
+  defp write_batch(writes, cost, state) do
+    frames = Enum.flat_map(writes, fn {frames, _cost, _from} -> frames end)
+    froms = for {_frames, _cost, from} <- writes, from, do: from
+
+    case Outgoing.encode(frames, cost, state.version) do
+      # There is nothing to write, and so no heart-beat to put off.
+      {:ok, _data} when frames == [] ->
+        Enum.each(froms, &GenServer.reply(&1, :ok))
+        pump(state)
+
+      {:ok, data} ->
+        Writer.write(state.writer, data)
+        :counters.add(state.counters, @written_frames, length(frames))
+        count(%{state | writing: froms, queued: state.queued - cost})
+
+      {:error, {index, reason, header}} ->
+        {write, others} = pop_write(writes, index)
+        state = drop(write, Enum.at(frames, index), reason, header, state)
+        queue = Enum.reduce(Enum.reverse(others), state.queue, &:queue.in_r/2)
+        pump(%{state | queue: queue})
+    end
+  end
+
+  # The write that has the frame at `index`, and the others.
+  defp pop_write([{frames, _cost, _from} = write | writes], index) when index >= length(frames) do
+    {found, others} = pop_write(writes, index - length(frames))
+    {found, [write | others]}
+  end
+
+  defp pop_write([write | writes], _index), do: {write, writes}
+
+  # What `write/2` let pass, because 1.2 can escape it, and the negotiated version cannot.
+  defp drop({frames, cost, from}, frame, reason, header, state) do
+    commands = frames |> Enum.map_join(", ", & &1.command)
+    refusal = Outgoing.refusal(frame, reason, header)
+    Logger.error("Barytherium dropped a write (#{commands}): #{refusal}")
+    from && GenServer.reply(from, {:error, reason})
+    %{state | queued: state.queued - cost}
+  end
+
   # What is written from now on is lost. The network ends this process when it has heard.
-  defp disconnect(reason, state) do
-    reason = if is_atom(reason), do: reason, else: :closed
+  defp fail(reason, state) do
+    reason = Connection.reason(reason)
     GenServer.cast(state.network_pid, {:barytherium, :send_failed, reason})
-    %{state | socket: nil, idle: :infinity}
+
+    waiting =
+      for {_frames, _cost, from} <- :queue.to_list(state.queue) ++ (state.held || []), do: from
+
+    for from <- (state.writing || []) ++ waiting,
+        from,
+        do: GenServer.reply(from, {:error, reason})
+
+    count(%{state | failed: reason, queue: :queue.new(), queued: 0, held: nil, writing: nil})
+  end
+
+  defp count(state) do
+    :counters.put(state.counters, @waiting_bytes, state.queued)
+    state
   end
 
   defp version(headers) do
@@ -130,6 +354,11 @@ defmodule Barytherium.Network.Sender do
   end
 
   # We promised something every `hb_send` ms. Three quarters leave time for being late.
-  defp idle(0), do: :infinity
-  defp idle(hb_send), do: max(div(hb_send * 3, 4), 1)
+  defp interval(0), do: 0
+  defp interval(hb_send), do: max(div(hb_send * 3, 4), 1)
+
+  defp schedule_beat(0), do: :ok
+  defp schedule_beat(time), do: Process.send_after(self(), :beat, time)
+
+  defp now, do: System.monotonic_time(:millisecond)
 end

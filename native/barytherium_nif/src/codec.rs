@@ -4,7 +4,7 @@ use crate::atoms;
 use crate::delivery::parse_error;
 use crate::parse_state::ParseState;
 use crate::terms::{BinaryBody, FrameTerms};
-use rustler::{Atom, Binary, Encoder, Env, NewBinary, Term};
+use rustler::{Atom, Binary, Encoder, Env, Error, NewBinary, NifResult, NifStruct, Term};
 use stomp::{Command, Decoder, EncodeError, Escapes, ParseError, UndefinedEscapes, Version};
 
 /// A body of this size or more, that is at least half of the data that it lies in, is not copied. So
@@ -70,23 +70,55 @@ fn shared_body<'a>(
     }
 }
 
-/// The bytes of a frame before its body: `{:ok, head}` or `{:error, reason}`.
-pub fn encode_head<'a>(
+/// A body of this size is not copied when frames are encoded.
+const SEPARATE_BODY: usize = 4 * 1024;
+
+/// A `Barytherium.Frame` to encode.
+#[derive(NifStruct)]
+#[module = "Barytherium.Frame"]
+pub struct FrameTerm<'a> {
+    command: Atom,
+    headers: Vec<(Binary<'a>, Binary<'a>)>,
+    body: Binary<'a>,
+}
+
+/// What cannot be encoded: which frame, why, and which of its headers.
+type Refused = (usize, Atom, usize);
+
+/// The bytes of all frames, as iodata.
+pub fn encode<'a>(
     env: Env<'a>,
-    command: Command,
-    headers: &[(Binary, Binary)],
-    body_length: usize,
+    frames: &[FrameTerm<'a>],
     version: Option<Version>,
-) -> Result<Term<'a>, Atom> {
-    let mut head = Vec::new();
-    let headers = headers.iter().map(|(n, v)| (n.as_slice(), v.as_slice()));
-    stomp::encode_head(command, headers, body_length, version, &mut head).map_err(|error| {
-        match error {
-            EncodeError::EmptyHeaderName => atoms::empty_header_name(),
-            EncodeError::Unescapable => atoms::unescapable(),
+) -> NifResult<Result<Vec<Term<'a>>, Refused>> {
+    let (mut parts, mut bytes) = (Vec::new(), Vec::new());
+    for (index, frame) in frames.iter().enumerate() {
+        let command = atoms::to_command(frame.command).ok_or(Error::BadArg)?;
+        let headers = frame
+            .headers
+            .iter()
+            .map(|(n, v)| (n.as_slice(), v.as_slice()));
+        let length = frame.body.len();
+        if let Err(error) = stomp::encode_head(command, headers, length, version, &mut bytes) {
+            return Ok(Err(refused(index, error)));
         }
-    })?;
-    Ok(binary(env, &head))
+        if length < SEPARATE_BODY {
+            bytes.extend_from_slice(&frame.body);
+        } else {
+            parts.push(binary(env, &std::mem::take(&mut bytes)));
+            parts.push(frame.body.to_term(env));
+        }
+        bytes.push(0);
+    }
+    parts.push(binary(env, &bytes));
+    Ok(Ok(parts))
+}
+
+fn refused(frame: usize, error: EncodeError) -> Refused {
+    match error {
+        EncodeError::EmptyHeaderName(header) => (frame, atoms::empty_header_name(), header),
+        EncodeError::Unescapable(header) => (frame, atoms::unescapable(), header),
+    }
 }
 
 /// 1.2's escapes decoded; undefined ones stay as they are.

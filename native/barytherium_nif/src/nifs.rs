@@ -5,7 +5,7 @@
 
 use crate::account::{self, Account};
 use crate::atoms;
-use crate::codec;
+use crate::codec::{self, FrameTerm};
 use crate::connection::Connection;
 use crate::delivery::Recipients;
 use crate::options::ConnectionOptions;
@@ -13,7 +13,7 @@ use crate::parse_state::{Negotiated, ParseState};
 use crate::socket::Socket;
 use crate::state::now;
 use crate::stats::Stats;
-use rustler::{Atom, Binary, Env, Error, NifResult, Reference, ResourceArc, Term};
+use rustler::{Atom, Binary, Env, NifResult, Reference, ResourceArc, Term};
 use std::time::Duration;
 
 /// `{:ok, connection}` or `{:error, posix}`; `{:error, :used}` if somebody has gone on with
@@ -163,44 +163,24 @@ fn parse_inline<'a>(env: Env<'a>, data: Binary<'a>, state: ParseState) -> Term<'
     codec::parse(env, data, state, true)
 }
 
+/// The bytes of frames: `{:ok, iodata}` or `{:error, {frame, reason, header}}`, with indices.
 #[rustler::nif]
-fn encode_head<'a>(
-    env: Env<'a>,
-    command: Atom,
-    headers: Vec<(Binary, Binary)>,
-    body_length: usize,
-    version: Negotiated,
-) -> NifResult<Result<Term<'a>, Atom>> {
-    encode(env, command, &headers, body_length, version)
-}
-
-/// The same for headers so large that it takes a millisecond or more.
-#[rustler::nif(schedule = "DirtyCpu")]
-fn encode_large_head<'a>(
-    env: Env<'a>,
-    command: Atom,
-    headers: Vec<(Binary, Binary)>,
-    body_length: usize,
-    version: Negotiated,
-) -> NifResult<Result<Term<'a>, Atom>> {
-    encode(env, command, &headers, body_length, version)
-}
-
 fn encode<'a>(
     env: Env<'a>,
-    command: Atom,
-    headers: &[(Binary, Binary)],
-    body_length: usize,
+    frames: Vec<FrameTerm<'a>>,
     version: Negotiated,
-) -> NifResult<Result<Term<'a>, Atom>> {
-    let command = atoms::to_command(command).ok_or(Error::BadArg)?;
-    Ok(codec::encode_head(
-        env,
-        command,
-        headers,
-        body_length,
-        version.0,
-    ))
+) -> NifResult<Result<Vec<Term<'a>>, (usize, Atom, usize)>> {
+    codec::encode(env, &frames, version.0)
+}
+
+/// The same for so much that it takes a millisecond or more.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn encode_large<'a>(
+    env: Env<'a>,
+    frames: Vec<FrameTerm<'a>>,
+    version: Negotiated,
+) -> NifResult<Result<Vec<Term<'a>>, (usize, Atom, usize)>> {
+    codec::encode(env, &frames, version.0)
 }
 
 #[rustler::nif(schedule = "DirtyCpu")]

@@ -9,12 +9,12 @@ use thiserror::Error;
 /// frame, or as several.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum EncodeError {
-    /// A header name may not be empty.
-    #[error("a header without a name")]
-    EmptyHeaderName,
-    /// A CR, LF or, in a name, colon, where the version has no escape for it.
-    #[error("a header with a character that this version cannot escape")]
-    Unescapable,
+    /// A header name may not be empty. The header's index.
+    #[error("header {0} has no name")]
+    EmptyHeaderName(usize),
+    /// A CR, LF or, in a name, colon, where the version has no escape for it. The header's index.
+    #[error("header {0} has a character that this version cannot escape")]
+    Unescapable(usize),
 }
 
 /// Appends a frame's command, its headers and the blank line to `out`; the body and a NUL are to
@@ -38,8 +38,8 @@ pub fn encode_head<'a>(
     let mut needs_length = body_length > 0;
     out.extend_from_slice(command.as_str().as_bytes());
     out.push(b'\n');
-    for (name, value) in headers {
-        check_header(name, value, escapes)?;
+    for (index, (name, value)) in headers.into_iter().enumerate() {
+        check_header(index, name, value, escapes)?;
         needs_length &= name != b"content-length";
         escape(name, escapes, out);
         out.push(b':');
@@ -53,9 +53,14 @@ pub fn encode_head<'a>(
     Ok(())
 }
 
-fn check_header(name: &[u8], value: &[u8], escapes: Escapes) -> Result<(), EncodeError> {
+fn check_header(
+    index: usize,
+    name: &[u8],
+    value: &[u8],
+    escapes: Escapes,
+) -> Result<(), EncodeError> {
     if name.is_empty() {
-        return Err(EncodeError::EmptyHeaderName);
+        return Err(EncodeError::EmptyHeaderName(index));
     }
     let unescapable = match escapes {
         Escapes::V1_2(_) => false,
@@ -67,7 +72,7 @@ fn check_header(name: &[u8], value: &[u8], escapes: Escapes) -> Result<(), Encod
         }
     };
     if unescapable {
-        return Err(EncodeError::Unescapable);
+        return Err(EncodeError::Unescapable(index));
     }
     Ok(())
 }
@@ -105,7 +110,7 @@ mod tests {
         let send = |version| encoded(Command::Send, &headers, 0, Some(version));
         assert_eq!(send(Version::V1_2).unwrap(), "SEND\nk\\c:v\\\\\\n\n\n");
         assert_eq!(send(Version::V1_1).unwrap(), "SEND\nk\\c:v\\\\\\n\n\n");
-        assert_eq!(send(Version::V1_0), Err(EncodeError::Unescapable));
+        assert_eq!(send(Version::V1_0), Err(EncodeError::Unescapable(0)));
         let connect = encoded(Command::Connect, &[("passcode", "a\\b:c")], 0, None);
         assert_eq!(connect.unwrap(), "CONNECT\npasscode:a\\b:c\n\n");
     }
@@ -116,15 +121,15 @@ mod tests {
         let injected = ("host", "/\nlogin:root");
         assert_eq!(
             refused(Command::Connect, injected, None),
-            Err(EncodeError::Unescapable)
+            Err(EncodeError::Unescapable(0))
         );
         assert_eq!(
             refused(Command::Send, ("a", "b\r"), Some(Version::V1_1)),
-            Err(EncodeError::Unescapable)
+            Err(EncodeError::Unescapable(0))
         );
         assert_eq!(
             refused(Command::Send, ("", "b"), Some(Version::V1_2)),
-            Err(EncodeError::EmptyHeaderName)
+            Err(EncodeError::EmptyHeaderName(0))
         );
     }
 }

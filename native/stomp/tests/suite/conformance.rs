@@ -69,8 +69,8 @@ fn encode(frame: &OwnedFrame, version: Version) -> Result<Vec<u8>, String> {
     let length = frame.body.len();
     encode_head(frame.command, headers, length, Some(version), &mut bytes).map_err(|error| {
         match error {
-            EncodeError::EmptyHeaderName => "empty_header_name".to_string(),
-            EncodeError::Unescapable => "unescapable".to_string(),
+            EncodeError::EmptyHeaderName(_) => "empty_header_name".to_string(),
+            EncodeError::Unescapable(_) => "unescapable".to_string(),
         }
     })?;
     bytes.extend_from_slice(&frame.body);

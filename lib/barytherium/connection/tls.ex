@@ -1,0 +1,80 @@
+defmodule Barytherium.Connection.Tls do
+  @moduledoc false
+  # The options of `:ssl.connect/4`, which differ between OTP's releases where nothing is said: a
+  # server is verified here on every one of them.
+
+  require Logger
+
+  @doc "Options for connecting to `host`, with what `opts` does not say."
+  @spec options(term(), [term()]) :: [term()]
+  def options(host, opts) do
+    given = for option when is_tuple(option) <- opts, do: elem(option, 0)
+
+    case List.keyfind(opts, :verify, 0) do
+      {:verify, :verify_none} ->
+        warn_once()
+        opts
+
+      _verify ->
+        added = [verify: :verify_peer] ++ name(host) ++ hostname_check() ++ trusted(given)
+        opts ++ Enum.reject(added, fn {name, _value} -> name in given end)
+    end
+  end
+
+  # The address is connected to, but the certificate is that of the name.
+  defp name(host) when is_binary(host), do: name(to_charlist(host))
+  defp name(host) when is_atom(host), do: name(Atom.to_charlist(host))
+  defp name({:local, _path}), do: []
+  defp name(host) when is_tuple(host), do: []
+
+  defp name(host) do
+    # An address is not sent as a name: that it is the certificate's is checked all the same.
+    case :inet.parse_strict_address(host) do
+      {:ok, _address} -> []
+      {:error, :einval} -> [server_name_indication: host]
+    end
+  end
+
+  # With this a wildcard stands for one label.
+  defp hostname_check,
+    do: [
+      customize_hostname_check: [match_fun: :public_key.pkix_verify_hostname_match_fun(:https)]
+    ]
+
+  defp trusted(given) do
+    if :cacerts in given or :cacertfile in given, do: [], else: [cacerts: system_certificates()]
+  end
+
+  defp system_certificates do
+    :public_key.cacerts_get()
+  rescue
+    error ->
+      Logger.error("TLS: the system's certificates cannot be read: #{Exception.message(error)}")
+      []
+  end
+
+  defp warn_once do
+    unless :persistent_term.get(__MODULE__, false) do
+      :persistent_term.put(__MODULE__, true)
+
+      Logger.warning(
+        "Barytherium connects with TLS and verify: :verify_none: anybody on the way can be the server"
+      )
+    end
+  end
+
+  @doc "What `:ssl` says of options, without their values: one of them may be a key."
+  @spec describe(term()) :: String.t()
+  def describe({:options, {name, _value}}) when is_atom(name), do: to_string(name)
+
+  def describe({:options, {name, file, reason}}) when is_atom(name),
+    do: "#{name}: #{inspect(file)}: #{inspect(reason)}"
+
+  def describe({:options, :incompatible, names}), do: "incompatible: #{inspect(names(names))}"
+  def describe({:options, {:incompatible, names}}), do: "incompatible: #{inspect(names(names))}"
+  def describe(_other), do: "see the documentation of :ssl.connect/3"
+
+  defp names(options) do
+    for option <- List.wrap(options), do: if(is_tuple(option), do: elem(option, 0), else: option)
+  end
+end

@@ -1,0 +1,137 @@
+defmodule Barytherium.Frame.Outgoing do
+  @moduledoc false
+  # Frames as a user writes them: checked in the caller, whose mistakes they would be, and encoded
+  # by whoever knows the version.
+
+  alias Barytherium.{Frame, Native}
+
+  @commands ~w(stomp connect disconnect ack nack begin commit abort send subscribe unsubscribe
+               connected error message receipt)a
+
+  # Encoding costs this many bytes' worth for a header, and for a frame.
+  @header_cost 32
+  # So much is encoded in some 0.1 ms. More is not on an ordinary scheduler.
+  @large 128 * 1024
+
+  @doc """
+  The frame with binaries for all that may be something else, and what it costs to encode it, in
+  bytes. Raises `ArgumentError` for what no version can write.
+  """
+  @spec prepare(Frame.t()) :: {Frame.t(), pos_integer()}
+  def prepare(%Frame{command: command} = frame) do
+    command in @commands || raise ArgumentError, unknown_command(command)
+    headers = headers(frame.headers, command)
+    body = body(frame.body, command)
+    check_length(List.keyfind(headers, "content-length", 0), body, command)
+    check_raw(headers, command)
+    {%{frame | headers: headers, body: body}, cost(headers, @header_cost + byte_size(body))}
+  end
+
+  def prepare(other) do
+    raise ArgumentError, "not a %Barytherium.Frame{}: #{inspect(other)}"
+  end
+
+  @doc "The bytes of prepared frames, which `cost` so much together."
+  @spec encode([Frame.t()], non_neg_integer(), Frame.version()) :: Native.encoded()
+  def encode(frames, cost, version) when cost > @large, do: Native.encode_large(frames, version)
+  def encode(frames, _cost, version), do: Native.encode(frames, version)
+
+  @doc "A sentence about a frame that could not be encoded. It shows no values."
+  @spec refusal(Frame.t(), atom(), non_neg_integer()) :: String.t()
+  def refusal(%Frame{command: command, headers: headers}, reason, header) do
+    {name, _value} = Enum.at(headers, header)
+    "cannot write this #{command}: #{text(reason)}: #{inspect(name)}"
+  end
+
+  defp text(:empty_header_name), do: "a header has no name"
+  defp text(:unescapable), do: "a header has a character that this version cannot escape"
+
+  defp unknown_command(command) when is_binary(command) do
+    case Enum.find(@commands, &(to_string(&1) == String.downcase(command))) do
+      nil -> "#{inspect(command)} is not a STOMP command"
+      atom -> "commands are atoms: write #{inspect(atom)} instead of #{inspect(command)}"
+    end
+  end
+
+  defp unknown_command(command), do: "#{inspect(command)} is not a STOMP command"
+
+  defp headers(headers, command) when is_list(headers) do
+    if Enum.all?(headers, &plain?/1), do: headers, else: Enum.map(headers, &header(&1, command))
+  end
+
+  defp headers(_other, command),
+    do: raise(ArgumentError, "the headers of this #{command} are not a list of {name, value}")
+
+  defp plain?({name, value}), do: is_binary(name) and name != "" and is_binary(value)
+  defp plain?(_other), do: false
+
+  defp header({name, value}, command) do
+    case string(name) do
+      {:ok, ""} ->
+        raise ArgumentError, "a header of this #{command} has no name"
+
+      {:ok, name} ->
+        {name, value(string(value), name, command)}
+
+      :error ->
+        raise ArgumentError, "the name of a header of this #{command} is not a string"
+    end
+  end
+
+  defp header(_other, command),
+    do: raise(ArgumentError, "a header of this #{command} is not a {name, value}")
+
+  defp value({:ok, value}, _name, _command), do: value
+
+  defp value(:error, name, command) do
+    raise ArgumentError,
+          "the value of header #{inspect(name)} of this #{command} is not a string, " <>
+            "nor anything that to_string/1 takes"
+  end
+
+  defp string(text) when is_binary(text), do: {:ok, text}
+
+  defp string(other) do
+    {:ok, to_string(other)}
+  rescue
+    _no_characters -> :error
+  end
+
+  defp body(body, _command) when is_binary(body), do: body
+  defp body(nil, _command), do: ""
+
+  defp body(body, command) do
+    IO.iodata_to_binary(body)
+  rescue
+    ArgumentError ->
+      raise ArgumentError, "the body of this #{command} is neither a binary nor iodata"
+  end
+
+  # A contradiction would be read as another frame, or as several.
+  defp check_length(nil, _body, _command), do: :ok
+
+  defp check_length({_name, value}, body, command) do
+    unless Integer.parse(String.trim(value)) == {byte_size(body), ""} do
+      raise ArgumentError,
+            "the content-length of this #{command} is #{inspect(value)}, " <>
+              "and its body has #{byte_size(body)} bytes"
+    end
+  end
+
+  # STOMP 1.2, "Value Encoding": these two are never escaped, so that any version can read them.
+  defp check_raw(headers, command) when command in [:connect, :stomp, :connected] do
+    for {name, value} <- headers,
+        String.contains?(name, [":", "\r", "\n"]) or String.contains?(value, ["\r", "\n"]) do
+      raise ArgumentError,
+            "cannot write this #{command}: nothing is escaped in it, and header " <>
+              "#{inspect(name)} has a line end or a colon"
+    end
+  end
+
+  defp check_raw(_headers, _command), do: :ok
+
+  defp cost([], cost), do: cost
+
+  defp cost([{name, value} | headers], cost),
+    do: cost(headers, cost + @header_cost + byte_size(name) + byte_size(value))
+end

@@ -109,9 +109,17 @@ defmodule Barytherium.Frame do
     case parse(data, state) do
       {frames, state, nil} -> {:ok, frames, state}
       {frames, _state, failure} -> {:error, ParseError.from_native(failure, frames)}
-      :used -> raise ArgumentError, "this parse state is not the newest one of its stream"
+      :used -> raise_used()
     end
   end
+
+  @doc false
+  # Raises for a state that `parse_all/2` would refuse.
+  @spec check_parse_state!(parse_state()) :: parse_state()
+  def check_parse_state!(state), do: if(Native.is_used(state), do: raise_used(), else: state)
+
+  defp raise_used,
+    do: raise(ArgumentError, "this parse state is not the newest one of its stream")
 
   defp parse(data, state) when byte_size(data) <= @inline_data do
     with :dirty <- Native.parse_inline(data, state), do: Native.parse(data, state)

@@ -30,7 +30,7 @@ defmodule Barytherium.Native do
           | {:wait, timeout()}
           | :full
           | {:connected_frame, Barytherium.Frame.t()}
-          | {:stop, atom(), nil | :panic | failure()}
+          | {:stop, atom(), nil | :panic | {:refused, binary()} | failure()}
           | {:relay, [{GenServer.server(), term()}], step()}
 
   @type encoded ::
@@ -90,6 +90,9 @@ defmodule Barytherium.Native do
 
   @spec live_accounts() :: non_neg_integer()
   def live_accounts, do: not_loaded()
+
+  @spec is_used(map()) :: boolean()
+  def is_used(_parse_state), do: not_loaded()
 
   @spec parse(binary(), map()) :: {[Barytherium.Frame.t()], map(), nil | failure()} | :used
   def parse(_data, _parse_state), do: not_loaded()

@@ -202,6 +202,7 @@ defmodule Barytherium.Network do
       sender_pid: sender_pid,
       options: state.options,
       stats: state.stats,
+      peer: {state.host, state.port},
       # From the process that the frames come from: only so does it arrive before them for certain.
       greeting: {:barytherium, :connect, {:ok, sender_pid}}
     }

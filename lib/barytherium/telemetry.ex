@@ -9,6 +9,8 @@ defmodule Barytherium.Telemetry do
     * `[:barytherium, :disconnect]` - a connection ended. Measurements: the counters of
       `t:Barytherium.Network.stats/0` but `:last_activity`. Metadata: `:host`, `:port`, `:reason`
       and `:network`.
+    * `[:barytherium, :refused]` - the broker answered CONNECT with an ERROR. Measurements: none.
+      Metadata: `:message`, the ERROR's header of that name, `:listener` and `:network`.
     * `[:barytherium, :pause]` - reading goes on after it was stopped, because the callback
       process was behind. Measurements: `:duration`, in native time units. Metadata: `:listener`,
       the process that was behind, and `:network`.
@@ -35,6 +37,16 @@ defmodule Barytherium.Telemetry do
       port: network.port,
       reason: reason,
       network: self()
+    })
+  end
+
+  @doc false
+  @spec refused(map(), binary()) :: :ok
+  def refused(loop, message) do
+    execute(:refused, %{}, %{
+      message: message,
+      listener: loop.listener_pid,
+      network: loop.network_pid
     })
   end
 

@@ -151,7 +151,7 @@ defmodule Barytherium.LimitsTest do
         assert_disconnect(:parse_error, receiver)
       end)
 
-    assert log =~ "Barytherium ended a connection: " <> reason
+    assert log =~ ~r/Barytherium ended the connection to 127.0.0.1:\d+: #{reason}/
   end
 
   # A peer that sends without end, and a listener that keeps up.

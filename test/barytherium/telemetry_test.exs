@@ -38,9 +38,9 @@ defmodule Barytherium.TelemetryTest do
     {socket, peer} = Peer.pair()
     state = %{socket: socket, listener_pid: slow, network_pid: self(), sender_pid: self()}
     stats = Native.new_stats()
-    state = Map.merge(state, %{stats: stats, options: [high_water_mark: 1]})
-    {:ok, _receiver} = Task.start_link(Receiver, :loop, [state])
-    Peer.send(peer, "ERROR\n\n\0")
+    state = Map.merge(state, %{stats: stats, hb_recv: 0, options: [high_water_mark: 1]})
+    {:ok, _receiver} = Receiver.start_loop(state)
+    Peer.send(peer, "MESSAGE\n\n\0")
     eventually(fn -> match?({_, _, _, _, 1, _, _}, Native.stats(stats)) end)
     send(slow, :take)
     assert_receive {[:barytherium, :pause], %{duration: duration}, metadata}
@@ -52,6 +52,17 @@ defmodule Barytherium.TelemetryTest do
     receive do
       {:"$gen_cast", _message} -> take()
     end
+  end
+
+  test "an ERROR instead of CONNECTED is an event with its message" do
+    {socket, peer} = Peer.pair()
+    {:ok, _receiver} = Receiver.start_link(socket, self(), self(), self())
+
+    ExUnit.CaptureLog.capture_log(fn ->
+      Peer.send(peer, "ERROR\nmessage:Bad CONNECT\n\n\0")
+      assert_receive {[:barytherium, :refused], %{}, metadata}
+      assert metadata == %{message: "Bad CONNECT", listener: self(), network: self()}
+    end)
   end
 
   test "a refused connection is an event with its reason" do

@@ -16,8 +16,8 @@ defmodule Barytherium.Network.Receiver do
   The list is never empty, and in the order of the wire. The first frame of a connection has to
   be CONNECTED. It comes alone in its list, and `network_pid` is then called with
   `{:connected_frame, frame}`, which has to reply `{hb_send, hb_recv}`, the agreed heart-beats in
-  milliseconds. An ERROR as first frame is delivered like any other, and the loop goes on until
-  the peer closes.
+  milliseconds. An ERROR as first frame is delivered, and then the connection ends with `:closed`,
+  whether or not the peer closes it. The log and `Barytherium.Telemetry` say that it was refused.
 
   The end is cast to `network_pid`, once, when everything that came before it has arrived in the
   listener's mailbox:
@@ -49,7 +49,7 @@ defmodule Barytherium.Network.Receiver do
   alias Barytherium.{Connection, Frame, Native, ParseError, Telemetry}
   alias Barytherium.Network.{Options, Parser, Socket}
 
-  # The longest timeout that a process can wait for.
+  # The longest time that a timer runs here: 49 days. A server may say more.
   @longest_wait 0xFFFF_FFFF
 
   # A TLS socket is waited for in `:ssl.recv/3`, where nothing else is heard. So it is left after
@@ -113,7 +113,10 @@ defmodule Barytherium.Network.Receiver do
   """
   @spec loop(state()) :: :ok
   def loop(state) do
-    state = state |> prepare() |> Map.put(:caller, self())
+    state = prepare(state)
+    # Its listener takes nothing before it has returned, if that is the caller.
+    own_listener = state.listener_pid == self()
+    state = Map.merge(state, %{caller: self(), own_listener: own_listener})
     {:ok, receiver} = GenServer.start(__MODULE__, state, @spawn_options)
     monitor = Process.monitor(receiver)
 
@@ -135,7 +138,7 @@ defmodule Barytherium.Network.Receiver do
     |> Map.put_new(:hb_recv, nil)
     |> Map.put_new_lazy(:stats, &Native.new_stats/0)
     |> Map.put(:parse_state, parse_state(state, options))
-    |> Map.put(:own_listener, state.listener_pid == self())
+    |> Map.put(:own_listener, false)
   end
 
   # A name of this node is the process that has it now: its mailbox can be asked for its length.
@@ -146,7 +149,7 @@ defmodule Barytherium.Network.Receiver do
   # A state that the caller parsed with has its own limits. Otherwise the stream starts here, and
   # no version is negotiated before CONNECTED.
   defp parse_state(%{parse_state: parse_state}, _options) when not is_nil(parse_state),
-    do: parse_state
+    do: Frame.check_parse_state!(parse_state)
 
   defp parse_state(_state, options), do: Frame.parse_state(nil, Options.limits(options))
 
@@ -169,9 +172,14 @@ defmodule Barytherium.Network.Receiver do
       socket: socket,
       listener_pid: state.listener_pid,
       network_pid: state.network_pid,
+      # As its user called it, for the log.
+      peer: state[:peer] || Socket.peer(socket),
       monitors: [listener, caller, monitor],
       parser: nil,
       next: :inline,
+      # When the timer for the deadline goes off, in milliseconds; nil without one.
+      timer: nil,
+      # Since when nothing is read, because the listener is behind.
       paused: nil
     }
 
@@ -210,19 +218,35 @@ defmodule Barytherium.Network.Receiver do
       do: loop.parser |> Parser.receive_inline() |> act(loop)
 
   # This side has closed the socket, or the listener or the caller of `loop/1` has ended.
-  def handle_info({:DOWN, monitor, _type, _object, _info} = down, loop) do
+  def handle_info({:DOWN, monitor, _type, _object, _info}, loop) do
     if monitor in loop.monitors,
       do: loop.parser |> Parser.disconnect(:closed) |> act(loop),
-      else: ignore(down, loop)
+      else: ignore(loop)
   end
 
+  # The next turn.
   def handle_info(:timeout, %{paused: nil} = loop), do: read(loop.next, loop)
-  def handle_info(:timeout, loop), do: resume(loop)
-  def handle_info({:barytherium, :resume}, loop), do: handle_info(:timeout, loop)
-  def handle_info(other, loop), do: ignore(other, loop)
 
-  # A message takes the place of the timeout. To look again is always right.
-  defp ignore(_message, loop), do: handle_info(:timeout, loop)
+  # The peer is late only if the socket is empty. If it is not late, the native side says how long
+  # to wait from here.
+  def handle_info(:deadline, %{paused: nil} = loop), do: read(:inline, %{loop | timer: nil})
+  def handle_info(:deadline, loop), do: {:noreply, %{loop | timer: nil}}
+
+  # Time to look at the listener's mailbox, or another connection's turn to do so has come here.
+  def handle_info({:barytherium, :resume}, %{paused: paused} = loop) when paused != nil,
+    do: resume(loop)
+
+  def handle_info(_stray, loop), do: ignore(loop)
+
+  @impl true
+  def handle_cast(_stray, loop), do: ignore(loop)
+
+  @impl true
+  def handle_call(_stray, _from, loop), do: ignore(loop)
+
+  # A message takes the place of the next turn. While the loop waits there is none.
+  defp ignore(%{next: next, paused: nil} = loop) when next != :wait, do: {:noreply, loop, 0}
+  defp ignore(loop), do: {:noreply, loop}
 
   @impl true
   def terminate(_reason, %{parser: parser, socket: socket}) do
@@ -250,7 +274,7 @@ defmodule Barytherium.Network.Receiver do
   defp act({:wait, timeout}, %{monitors: [_listener, _caller, nil]} = loop),
     do: {:noreply, %{loop | next: {:recv, timeout}}, 0}
 
-  defp act({:wait, timeout}, loop), do: {:noreply, %{loop | next: :inline}, min_wait(timeout)}
+  defp act({:wait, timeout}, loop), do: {:noreply, set_timer(timeout, %{loop | next: :wait})}
 
   defp act(turn, %{monitors: [_listener, _caller, nil]} = loop) when turn in [:again, :yield],
     do: {:noreply, %{loop | next: :feed}, 0}
@@ -278,7 +302,7 @@ defmodule Barytherium.Network.Receiver do
   end
 
   defp act({:stop, reason, failure}, loop) do
-    log(failure)
+    log(failure, loop)
     finish(reason, loop)
   end
 
@@ -293,8 +317,8 @@ defmodule Barytherium.Network.Receiver do
   end
 
   defp pause_or_go_on({:pause, timeout}, loop) do
-    paused = loop.paused || System.monotonic_time()
-    {:noreply, %{loop | paused: paused}, timeout}
+    if timeout != :infinity, do: Process.send_after(self(), {:barytherium, :resume}, timeout)
+    {:noreply, %{loop | paused: loop.paused || System.monotonic_time()}}
   end
 
   defp pause_or_go_on(step, %{paused: nil} = loop), do: act(step, loop)
@@ -333,18 +357,42 @@ defmodule Barytherium.Network.Receiver do
     GenServer.cast(network, message)
   end
 
-  defp min_wait(:infinity), do: :infinity
-  defp min_wait(timeout), do: min(timeout, @longest_wait)
+  # A timer and not a timeout, which every message would start anew. Whatever is read moves the
+  # deadline on; a timer that goes off before it is set again then.
+  defp set_timer(:infinity, loop), do: loop
 
-  defp log(nil), do: :ok
+  defp set_timer(timeout, loop) do
+    at = System.monotonic_time(:millisecond) + timeout
 
-  defp log(:panic) do
-    Logger.error("Barytherium ended a connection because its native code panicked")
+    if loop.timer && loop.timer <= at do
+      loop
+    else
+      Process.send_after(self(), :deadline, min(timeout, @longest_wait))
+      %{loop | timer: at}
+    end
   end
 
-  defp log(failure) do
+  defp log(nil, _loop), do: :ok
+
+  defp log(:panic, _loop),
+    do: Logger.error("Barytherium ended a connection because its native code panicked")
+
+  defp log({:refused, message}, loop) do
+    Logger.error("#{peer(loop)} refused the connection: #{inspect(message)}")
+    Telemetry.refused(loop, message)
+  end
+
+  defp log(failure, loop) do
     error = ParseError.from_native(failure)
-    message = "Barytherium ended a connection: " <> Exception.message(error)
+    message = "Barytherium ended the connection to #{peer(loop)}: " <> Exception.message(error)
     Logger.error(message, barytherium_parse_error: error)
   end
+
+  defp peer(%{peer: {host, port}}), do: "#{host(host)}:#{port}"
+  defp peer(%{peer: text}), do: text
+
+  defp host(host) when is_binary(host), do: host
+  defp host(host) when is_list(host) or is_atom(host), do: to_string(host)
+  defp host({:local, path}), do: to_string(path)
+  defp host(address), do: address |> :inet.ntoa() |> to_string()
 end

@@ -63,7 +63,8 @@ defmodule Barytherium.Network.Sender do
   end
 
   @doc """
-  Writes `frames`, and waits until the operating system has them.
+  Writes `frames`, and waits until the socket has taken them: they are in the buffers of its driver
+  and of the operating system then, and the peer may not have got them.
 
   `{:error, reason}` if they could not be written: the reason that the connection ended for, or
   `:unescapable` for a frame that the negotiated version cannot escape. It waits no longer than

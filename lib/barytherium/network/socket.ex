@@ -42,6 +42,17 @@ defmodule Barytherium.Network.Socket do
       getopts(socket, [:show_econnreset]) == {:ok, [show_econnreset: true]}
   end
 
+  @doc "The other end, for people; it is not known of a socket that is closed."
+  @spec peer(Connection.socket()) :: String.t()
+  def peer(socket) do
+    peername = if Connection.tls?(socket), do: &:ssl.peername/1, else: &:inet.peername/1
+
+    case peername.(socket) do
+      {:ok, {address, port}} when is_tuple(address) -> "#{:inet.ntoa(address)}:#{port}"
+      _other -> "the peer"
+    end
+  end
+
   @doc "The descriptor of a `:gen_tcp` socket."
   @spec descriptor(:gen_tcp.socket()) :: {:ok, non_neg_integer()} | {:error, term()}
   def descriptor({:"$inet", :gen_tcp_socket, {_pid, socket}}),

@@ -48,7 +48,7 @@ impl Account {
 
     /// What to do after `sent` said no, after a pause, or when woken.
     pub fn resume(&mut self) -> Resume {
-        let resume = lock(&self.backlog).resume(self.owner, &mut self.grant);
+        let resume = lock(&self.backlog).resume(self.owner, &mut self.grant, self.mark);
         if let Resume::Look(sent) = resume {
             self.look = sent;
         }

@@ -34,6 +34,7 @@ rustler::atoms! {
     relay,
     infinity,
     panic,
+    refused,
     // The struct.
     struct_key = "__struct__",
     frame_module = "Elixir.Barytherium.Frame",

@@ -11,14 +11,11 @@ use stomp::{Command, Decoder, EncodeError, Escapes, ParseError, UndefinedEscapes
 /// what is kept of it keeps no more than twice as much in memory.
 const SHARED_BODY_MIN: usize = 64 * 1024;
 
-/// A partial body of this size is left to a dirty scheduler, as its buffer may have to be copied.
-const INLINE_BODY: usize = 1024 * 1024;
-
 /// Decodes all of `data`: `{frames, state, nil | parse_error}`, or `:used` if the state is not the
 /// last one of its stream. `:dirty` if it should be called on a dirty scheduler and `inline` says
 /// that it is not.
 pub fn parse<'a>(env: Env<'a>, data: Binary<'a>, state: ParseState, inline: bool) -> Term<'a> {
-    if inline && state.buffered() > INLINE_BODY {
+    if inline && !state.is_small() {
         return atoms::dirty().encode(env);
     }
     let Some(mut decoder) = state.take() else {

@@ -57,6 +57,8 @@ pub enum Step<'a> {
 pub enum Failure {
     /// The peer broke the protocol.
     Parse(ParseError),
+    /// The peer answered CONNECT with an ERROR, whose `message` header this is.
+    Refused(Vec<u8>),
     /// We did something wrong: a bug, which ends the connection that met it.
     Panic,
 }
@@ -206,6 +208,10 @@ fn encode_failure<'a>(env: Env<'a>, failure: &Failure) -> Term<'a> {
     match failure {
         Failure::Panic => atoms::panic().encode(env),
         Failure::Parse(error) => parse_error(env, error),
+        Failure::Refused(message) => {
+            let message = rustler::NewBinary::from_slice(env, message);
+            (atoms::refused(), rustler::Binary::from(message)).encode(env)
+        }
     }
 }
 

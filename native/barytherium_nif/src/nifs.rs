@@ -152,6 +152,12 @@ fn live_accounts() -> usize {
     account::count()
 }
 
+/// Whether somebody has gone on with this state before.
+#[rustler::nif]
+fn is_used(state: ParseState) -> bool {
+    state.is_used()
+}
+
 #[rustler::nif(schedule = "DirtyCpu")]
 fn parse<'a>(env: Env<'a>, data: Binary<'a>, state: ParseState) -> Term<'a> {
     codec::parse(env, data, state, false)

@@ -6,6 +6,17 @@ use rustler::{Decoder as TermDecoder, Encoder, Env, Error, NifMap, NifResult, Re
 use std::sync::{Mutex, PoisonError};
 use stomp::{Decoder, Version};
 
+/// A partial frame with more bytes, or more headers, is left to dirty threads. If its length is not
+/// known, the buffer of its body has to be copied from time to time as it grows; and when it is
+/// complete, all its headers are made into terms at once.
+const SMALL_BYTES: usize = 1024 * 1024;
+const SMALL_HEADERS: usize = 2048;
+
+/// Whether the partial frame that `decoder` has may be completed on an ordinary scheduler.
+pub fn is_small(decoder: &Decoder<BinaryBody>) -> bool {
+    decoder.buffered() <= SMALL_BYTES && decoder.buffered_headers() <= SMALL_HEADERS
+}
+
 /// A decoder that has got part of a frame. Whoever goes on takes it out.
 pub struct Partial(Mutex<Option<Decoder<BinaryBody>>>);
 
@@ -66,12 +77,16 @@ impl ParseState {
         }
     }
 
-    /// Octets that are held of a partial frame.
-    pub fn buffered(&self) -> usize {
+    /// Whether it may be gone on with on an ordinary scheduler.
+    pub fn is_small(&self) -> bool {
         let partial = self.decoder.as_ref();
-        partial.map_or(0, |partial| {
-            partial.with(|decoder| decoder.as_ref().map_or(0, Decoder::buffered))
-        })
+        partial.is_none_or(|partial| partial.with(|decoder| decoder.as_ref().is_none_or(is_small)))
+    }
+
+    /// Whether somebody has gone on with this state before.
+    pub fn is_used(&self) -> bool {
+        let partial = self.decoder.as_ref();
+        partial.is_some_and(|partial| partial.with(|decoder| decoder.is_none()))
     }
 
     /// The state after `decoder` has taken all of its input.

@@ -245,6 +245,12 @@ impl State {
                     self.stats.frames.add(1);
                     return Some(Step::Connected(delivery.connected(frame)));
                 }
+                Ok(Some(Event::Refused(frame))) => {
+                    let message = frame.header(b"message").unwrap_or_default().into_owned();
+                    delivery.push(frame);
+                    self.end(delivery, atoms::closed());
+                    return Some(Step::Stop(atoms::closed(), Some(Failure::Refused(message))));
+                }
                 Ok(None) => return None,
                 Err(error) => return Some(self.refuse(error, delivery)),
             }
@@ -290,7 +296,7 @@ impl State {
         let mut input = &pending[std::mem::take(&mut self.decoded)..];
         loop {
             match self.session.next(&mut input) {
-                Ok(Some(Event::Frame(frame))) => {
+                Ok(Some(Event::Frame(frame) | Event::Refused(frame))) => {
                     delivery.push(frame);
                     if delivery.is_enough() {
                         self.deliver(delivery);

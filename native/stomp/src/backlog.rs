@@ -23,13 +23,23 @@ use std::time::Duration;
 const MAX_OCTETS: usize = 32 * 1024 * 1024;
 
 /// A queue does not tell when it has become shorter. It is looked at after this time, and then
-/// after twice as long, up to what a consumer works off in one go.
+/// after twice as long, up to what a consumer works off in one go. A consumer that has taken nothing
+/// for a second is not expected back that soon.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(16);
+const STUCK_AFTER: Duration = Duration::from_secs(1);
+const LONGEST_STUCK_PAUSE: Duration = Duration::from_millis(128);
 
-/// After a pause of this length one message goes through to a queue that holds messages of others.
-/// They may be there for good, and must not stop a feed for ever.
+/// After a pause of this length one message goes through, as a trial: what is in the queue may be
+/// messages of others, which stay there for good and must not stop a feed for ever. There is no next
+/// trial before this one has been taken: the queue is no longer than before.
 const TRIAL_AFTER: Duration = Duration::from_millis(250);
+
+/// A queue that others fill all the time never gets so short. If there are messages of theirs in it,
+/// a trial is forgotten after this time, the next one after twice as long, and so on up to a minute:
+/// the consumer may as well be one that takes nothing at all.
+const TRIAL_EXPIRES: Duration = Duration::from_secs(1);
+const TRIAL_EXPIRES_MAX: Duration = Duration::from_secs(64);
 
 /// What a connection that has filled the queue is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,8 +61,8 @@ pub struct Backlog<W> {
     octets: usize,
     /// Messages that were sent, in all.
     sent: u64,
-    /// Connections that wait, the first paused first.
-    waiting: VecDeque<W>,
+    /// Connections that wait, the first paused first, and the messages that are too many for each.
+    waiting: VecDeque<(W, usize)>,
     /// Connections that were resumed, and do not know it yet, with what they may send.
     resumed: Vec<(W, usize)>,
     /// Messages that resumed connections may still send.
@@ -60,8 +70,10 @@ pub struct Backlog<W> {
     pause: Duration,
     /// When somebody was last allowed to send.
     progress: Duration,
-    /// The queue's length before the last trial, until the trial has been taken.
-    trial: Option<usize>,
+    /// Until the last trial has been taken: the queue's length before it, and how many of its
+    /// messages counted as ours.
+    trial: Option<(usize, usize)>,
+    trial_expires: Duration,
 }
 
 impl<W> Default for Backlog<W> {
@@ -76,6 +88,7 @@ impl<W> Default for Backlog<W> {
             pause: SHORTEST_PAUSE,
             progress: Duration::ZERO,
             trial: None,
+            trial_expires: TRIAL_EXPIRES,
         }
     }
 }
@@ -97,22 +110,22 @@ impl<W: Copy + PartialEq> Backlog<W> {
 
     /// `who` has filled the queue, waited for its time, or was woken. With `Go`, what it may send
     /// before others who wait is in `grant`.
-    pub fn resume(&mut self, who: W, grant: &mut usize) -> Resume {
+    pub fn resume(&mut self, who: W, grant: &mut usize, mark: usize) -> Resume {
         if let Some(at) = self.resumed.iter().position(|&(other, _)| other == who) {
             *grant += self.resumed.swap_remove(at).1;
             return Resume::Go;
         }
-        match self.waiting.iter().position(|&other| other == who) {
+        match self.waiting.iter().position(|&(other, _)| other == who) {
             Some(0) => Resume::Look(self.sent),
             Some(_) => Resume::Wait(None),
             None if self.waiting.is_empty() => Resume::Look(self.sent),
-            None => self.wait(who, grant),
+            None => self.wait(who, grant, mark),
         }
     }
 
-    fn wait(&mut self, who: W, grant: &mut usize) -> Resume {
+    fn wait(&mut self, who: W, grant: &mut usize, mark: usize) -> Resume {
         self.give_back(grant);
-        self.waiting.push_back(who);
+        self.waiting.push_back((who, mark));
         Resume::Wait(None)
     }
 
@@ -135,24 +148,25 @@ impl<W: Copy + PartialEq> Backlog<W> {
         match self.waiting.front().copied() {
             None if self.room(mark) > 0 && self.octets < MAX_OCTETS => return Resume::Go,
             None => {
-                self.wait(who, grant);
+                self.wait(who, grant, mark);
                 self.start_pause(now);
             }
             // Somebody else began to wait meanwhile, and looks.
-            Some(first) if first != who => return self.wait(who, grant),
+            Some((first, _)) if first != who => return self.wait(who, grant, mark),
             Some(_) if self.is_low(mark) => self.resume_in_turn(mark, now, woken),
-            Some(_) if self.others_stay(queued, now) => {
-                self.trial = Some(queued);
+            Some(_) if self.may_try(queued, now) => {
+                let ours = self.messages.len();
+                self.trial.get_or_insert((queued, ours));
                 self.grant_first(1, now, woken);
-                woken.extend(self.waiting.front());
+                woken.extend(self.first_waiting());
             }
-            Some(_) => self.pause = LONGEST_PAUSE.min(self.pause * 2),
+            Some(_) => self.pause = self.longest_pause(now).min(self.pause * 2),
         }
         match woken.first() {
             // It was the first of those who waited.
             Some(_) => {
                 woken.swap_remove(0);
-                self.resume(who, grant)
+                self.resume(who, grant, mark)
             }
             None => Resume::Wait(Some(self.pause)),
         }
@@ -163,36 +177,68 @@ impl<W: Copy + PartialEq> Backlog<W> {
         self.messages.len() + self.granted <= mark / 2 && self.octets < MAX_OCTETS / 2
     }
 
-    /// Whether it is time for a trial: there are messages of others, nobody was allowed to send
-    /// for a while, and the trial before, if there was one, has been taken.
-    fn others_stay(&mut self, queued: usize, now: Duration) -> bool {
-        if queued <= self.messages.len() {
-            return false;
+    /// Whether it is time for a trial.
+    fn may_try(&mut self, queued: usize, now: Duration) -> bool {
+        let paused = now.saturating_sub(self.progress);
+        match self.trial {
+            None => {}
+            // It has not been sent yet.
+            Some(_) if self.granted > 0 => return false,
+            Some((before, ours)) if queued <= before => {
+                self.forget_trial();
+                // What was taken was ours, if it was not one of others.
+                while self.messages.len() > ours {
+                    self.take_oldest();
+                }
+            }
+            Some(_)
+                if paused >= self.trial_expires
+                    && queued > self.messages.len()
+                    && self.octets < MAX_OCTETS =>
+            {
+                self.trial_expires = TRIAL_EXPIRES_MAX.min(self.trial_expires * 2);
+            }
+            Some(_) => return false,
         }
-        if self.trial.is_some_and(|before| queued <= before) {
-            self.trial = None;
-            self.take_oldest();
+        paused >= TRIAL_AFTER
+    }
+
+    fn forget_trial(&mut self) {
+        self.trial = None;
+        self.trial_expires = TRIAL_EXPIRES;
+    }
+
+    fn longest_pause(&self, now: Duration) -> Duration {
+        if now.saturating_sub(self.progress) < STUCK_AFTER {
+            LONGEST_PAUSE
+        } else {
+            LONGEST_STUCK_PAUSE
         }
-        self.trial.is_none() && now.saturating_sub(self.progress) >= TRIAL_AFTER
+    }
+
+    fn first_waiting(&self) -> Option<W> {
+        self.waiting.front().map(|&(who, _)| who)
     }
 
     /// Divides the room among those who wait, and wakes them. If it does not do for all, the first
     /// of the others has to look from now on.
     fn resume_in_turn(&mut self, mark: usize, now: Duration, woken: &mut Vec<W>) {
-        self.trial = None;
+        self.forget_trial();
         // With a mark of 0 or 1 there is no room, and one message is let through all the same.
         let mut room = self.room(mark).max(1);
         let share = (room / self.waiting.len()).max(1);
-        while room > 0 && !self.waiting.is_empty() {
-            let messages = share.min(room);
+        while let Some(&(_, own_mark)) = self.waiting.front()
+            && room > 0
+        {
+            let messages = share.min(room).min(self.room(own_mark).max(1));
             self.grant_first(messages, now, woken);
             room -= messages;
         }
-        woken.extend(self.waiting.front());
+        woken.extend(self.first_waiting());
     }
 
     fn grant_first(&mut self, messages: usize, now: Duration, woken: &mut Vec<W>) {
-        if let Some(who) = self.waiting.pop_front() {
+        if let Some((who, _)) = self.waiting.pop_front() {
             self.resumed.push((who, messages));
             self.granted += messages;
             woken.push(who);
@@ -217,9 +263,9 @@ impl<W: Copy + PartialEq> Backlog<W> {
         *grant += unused.map(|(_, messages)| messages).sum::<usize>();
         self.resumed.retain(|&(other, _)| other != who);
         self.give_back(grant);
-        let was_first = self.waiting.front() == Some(&who);
-        self.waiting.retain(|&other| other != who);
-        self.waiting.front().copied().filter(|_| was_first)
+        let was_first = self.first_waiting() == Some(who);
+        self.waiting.retain(|&(other, _)| other != who);
+        self.first_waiting().filter(|_| was_first)
     }
 
     fn room(&self, mark: usize) -> usize {

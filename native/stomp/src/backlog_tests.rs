@@ -40,7 +40,7 @@ impl Queue {
     }
 
     fn resume(&mut self, who: usize) {
-        match self.backlog.resume(who, &mut self.grants[who]) {
+        match self.backlog.resume(who, &mut self.grants[who], MARK) {
             Resume::Go => self.free[who] = true,
             Resume::Look(_) => _ = self.look(who),
             Resume::Wait(_) => {}
@@ -61,7 +61,7 @@ impl Queue {
 
     /// The first of those who wait looks, as it does from time to time.
     fn poll(&mut self) {
-        if let Some(first) = self.backlog.waiting.front().copied() {
+        if let Some(first) = self.backlog.first_waiting() {
             self.look(first);
         }
     }
@@ -81,6 +81,10 @@ impl Queue {
     }
 }
 
+fn waiting(queue: &Queue) -> Vec<usize> {
+    queue.backlog.waiting.iter().map(|&(who, _)| who).collect()
+}
+
 #[test]
 fn a_consumer_that_keeps_up_is_looked_at_once_in_as_many_messages_as_the_mark() {
     let mut backlog = Backlog::default();
@@ -89,7 +93,7 @@ fn a_consumer_that_keeps_up_is_looked_at_once_in_as_many_messages_as_the_mark() 
         assert!(backlog.sent(SMALL, &mut grant, MARK));
     }
     assert!(!backlog.sent(SMALL, &mut grant, MARK));
-    assert_eq!(backlog.resume(1, &mut grant), Resume::Look(64));
+    assert_eq!(backlog.resume(1, &mut grant, MARK), Resume::Look(64));
     let mut woken = Vec::new();
     let answer = backlog.looked(1, &mut grant, MARK, (64, 0), ms(0), &mut woken);
     assert_eq!((answer, woken.len()), (Resume::Go, 0));
@@ -135,7 +139,7 @@ fn the_first_paused_is_the_first_resumed() {
             queue.send(who, SMALL);
         }
     }
-    assert_eq!(queue.backlog.waiting, [2, 0, 1]);
+    assert_eq!(waiting(&queue), [2, 0, 1]);
     queue.length = 0;
     queue.poll();
     assert_eq!(queue.grants, [21, 21, 21]);
@@ -146,12 +150,12 @@ fn the_first_paused_is_the_first_resumed() {
 fn with_room_for_some_only_the_others_stay_in_their_order() {
     let mut queue = Queue::with(50);
     queue.flood(SMALL);
-    let order: Vec<usize> = queue.backlog.waiting.iter().copied().collect();
+    let order: Vec<usize> = waiting(&queue);
     queue.length = MARK / 2;
     queue.poll();
     let (first, others) = order.split_at(MARK / 2);
     assert!(first.iter().all(|&who| queue.grants[who] == 1));
-    assert_eq!(queue.backlog.waiting, others);
+    assert_eq!(waiting(&queue), others);
 }
 
 #[test]
@@ -172,8 +176,7 @@ fn what_is_granted_and_not_used_is_for_others() {
 fn the_end_of_a_connection_leaves_nothing_behind_and_the_next_one_looks() {
     let mut queue = Queue::with(3);
     queue.flood(SMALL);
-    let first = queue.backlog.waiting[0];
-    let next = queue.backlog.waiting[1];
+    let [first, next] = [0, 1].map(|at| queue.backlog.waiting[at].0);
     let promoted = queue.backlog.leave(first, &mut queue.grants[first]);
     assert_eq!(promoted, Some(next));
     queue.length = 0;
@@ -191,7 +194,7 @@ fn a_resumed_connection_that_ends_before_it_knows_gives_back_its_part() {
     let (mut grant, mut woken) = (0, Vec::new());
     while backlog.sent(SMALL, &mut grant, MARK) {}
     backlog.looked(1, &mut grant, MARK, (64, MARK), ms(0), &mut woken);
-    backlog.resume(2, &mut grant);
+    backlog.resume(2, &mut grant, MARK);
     let mut first = 0;
     assert_eq!(
         backlog.looked(1, &mut first, MARK, (64, 0), ms(1), &mut woken),
@@ -207,7 +210,7 @@ fn what_is_sent_while_somebody_looks_is_not_taken_for_taken() {
     let mut backlog = Backlog::default();
     let (mut grant, mut woken) = (0, Vec::new());
     while backlog.sent(SMALL, &mut grant, MARK) {}
-    assert_eq!(backlog.resume(1, &mut grant), Resume::Look(64));
+    assert_eq!(backlog.resume(1, &mut grant, MARK), Resume::Look(64));
     // The queue had 10 messages, and then came 5 more.
     (0..5).for_each(|_| _ = backlog.sent(SMALL, &mut grant, MARK));
     backlog.looked(1, &mut grant, MARK, (64, 10), ms(0), &mut woken);
@@ -220,7 +223,7 @@ fn two_that_look_at_once_do_not_both_look_from_then_on() {
     let (mut grant, mut woken) = (0, Vec::new());
     while backlog.sent(SMALL, &mut grant, MARK) {}
     for who in [1, 2] {
-        assert_eq!(backlog.resume(who, &mut grant), Resume::Look(64));
+        assert_eq!(backlog.resume(who, &mut grant, MARK), Resume::Look(64));
     }
     let first = backlog.looked(1, &mut grant, MARK, (64, MARK), ms(0), &mut woken);
     let second = backlog.looked(2, &mut grant, MARK, (64, MARK), ms(0), &mut woken);
@@ -235,6 +238,12 @@ fn pauses_grow_longer_up_to_a_limit() {
     for pause in [2, 4, 8, 16, 16] {
         assert_eq!(queue.look(0), Resume::Wait(Some(ms(pause))));
     }
+    queue.now = ms(250);
+    assert_eq!(queue.look(0), Resume::Go);
+    queue.flood(SMALL);
+    queue.now = ms(2_000);
+    let pauses: Vec<Resume> = (0..10).map(|_| queue.look(0)).collect();
+    assert_eq!(pauses.last(), Some(&Resume::Wait(Some(ms(128)))));
 }
 
 #[test]
@@ -252,38 +261,79 @@ fn large_bodies_are_too_much_before_they_are_too_many() {
 
 #[test]
 fn messages_of_others_that_stay_let_one_message_through_from_time_to_time() {
-    const OTHERS: usize = 10_000;
-    let mut queue = Queue::with(2);
-    queue.flood(SMALL);
-    // The consumer takes ours, and leaves the others' where they are.
-    queue.length = OTHERS;
-    let before = queue.sent[0] + queue.sent[1];
-    for _ in 0..1_000 {
-        queue.now += ms(10);
-        queue.poll();
+    for others in [MARK / 2 + 1, MARK, MARK + 1, 10_000] {
+        let mut queue = Queue::with(2);
         queue.flood(SMALL);
-        queue.length = OTHERS;
-    }
-    let through = queue.sent[0] + queue.sent[1] - before;
-    assert!((35..=40).contains(&through), "{through}");
-    assert!(queue.sent[0].abs_diff(queue.sent[1]) <= 2);
-    // Nor is what was taken remembered for ever.
-    assert!(queue.backlog.messages.len() <= MARK + 3);
-}
-
-#[test]
-fn a_consumer_that_takes_nothing_gets_no_more_whoever_else_sends_to_it() {
-    for others in [0, 1, 10_000] {
-        let mut queue = Queue::with(1);
-        queue.flood(SMALL);
-        queue.length += others;
-        for _ in 0..10_000 {
+        // The consumer takes ours, and leaves the others' where they are.
+        queue.length = others;
+        let before = queue.sent[0] + queue.sent[1];
+        for _ in 0..1_000 {
             queue.now += ms(10);
             queue.poll();
             queue.flood(SMALL);
+            queue.length = others;
         }
-        assert!(queue.sent[0] <= MARK + 1, "{}", queue.sent[0]);
+        let through = queue.sent[0] + queue.sent[1] - before;
+        assert!((35..=40).contains(&through), "{others}: {through}");
+        assert!(queue.sent[0].abs_diff(queue.sent[1]) <= 2);
+        // Nor is what was taken remembered for ever.
+        let remembered = queue.backlog.messages.len();
+        assert!(remembered <= MARK + 3, "{others}: {remembered}");
     }
+}
+
+#[test]
+fn messages_of_others_that_become_more_and_more_do_not_stop_it_either() {
+    let mut queue = Queue::with(1);
+    queue.flood(SMALL);
+    queue.length = 1_000;
+    for n in 0..1_000 {
+        queue.now += ms(10);
+        queue.poll();
+        queue.flood(SMALL);
+        queue.length = 1_001 + n;
+    }
+    assert!(queue.sent[0] >= MARK + 4, "{}", queue.sent[0]);
+}
+
+#[test]
+fn a_consumer_that_takes_nothing_gets_one_more_message_and_then_none() {
+    let mut queue = Queue::with(1);
+    queue.flood(SMALL);
+    for _ in 0..10_000 {
+        queue.now += ms(10);
+        queue.poll();
+        queue.flood(SMALL);
+    }
+    assert_eq!(queue.sent[0], MARK + 1);
+}
+
+#[test]
+fn a_consumer_that_takes_nothing_gets_no_more_than_the_limit_of_octets_whoever_else_sends_to_it() {
+    let mut queue = Queue::with(1);
+    queue.flood(MAX_OCTETS / 100);
+    queue.length += 10;
+    for _ in 0..100_000 {
+        queue.now += ms(10);
+        queue.poll();
+        queue.flood(MAX_OCTETS / 100);
+    }
+    assert!(queue.backlog.octets <= MAX_OCTETS + MAX_OCTETS / 100);
+    assert!(queue.sent[0] <= 101, "{}", queue.sent[0]);
+}
+
+#[test]
+fn each_connection_is_granted_what_its_own_mark_allows() {
+    let mut backlog = Backlog::default();
+    let (mut grant, mut woken) = (0, Vec::new());
+    while backlog.sent(SMALL, &mut grant, 1_000) {}
+    backlog.looked(1, &mut grant, 1_000, (1_000, 1_000), ms(0), &mut woken);
+    backlog.resume(2, &mut grant, 4);
+    let mut first = 0;
+    backlog.looked(1, &mut first, 1_000, (1_000, 0), ms(1), &mut woken);
+    let mut second = 0;
+    assert_eq!(backlog.resume(2, &mut second, 4), Resume::Go);
+    assert_eq!((first, second), (500, 1));
 }
 
 #[test]
@@ -299,7 +349,17 @@ fn a_slow_consumer_gets_no_more_than_it_takes() {
         }
         queue.length -= 1;
     }
-    assert!(queue.length <= MARK + 100 + 1, "{}", queue.length);
+    assert!(queue.length <= MARK + 100 + 10, "{}", queue.length);
+
+    let mut queue = Queue::with(1);
+    queue.flood(SMALL);
+    for _ in 0..300 {
+        queue.now += ms(300);
+        queue.length -= 1;
+        queue.poll();
+        queue.flood(SMALL);
+        assert!(queue.length <= MARK + 1, "{}", queue.length);
+    }
 }
 
 #[test]
@@ -310,7 +370,7 @@ fn a_mark_of_one_or_zero_still_lets_messages_through() {
         assert!(!backlog.sent(SMALL, &mut grant, mark));
         for _ in 0..10 {
             let sent = backlog.sent;
-            assert_eq!(backlog.resume(1, &mut grant), Resume::Look(sent));
+            assert_eq!(backlog.resume(1, &mut grant, mark), Resume::Look(sent));
             backlog.looked(1, &mut grant, mark, (sent, 1), ms(0), &mut woken);
             let answer = backlog.looked(1, &mut grant, mark, (sent, 0), ms(0), &mut woken);
             assert_eq!(answer, Resume::Go);

@@ -126,6 +126,15 @@ impl<B: BodyBuffer> Decoder<B> {
         }
     }
 
+    /// Header lines that are held of a frame that is not complete.
+    pub fn buffered_headers(&self) -> usize {
+        if self.in_frame() {
+            self.head.lines().len()
+        } else {
+            0
+        }
+    }
+
     /// Gives memory back while there is no partial frame to keep in it.
     pub fn release_memory(&mut self) {
         if !self.in_frame() {

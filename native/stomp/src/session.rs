@@ -5,7 +5,7 @@
 //!                     CONNECTED                agree
 //!  AwaitingFirst ──────────────► Negotiating ─────────► Connected
 //!        │ ERROR
-//!        └────────► Refused (until the broker closes)
+//!        └────────► Refused (nothing more is read)
 //! ```
 
 use crate::{BodyBuffer, Command, Decoder, Frame, ParseError, Rule, Version};
@@ -47,6 +47,9 @@ enum Stage {
 pub enum Event<'a, B> {
     /// The CONNECTED frame. The session waits for [`Session::agree`] now: no silence counts.
     Connected(Frame<'a, B>),
+    /// An ERROR frame instead of CONNECTED. Not every broker closes after it, and none takes
+    /// anything more, so the session is over.
+    Refused(Frame<'a, B>),
     /// Any other frame.
     Frame(Frame<'a, B>),
 }
@@ -108,6 +111,10 @@ impl<B: BodyBuffer> Session<B> {
         if let Some(error) = &self.failed {
             return Err(error.clone());
         }
+        if self.stage == Stage::Refused {
+            *input = &[];
+            return Ok(None);
+        }
         if let Some(version) = self.negotiated.take() {
             self.decoder.set_version(version);
         }
@@ -126,7 +133,7 @@ impl<B: BodyBuffer> Session<B> {
             }
             Command::Error => {
                 self.stage = Stage::Refused;
-                Ok(Some(Event::Frame(frame)))
+                Ok(Some(Event::Refused(frame)))
             }
             other => {
                 let (offset, command) = (frame.offset, other.as_str().as_bytes());
@@ -159,8 +166,7 @@ impl<B: BodyBuffer> Session<B> {
     pub fn deadline(&self) -> Option<Duration> {
         match self.stage {
             Stage::AwaitingFirst => Some(self.started + self.timing.first_frame_timeout),
-            Stage::Refused => Some(self.last_activity + self.timing.first_frame_timeout),
-            Stage::Negotiating => None,
+            Stage::Refused | Stage::Negotiating => None,
             Stage::Connected if self.heartbeat.is_zero() => None,
             Stage::Connected => {
                 let allowance = self.timing.heartbeat_allowance.unwrap_or(self.heartbeat);

@@ -39,17 +39,16 @@ fn connected_comes_first_and_what_follows_is_decoded_by_its_version() {
 }
 
 #[test]
-fn an_error_first_is_an_ordinary_frame_and_the_session_goes_on() {
+fn an_error_first_is_a_refusal_after_which_nothing_is_read() {
     let mut session = session();
-    let mut input = &b"ERROR\n\nno\0RECEIPT\n\n\0"[..];
-    for _ in 0..2 {
-        assert!(matches!(
-            session.next(&mut input),
-            Ok(Some(Event::Frame(_)))
-        ));
-    }
-    session.touch(START + ms(100));
-    assert_eq!(session.deadline(), Some(START + ms(5100)));
+    let mut input = &b"ERROR\nmessage:no\n\n\0CONNECTED\n\n\0GARBAGE"[..];
+    let Some(Event::Refused(frame)) = session.next(&mut input).unwrap() else {
+        panic!("not refused");
+    };
+    assert_eq!(frame.header(b"message").unwrap(), &b"no"[..]);
+    assert!(session.next(&mut input).unwrap().is_none());
+    assert!(input.is_empty());
+    assert_eq!(session.deadline(), None);
 }
 
 #[test]

@@ -138,8 +138,9 @@ defmodule Barytherium.Network.EndingTest do
   test "a listener that is a name gets its frames before the disconnect" do
     Process.register(self(), __MODULE__)
     {socket, peer} = Peer.pair()
-    Peer.send(peer, "ERROR\n\n\0MESSAGE\n\n\0GARBAGE")
-    {:ok, receiver} = Receiver.start_link(socket, __MODULE__, self(), self())
+    Peer.send(peer, "MESSAGE\n\n\0MESSAGE\n\n\0GARBAGE")
+    state = %{loop_state(socket, self()) | listener_pid: __MODULE__}
+    {:ok, receiver} = Receiver.start_loop(state)
     monitor = Process.monitor(receiver)
     assert_receive {:DOWN, ^monitor, :process, ^receiver, :normal}
     assert {2, :parse_error} = until_disconnect()
@@ -266,7 +267,8 @@ defmodule Barytherium.Network.EndingTest do
     for _n <- 1..500 do
       {socket, peer} = Peer.pair()
       Peer.close(peer)
-      loop = Task.async(fn -> Receiver.loop(loop_state(socket)) end)
+      test = self()
+      loop = Task.async(fn -> Receiver.loop(loop_state(socket, test)) end)
       # It is likely to get the number of a descriptor that was just closed.
       {:ok, other} = Connection.connect({127, 0, 0, 1}, port)
       peer = Peer.accept(listener)
@@ -278,9 +280,7 @@ defmodule Barytherium.Network.EndingTest do
     end
   end
 
-  defp loop_state(socket) do
-    test = hd(Process.get(:"$callers"))
-
+  defp loop_state(socket, test) do
     %{
       socket: socket,
       listener_pid: test,

@@ -70,12 +70,18 @@ defmodule Barytherium.Network.ReceiverTest do
         assert_disconnect(:closed, receiver)
       end
 
-      test "an ERROR first is a frame, the network is not called, the peer ends it" do
+      test "an ERROR first is delivered alone, and is the end, though the peer does not close" do
         {receiver, peer, _socket} = start_receiver(@transport)
-        Peer.send(peer, "ERROR\nmessage:Bad CONNECT\n\nAccess refused\0")
-        assert [%Frame{command: :error, body: "Access refused"}] = receive_frames()
-        Peer.close(peer)
-        assert_disconnect(:closed, receiver)
+
+        log =
+          ExUnit.CaptureLog.capture_log(fn ->
+            Peer.send(peer, "ERROR\nmessage:Bad CONNECT\n\nAccess refused\0CONNECTED\n\n\0")
+            assert [%Frame{command: :error, body: "Access refused"}] = receive_frames()
+            assert_disconnect(:closed, receiver)
+          end)
+
+        assert log =~ ~r/127.0.0.1:\d+ refused the connection: "Bad CONNECT"/
+        Peer.assert_closed(peer)
         refute_received {:"$gen_call", _from, _call}
       end
 
@@ -159,9 +165,11 @@ defmodule Barytherium.Network.ReceiverTest do
     for {reason, opts} <- [closed: [], econnreset: [show_econnreset: true]] do
       {socket, peer} = Peer.pair(:tcp, opts)
       {:ok, receiver} = Receiver.start_link(socket, self(), self(), self())
-      Peer.send(peer, ["ERROR\n\n\0", message(1), message(2)])
-      assert [%Frame{command: :error} | messages] = receive_frames(3)
-      assert numbers(messages) == [1, 2]
+      Peer.send(peer, connected_bytes())
+      assert [%Frame{command: :connected}] = receive_frames()
+      reply_heart_beats(0)
+      Peer.send(peer, [message(1), message(2)])
+      assert numbers(receive_frames(2)) == [1, 2]
       Peer.reset(peer)
       assert_disconnect(reason, receiver)
     end
@@ -224,6 +232,23 @@ defmodule Barytherium.Network.ReceiverTest do
     end
   end
 
+  test "messages that are not for it, and who looks at it, put off no time-out" do
+    {receiver, _peer, _socket} = start_connected(:tcp, [], 200)
+
+    looking =
+      Task.async(fn ->
+        send(receiver, :stray)
+        send(receiver, {:barytherium, :resume})
+        GenServer.cast(receiver, :stray)
+        for _n <- 1..200, do: :sys.get_state(receiver) && Process.sleep(10)
+      end)
+
+    Process.unlink(looking.pid)
+    # It looks for longer than this waits.
+    assert_disconnect(:timeout, receiver)
+    Process.exit(looking.pid, :kill)
+  end
+
   test "a kept frame keeps no other in memory: neither bodies nor headers" do
     {_receiver, peer, _socket} = start_connected()
     long = fn letter -> String.duplicate(letter, 100) end
@@ -266,6 +291,38 @@ defmodule Barytherium.Network.ReceiverTest do
       Peer.close(peer)
       assert_receive {:"$gen_cast", {:barytherium, :disconnect, :closed}}
       assert Task.await(looping) == {:message_queue_len, 100_000}
+    end
+
+    test "does not wait for its caller, if that is the listener, by whatever name" do
+      Process.register(self(), __MODULE__)
+
+      for name <- [self(), __MODULE__, {__MODULE__, node()}] do
+        {socket, peer} = Peer.pair()
+        frames = [connected_bytes() | for(n <- 1..30_000, do: message(n))]
+        spawn_link(fn -> Peer.send(peer, frames) && Peer.close(peer) end)
+        test = self()
+        network = spawn_link(fn -> network(test) end)
+        state = %{loop_state(socket, self()) | listener_pid: name, network_pid: network}
+        assert :ok = Receiver.loop(state)
+        assert [%Frame{command: :connected}] = receive_frames()
+        assert length(receive_frames(30_000)) == 30_000
+      end
+    end
+
+    defp network(test) do
+      receive do:
+                ({:"$gen_call", from, {:connected_frame, _frame}} ->
+                   GenServer.reply(from, {0, 0}))
+
+      receive do: (disconnect -> send(test, disconnect))
+    end
+
+    test "a parse state that was used is the caller's mistake" do
+      {socket, _peer} = Peer.pair()
+      {:ok, [], state} = Frame.parse_all("MESS")
+      {:ok, [], _state} = Frame.parse_all("AGE", state)
+      loop = %{loop_state(socket, self()) | parse_state: state}
+      assert_raise ArgumentError, ~r/newest/, fn -> Receiver.loop(loop) end
     end
 
     test "ends with its caller" do

@@ -91,27 +91,33 @@ defmodule Barytherium.Network.SharingTest do
     receive do: ({:"$gen_cast", _frames} -> take_all())
   end
 
-  test "a listener with 10,000 messages that it never takes still gets frames" do
-    test = self()
+  # A few more than half of the mark, the mark, and far more.
+  for others <- [33, 64, 10_000] do
+    test "a listener with #{others} messages that it never takes still gets frames" do
+      test = self()
 
-    listener =
-      spawn_link(fn ->
-        for n <- 1..10_000, do: send(self(), {:never, n})
-        send(test, :ready)
-        take_frames(test)
-      end)
+      listener =
+        spawn_link(fn ->
+          for n <- 1..unquote(others), do: send(self(), {:never, n})
+          send(test, :ready)
+          take_frames(test)
+        end)
 
-    assert_receive :ready
-    connections = for _n <- 1..2, do: connect(listener)
-    # More than were sent before somebody looked at the mailbox for the first time.
-    for _n <- 1..70, do: assert_receive(:frames, 5_000)
-    for connection <- connections, do: eventually(fn -> pauses(connection) > 0 end)
-    for _n <- 1..4, do: assert_receive(:frames, 5_000)
+      assert_receive :ready
+      connections = for _n <- 1..2, do: connect(listener)
+      # More than are sent before somebody looks at the mailbox for the first time.
+      for _n <- 1..80, do: assert_receive(:frames, 5_000)
+      for connection <- connections, do: eventually(fn -> pauses(connection) > 0 end)
+      for _n <- 1..4, do: assert_receive(:frames, 5_000)
+    end
   end
 
   defp take_frames(test) do
     receive do
-      {:"$gen_cast", {:barytherium, :frames, {_frames, _sender}}} -> send(test, :frames)
+      # Slowly enough to be behind.
+      {:"$gen_cast", {:barytherium, :frames, {_frames, _sender}}} ->
+        Process.sleep(1)
+        send(test, :frames)
     end
 
     take_frames(test)
@@ -127,6 +133,25 @@ defmodule Barytherium.Network.SharingTest do
     Process.sleep(1_000)
     assert queued(listener) <= before + 1
     assert before <= 100 + @mark
+  end
+
+  test "a process that starts the receiver, and is its listener, is not sent more than the mark" do
+    test = self()
+
+    listener =
+      spawn_link(fn ->
+        {socket, peer} = Peer.pair()
+        spawn_link(fn -> pump(peer, connected_bytes() <> @frames) end)
+        {:ok, _receiver} = Receiver.start_link(socket, self(), test, self())
+        Process.sleep(:infinity)
+      end)
+
+    # Its frames begin with CONNECTED, again and again.
+    reply_heart_beats(0)
+    eventually(fn -> queued(listener) >= @mark end)
+    # As long as it would take to be far more.
+    Process.sleep(200)
+    assert queued(listener) <= @mark + 1
   end
 
   for {kind, name} <- [name: __MODULE__, "name and node": {__MODULE__, node()}] do

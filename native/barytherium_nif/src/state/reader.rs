@@ -4,6 +4,7 @@ use super::{BURST, INLINE_WORK, State, now};
 use crate::atoms;
 use crate::busy::Busy;
 use crate::delivery::{Delivery, Step};
+use crate::parse_state::is_small;
 use crate::socket::Socket;
 use std::io::{self, ErrorKind};
 use std::time::Duration;
@@ -28,10 +29,6 @@ const LINGER: Duration = Duration::from_micros(100);
 
 /// How much is read at once on an ordinary scheduler.
 const INLINE_OCTETS: usize = 16 * 1024;
-
-/// A partial body of this size is left to dirty threads. If its length is not known, its buffer has
-/// to be copied from time to time as it grows.
-const INLINE_BODY: usize = 1024 * 1024;
 
 /// How often a connection that has just delivered a frame or two is looked at again before it is
 /// waited for, each time after everybody else had a turn. What a frame brings about often brings
@@ -127,7 +124,7 @@ impl State {
         delivery: &mut Delivery<'a, '_>,
         buffer: &mut Vec<u8>,
     ) -> io::Result<Step<'a>> {
-        if self.session.decoder().buffered() > INLINE_BODY {
+        if !is_small(self.session.decoder()) {
             return Ok(Step::Again);
         }
         self.enough = self.work + INLINE_WORK;

@@ -56,7 +56,9 @@ pub fn run<'a>(
             collect(pieces, |input| {
                 let frame = match session.next(input)? {
                     None => return Ok(None),
-                    Some(Event::Frame(frame)) => return Ok(Some(OwnedFrame::copy(&frame))),
+                    Some(Event::Frame(frame) | Event::Refused(frame)) => {
+                        return Ok(Some(OwnedFrame::copy(&frame)));
+                    }
                     Some(Event::Connected(frame)) => OwnedFrame::copy(&frame),
                 };
                 session.agree(now, now);

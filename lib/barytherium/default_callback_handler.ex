@@ -36,7 +36,7 @@ defmodule Barytherium.DefaultCallbackHandler do
           String.t(),
           Frame.frame_headers(),
           [Frame.t()],
-          [term()],
+          [Connection.option()],
           GenServer.options()
         ) :: GenServer.on_start()
   def start_link(
@@ -48,20 +48,29 @@ defmodule Barytherium.DefaultCallbackHandler do
         opts \\ [],
         link_opts \\ []
       ) do
+    headers = [{"accept-version", "1.0,1.1,1.2"}, {"host", virtual_host} | connect_headers]
+
     state = %{
       host: host,
       port: port,
-      virtual_host: virtual_host,
-      connect_headers: connect_headers,
+      # In a function: states are shown in logs, and these may hold a passcode.
+      connect_headers: fn -> headers end,
       connected_frames: connected_frames,
-      opts: opts
+      version: "1.0"
     }
 
-    GenServer.start_link(__MODULE__, state, link_opts)
+    GenServer.start_link(__MODULE__, {state, opts}, link_opts)
+  end
+
+  @doc "A child that starts with these arguments of `start_link/7`, as a tuple or a list."
+  @spec child_spec(tuple() | list()) :: Supervisor.child_spec()
+  def child_spec(args) do
+    args = if is_tuple(args), do: Tuple.to_list(args), else: args
+    %{super([]) | start: {__MODULE__, :start_link, args}}
   end
 
   @impl true
-  def init(%{host: host, port: port, opts: opts} = state) do
+  def init({%{host: host, port: port} = state, opts}) do
     {:ok, network_pid} = Network.start_link(self(), host, port, opts)
     {:ok, Map.put(state, :network_pid, network_pid)}
   end
@@ -69,9 +78,7 @@ defmodule Barytherium.DefaultCallbackHandler do
   @impl true
   def handle_cast({:barytherium, :connect, {:ok, sender_pid}}, state) do
     Logger.info("Connected to #{inspect(state.host)}:#{state.port}")
-    headers = [{"accept-version", "1.0,1.1,1.2"}, {"host", state.virtual_host}]
-    connect = %Frame{command: :connect, headers: headers ++ state.connect_headers}
-    Sender.write(sender_pid, [connect])
+    Sender.write(sender_pid, [%Frame{command: :connect, headers: state.connect_headers.()}])
     {:noreply, state}
   end
 
@@ -80,14 +87,14 @@ defmodule Barytherium.DefaultCallbackHandler do
     {:stop, {:shutdown, reason}, state}
   end
 
-  def handle_cast({:barytherium, :frames, {[%Frame{command: :connected}], sender_pid}}, state) do
+  def handle_cast({:barytherium, :frames, {[%Frame{command: :connected} = frame], sender}}, state) do
     Logger.info("The server has accepted the connection")
-    Sender.write(sender_pid, state.connected_frames)
-    {:noreply, state}
+    Sender.write(sender, state.connected_frames)
+    {:noreply, %{state | version: Frame.version(frame)}}
   end
 
   def handle_cast({:barytherium, :frames, {frames, sender_pid}}, state) do
-    handle_frame(frames, sender_pid)
+    handle_frame(frames, sender_pid, state.version)
     {:noreply, state}
   end
 
@@ -96,17 +103,24 @@ defmodule Barytherium.DefaultCallbackHandler do
     {:stop, {:shutdown, reason}, state}
   end
 
-  @doc "Logs a frame, or each of several, and acknowledges it if it asks for that."
-  @spec handle_frame(Frame.t() | [Frame.t()], pid()) :: :ok
-  def handle_frame(frames, sender_pid) when is_list(frames),
-    do: Enum.each(frames, &handle_frame(&1, sender_pid))
+  @doc """
+  Logs a frame, or each of several, and acknowledges it, by the negotiated version, if it asks for
+  that.
 
-  def handle_frame(%Frame{headers: headers} = frame, sender_pid) do
+  In 1.2 a message does so by its header `ack`. In 1.0 and 1.1 nothing tells; acknowledging what
+  needs it not does no harm.
+  """
+  @spec handle_frame(Frame.t() | [Frame.t()], pid(), Frame.version()) :: :ok
+  def handle_frame(frames, sender_pid, version \\ "1.2")
+
+  def handle_frame(frames, sender_pid, version) when is_list(frames),
+    do: Enum.each(frames, &handle_frame(&1, sender_pid, version))
+
+  def handle_frame(%Frame{} = frame, sender_pid, version) do
     Logger.info("Received #{inspect(frame)}")
 
-    case Frame.headers_to_map(headers) do
-      %{"ack" => id} -> Sender.write(sender_pid, [%Frame{command: :ack, headers: [{"id", id}]}])
-      _no_acknowledgement_wanted -> :ok
-    end
+    if Frame.acknowledgeable?(frame, version),
+      do: Sender.write(sender_pid, [Frame.ack(frame, version)]),
+      else: :ok
   end
 end

@@ -167,6 +167,32 @@ defmodule Barytherium.Frame do
   def ack(%__MODULE__{} = message, version \\ "1.2", extra \\ []),
     do: %__MODULE__{command: :ack, headers: ack_headers(message, version) ++ extra}
 
+  @doc "Whether `ack/3` can make an ACK for it: a MESSAGE with the headers that it needs."
+  @spec acknowledgeable?(t(), version()) :: boolean()
+  def acknowledgeable?(%__MODULE__{command: command, headers: headers}, version \\ "1.2") do
+    needed =
+      case version do
+        "1.0" -> ["message-id"]
+        "1.1" -> ["message-id", "subscription"]
+        _newer -> ["ack"]
+      end
+
+    command == :message and Enum.all?(needed, &List.keymember?(headers, &1, 0))
+  end
+
+  @doc """
+  The version that a CONNECTED frame announces: a server of 1.0 sends none (STOMP 1.1, "Protocol
+  Negotiation"), and 1.2 is the closest to one that is not known.
+  """
+  @spec version(t()) :: version()
+  def version(%__MODULE__{command: :connected, headers: headers}) do
+    case List.keyfind(headers, "version", 0) do
+      nil -> "1.0"
+      {_name, version} when version in ["1.0", "1.1"] -> version
+      {_name, _newer} -> "1.2"
+    end
+  end
+
   @doc "The NACK frame for a MESSAGE, as `ack/3`. STOMP 1.0 has none, and raises."
   @spec nack(t(), version(), frame_headers()) :: t()
   def nack(%__MODULE__{} = message, version \\ "1.2", extra \\ []) do

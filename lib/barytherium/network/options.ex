@@ -93,7 +93,9 @@ defmodule Barytherium.Network.Options do
     Enum.each(ours, &validate!/1)
     Enum.each(transport, &validate_transport!/1)
     defaults = Map.new(@schema, fn {name, {_type, default, _text}} -> {name, default} end)
-    {Enum.into(ours, defaults), transport}
+    options = Enum.into(ours, defaults)
+    unless options.secure, do: Enum.each(transport, &refuse_tls!/1)
+    {options, transport}
   end
 
   def split(other), do: raise(ArgumentError, "the options are not a list: #{inspect(other)}")
@@ -166,6 +168,14 @@ defmodule Barytherium.Network.Options do
       name in @tls and is_tuple(option) -> :ok
       name in @tcp_flags and is_atom(option) -> :ok
       true -> raise_unknown(name, Keyword.keys(@schema) ++ @tcp ++ @tls ++ @tcp_flags)
+    end
+  end
+
+  # Whoever says how to verify a server does not mean a connection without TLS.
+  defp refuse_tls!(option) do
+    if name(option) in @tls do
+      raise ArgumentError,
+            "option #{inspect(name(option))} is for TLS, and secure: true is missing"
     end
   end
 

@@ -128,9 +128,17 @@ defmodule Barytherium.Network.Receiver do
     end
   end
 
+  @doc "A child that starts with these arguments of `start_link/5`, as a tuple or a list."
+  @spec child_spec(tuple() | list()) :: Supervisor.child_spec()
+  def child_spec(args) do
+    args = if is_tuple(args), do: Tuple.to_list(args), else: args
+    %{super([]) | start: {__MODULE__, :start_link, args}}
+  end
+
   # In the caller, whose mistakes these would be.
   defp prepare(state) do
     Socket.check!(state.socket)
+    check_hb_recv!(Map.get(state, :hb_recv))
     {options, _transport} = state |> Map.get(:options, []) |> Options.split()
 
     state
@@ -141,10 +149,26 @@ defmodule Barytherium.Network.Receiver do
     |> Map.put(:own_listener, false)
   end
 
+  defp check_hb_recv!(nil), do: :ok
+  defp check_hb_recv!(time) when is_integer(time) and time in 0..@longest_wait, do: :ok
+
+  defp check_hb_recv!(other) do
+    raise ArgumentError, "hb_recv is neither nil nor milliseconds from 0 on: #{inspect(other)}"
+  end
+
   # A name of this node is the process that has it now: its mailbox can be asked for its length.
   defp resolve(name) when is_atom(name), do: Process.whereis(name) || name
   defp resolve({name, node}) when node == node(), do: resolve(name)
-  defp resolve(listener), do: listener
+  defp resolve(pid) when is_pid(pid), do: pid
+
+  defp resolve({name, node} = listener) when is_atom(name) and is_atom(node) do
+    Node.alive?() ||
+      raise ArgumentError, "the listener is on node #{node}, and this node is not distributed"
+
+    listener
+  end
+
+  defp resolve(other), do: raise(ArgumentError, "the listener is no process: #{inspect(other)}")
 
   # A state that the caller parsed with has its own limits. Otherwise the stream starts here, and
   # no version is negotiated before CONNECTED.
@@ -265,8 +289,7 @@ defmodule Barytherium.Network.Receiver do
     case :ssl.recv(socket, 0, min(timeout, @longest_tls_wait)) do
       {:ok, bytes} -> parser |> Parser.feed(IO.iodata_to_binary(bytes)) |> act(loop)
       {:error, :timeout} -> read(:feed, loop)
-      {:error, reason} when is_atom(reason) -> parser |> Parser.disconnect(reason) |> act(loop)
-      {:error, _alert} -> parser |> Parser.disconnect(:closed) |> act(loop)
+      {:error, reason} -> parser |> Parser.disconnect(Connection.reason(reason)) |> act(loop)
     end
   end
 

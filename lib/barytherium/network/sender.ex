@@ -156,10 +156,10 @@ defmodule Barytherium.Network.Sender do
   def handle_call({:write, frames, cost}, from, state),
     do: {:noreply, accept({frames, cost, from}, state)}
 
-  def handle_call({:connected, %Frame{headers: headers}}, _from, state) do
-    {hb_send, _hb_recv} = agreed = HeartBeat.agree(state.heart_beat, headers)
+  def handle_call({:connected, %Frame{} = frame}, _from, state) do
+    {hb_send, _hb_recv} = agreed = HeartBeat.agree(state.heart_beat, frame.headers)
     held = Enum.reverse(state.held || [])
-    state = %{state | version: version(headers), held: nil, interval: interval(hb_send)}
+    state = %{state | version: Frame.version(frame), held: nil, interval: interval(hb_send)}
     schedule_beat(state.interval)
     {:reply, agreed, %{state | last: now()}, {:continue, {:release, held}}}
   end
@@ -344,14 +344,6 @@ defmodule Barytherium.Network.Sender do
   defp count(state) do
     :counters.put(state.counters, @waiting_bytes, state.queued)
     state
-  end
-
-  defp version(headers) do
-    case List.keyfind(headers, "version", 0) do
-      nil -> "1.0"
-      {_name, version} when version in ["1.0", "1.1"] -> version
-      {_name, _newer} -> "1.2"
-    end
   end
 
   # We promised something every `hb_send` ms. Three quarters leave time for being late.

@@ -13,10 +13,29 @@ defmodule Barytherium.Network.Socket do
   """
   @spec check!(Connection.socket()) :: :ok
   def check!(socket) do
+    check_kind!(socket)
+
     case getopts(socket, [:active, :packet]) do
       {:ok, options} -> Enum.each(options, &check_option!/1)
       {:error, _closed} -> :ok
     end
+  end
+
+  defp check_kind!(port) when is_port(port) do
+    case :erlang.port_info(port, :name) do
+      {:name, name} when name not in ['tcp_inet', 'local_tcp'] and name != 'afunix_inet' ->
+        raise ArgumentError, "the socket is no TCP socket, but a port of #{name}"
+
+      _tcp_or_closed ->
+        :ok
+    end
+  end
+
+  defp check_kind!({:"$inet", :gen_tcp_socket, _socket}), do: :ok
+
+  defp check_kind!(socket) do
+    Connection.tls?(socket) ||
+      raise ArgumentError, "not a socket of :gen_tcp or :ssl: #{inspect(socket)}"
   end
 
   defp check_option!({:active, active}) when active != false do

@@ -11,16 +11,32 @@ defmodule Mix.Tasks.Barytherium.Listen do
   the port defaults to 61613 (61614 with TLS), and what follows the host is the destination with
   its slash: `/queue/a`, `/topic/b`. The virtual host is `/`, or `?host=name`.
 
+  Messages of a queue stay there: they are received and not acknowledged, so the broker gives them to
+  somebody else, or again, afterwards. It may hold back others until then.
+
+    * `--ack` - acknowledge, and so take the messages out of the queue
     * `--seconds` - how long to listen. Default: 10
     * `--rate` - frames a second of the feed in this VM. Default: 20000
-    * `--size` - octets of their bodies. Default: 256
+    * `--size` - bytes of their bodies. Default: 256
+    * `--cacertfile` - whom to trust with `stomp+ssl`, instead of the system's certificates
+    * `--insecure` - trust anybody with `stomp+ssl`
   """
   use Mix.Task
 
-  alias Barytherium.TestBroker
+  alias Barytherium.{Network, TestBroker}
   alias Mix.Tasks.Barytherium.Listen.Listener
 
-  @switches [seconds: :integer, rate: :integer, size: :integer]
+  @switches [
+    seconds: :integer,
+    rate: :integer,
+    size: :integer,
+    ack: :boolean,
+    cacertfile: :string,
+    insecure: :boolean
+  ]
+
+  # Milliseconds that the broker has to answer to DISCONNECT.
+  @close_timeout 1_000
 
   @impl true
   def run(args) do
@@ -32,8 +48,14 @@ defmodule Mix.Tasks.Barytherium.Listen do
     receive do
       {:DOWN, ^monitor, :process, ^listener, {:shutdown, reason}} -> Mix.raise(reason)
     after
-      Keyword.get(opts, :seconds, 10) * 1000 -> GenServer.call(listener, :summary)
+      Keyword.get(opts, :seconds, 10) * 1000 -> finish(listener)
     end
+  end
+
+  # Disconnected in an orderly way, the broker has the unacknowledged messages back at once.
+  defp finish(listener) do
+    {:ok, network} = GenServer.call(listener, :summary)
+    Network.close(network, @close_timeout)
   end
 
   defp feed([], opts) do
@@ -47,22 +69,25 @@ defmodule Mix.Tasks.Barytherium.Listen do
       port: TestBroker.port(broker),
       destination: "/topic/feed",
       headers: [{"host", "/"}],
+      ack: true,
       opts: []
     }
   end
 
-  defp feed([url], _opts) do
+  defp feed([url], opts) do
     case URI.parse(url) do
       %URI{scheme: scheme, host: host, path: "/" <> _} = uri
       when scheme in ["stomp", "stomp+ssl"] and is_binary(host) ->
-        feed(uri, scheme == "stomp+ssl")
+        remote_feed(uri, scheme == "stomp+ssl", opts)
 
       _other ->
         Mix.raise("not a URL of the form stomp://user:pass@host:port/destination: #{url}")
     end
   end
 
-  defp feed(%URI{} = uri, secure) do
+  defp feed(_urls, _opts), do: Mix.raise("at most one URL, see mix help barytherium.listen")
+
+  defp remote_feed(uri, secure, opts) do
     virtual_host = URI.decode_query(uri.query || "")["host"] || "/"
 
     %{
@@ -70,11 +95,14 @@ defmodule Mix.Tasks.Barytherium.Listen do
       port: uri.port || if(secure, do: 61_614, else: 61_613),
       destination: URI.decode(uri.path),
       headers: [{"host", virtual_host} | credentials(uri.userinfo)],
-      opts: [secure: secure]
+      ack: Keyword.get(opts, :ack, false),
+      opts: if(secure, do: [secure: true] ++ trust(opts), else: [])
     }
   end
 
-  defp feed(_urls, _opts), do: Mix.raise("at most one URL, see mix help barytherium.listen")
+  defp trust(opts) do
+    if opts[:insecure], do: [verify: :verify_none], else: Keyword.take(opts, [:cacertfile])
+  end
 
   defp credentials(nil), do: []
 

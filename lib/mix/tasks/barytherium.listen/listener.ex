@@ -15,15 +15,19 @@ defmodule Mix.Tasks.Barytherium.Listen.Listener do
 
   @impl true
   def init(%{host: host, port: port, opts: opts} = feed) do
-    {:ok, _network} = Network.start_link(self(), host, port, opts)
+    {:ok, network} = Network.start_link(self(), host, port, opts)
     now = {now(), 0, 0}
-    {:ok, Map.merge(feed, %{frames: 0, octets: 0, started: now, shown: now, last: nil})}
+    counts = %{frames: 0, octets: 0, started: now, shown: now, last: nil}
+    # In a function: a state is shown in a crash report, and these may hold a passcode.
+    headers = feed.headers
+    more = %{network: network, version: "1.0", headers: fn -> headers end}
+    {:ok, feed |> Map.merge(counts) |> Map.merge(more)}
   end
 
   @impl true
   def handle_cast({:barytherium, :connect, {:ok, sender}}, state) do
     own = [{"accept-version", "1.0,1.1,1.2"}, {"heart-beat", "5000,5000"}]
-    Sender.write(sender, [%Frame{command: :connect, headers: own ++ state.headers}])
+    Sender.write(sender, [%Frame{command: :connect, headers: own ++ state.headers.()}])
     {:noreply, state}
   end
 
@@ -34,18 +38,18 @@ defmodule Mix.Tasks.Barytherium.Listen.Listener do
         {:barytherium, :frames, {[%Frame{command: :connected} = frame], sender}},
         state
       ) do
-    headers = [{"id", "0"}, {"destination", state.destination}, {"ack", "client"}]
+    headers = [{"id", "0"}, {"destination", state.destination}, {"ack", "client-individual"}]
     Sender.write(sender, [%Frame{command: :subscribe, headers: headers}])
     show(frame)
     Process.send_after(self(), :show, @second)
     now = {now(), 0, 0}
-    {:noreply, %{state | started: now, shown: now}}
+    {:noreply, %{state | started: now, shown: now, version: Frame.version(frame)}}
   end
 
   def handle_cast({:barytherium, :frames, {frames, sender}}, state) do
     for %Frame{command: :error} = frame <- frames, do: show(frame)
     last = List.last(frames)
-    acknowledge(last, sender)
+    if state.ack, do: acknowledge(frames, sender, state.version)
     octets = Enum.reduce(frames, state.octets, &(byte_size(&1.body) + &2))
     {:noreply, %{state | frames: state.frames + length(frames), octets: octets, last: last}}
   end
@@ -64,13 +68,14 @@ defmodule Mix.Tasks.Barytherium.Listen.Listener do
   @impl true
   def handle_call(:summary, _from, state) do
     IO.puts("In all #{state.frames} frames, #{rate(state, state.started)}")
-    {:reply, :ok, state}
+    {:reply, {:ok, state.network}, state}
   end
 
-  # Acknowledgements are cumulative with `ack: client`.
-  defp acknowledge(%Frame{headers: headers}, sender) do
-    with {"ack", id} <- List.keyfind(headers, "ack", 0),
-         do: Sender.write(sender, [%Frame{command: :ack, headers: [{"id", id}]}])
+  defp acknowledge(frames, sender, version) do
+    acks =
+      for frame <- frames, Frame.acknowledgeable?(frame, version), do: Frame.ack(frame, version)
+
+    Sender.write(sender, acks)
   end
 
   defp show(frame), do: frame |> inspect(limit: 20, printable_limit: @shown_octets) |> IO.puts()

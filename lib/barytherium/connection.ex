@@ -18,6 +18,11 @@ defmodule Barytherium.Connection do
   # In milliseconds: enough for an alert to be written.
   @longest_tls_close 1_000
 
+  # How long the peer may take to see the end and close, in milliseconds, and how long it is quiet if
+  # it does not.
+  @longest_finish 1_000
+  @quiet 100
+
   # As `sockaddr_un` in Linux and macOS has it, less the NUL at its end.
   @longest_path 103
 
@@ -209,6 +214,26 @@ defmodule Barytherium.Connection do
   def close(socket) do
     if tls?(socket), do: close_tls(fn -> :ssl.close(socket) end), else: :gen_tcp.close(socket)
     :ok
+  end
+
+  @doc false
+  # Closes so that the peer gets what was written. What it has sent meanwhile is discarded first: to
+  # close with that unread is a reset, which may take along what the peer has not read yet.
+  @spec finish(socket()) :: :ok
+  def finish(socket) do
+    unless tls?(socket) do
+      :gen_tcp.shutdown(socket, :write)
+      discard(socket, System.monotonic_time(:millisecond) + @longest_finish)
+    end
+
+    close(socket)
+  end
+
+  # Until the peer closes, or sends nothing for a while.
+  defp discard(socket, deadline) do
+    with {:ok, _data} <- :gen_tcp.recv(socket, 0, @quiet),
+         true <- System.monotonic_time(:millisecond) < deadline,
+         do: discard(socket, deadline)
   end
 
   @doc false

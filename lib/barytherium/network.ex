@@ -96,6 +96,9 @@ defmodule Barytherium.Network do
   @spec close(GenServer.server(), timeout()) :: :ok | {:error, :timeout}
   def close(network, timeout \\ 5_000), do: GenServer.call(network, {:close, timeout}, :infinity)
 
+  # Milliseconds between the delivery of CONNECTED and the call with it, at most.
+  @longest_agreement 100
+
   # Milliseconds that a receiver may take to end when its socket has been closed: it may be in the
   # middle of a slice, or of `:ssl.recv/3`.
   @receiver_timeout 5_000
@@ -142,6 +145,7 @@ defmodule Barytherium.Network do
       |> Map.delete(:opts)
       |> Map.merge(%{
         is_connected: false,
+        is_agreed: false,
         options: Options.receiving(opts),
         stop_timeout: stop_timeout(options.send_timeout),
         max_send_queue: options.max_send_queue,
@@ -216,14 +220,18 @@ defmodule Barytherium.Network do
 
   def handle_call({:close, timeout}, from, state) do
     id = "close-#{System.unique_integer([:positive])}"
-    Sender.disconnect(state.sender_pid, [{"receipt", id}])
+
+    # The receiver ends by the socket's end.
+    if Sender.disconnect(state.sender_pid, [{"receipt", id}]) == :not_connected,
+      do: Connection.close(state.socket)
+
     if timeout != :infinity, do: Process.send_after(self(), {:close_timeout, from}, timeout)
     {:noreply, %{state | closing: from}}
   end
 
   def handle_call({:connected_frame, %Frame{} = frame}, _from, state) do
     agreed = if state.socket, do: Sender.connected(state.sender_pid, frame), else: {0, 0}
-    {:reply, agreed, state, :hibernate}
+    {:reply, agreed, %{state | is_agreed: true}, :hibernate}
   end
 
   @impl true
@@ -306,8 +314,23 @@ defmodule Barytherium.Network do
   def terminate(_reason, %{socket: nil} = state), do: stop_connector(state)
 
   def terminate(_reason, state) do
-    Sender.finish(state.sender_pid, [], state.stop_timeout)
-    Connection.close(state.socket)
+    unless state.is_agreed, do: await_agreement(state)
+
+    case Sender.finish(state.sender_pid, [], state.stop_timeout) do
+      :ok -> Connection.finish(state.socket)
+      {:error, _reason} -> Connection.abandon(state.socket)
+    end
+  end
+
+  # The callback process may have got CONNECTED, and written something, sooner than this process was
+  # called with it. What was written waits for that.
+  defp await_agreement(state) do
+    receive do
+      {:"$gen_call", from, {:connected_frame, frame}} ->
+        GenServer.reply(from, Sender.connected(state.sender_pid, frame))
+    after
+      @longest_agreement -> :ok
+    end
   end
 
   defp stop_connector(%{connector: nil} = state), do: state

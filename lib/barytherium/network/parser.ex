@@ -69,7 +69,11 @@ defmodule Barytherium.Network.Parser do
 
   def feed(parser, bytes), do: Native.feed(parser.connection, bytes, parser.recipients)
 
-  @doc "Ends the connection for `reason`, unless it has ended. Delivers what was read before."
+  @doc """
+  Ends the connection for `reason`, unless it has ended. Delivers what was read before.
+
+  The reason `:no_listener` ends the reading alone: there may still be something to write.
+  """
   @spec disconnect(t(), atom()) :: Native.step()
   def disconnect(parser, reason),
     do: Native.disconnect(parser.connection, reason, parser.recipients)

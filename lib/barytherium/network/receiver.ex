@@ -196,6 +196,8 @@ defmodule Barytherium.Network.Receiver do
       socket: socket,
       listener_pid: state.listener_pid,
       network_pid: state.network_pid,
+      # Whether it is our own network that runs this loop.
+      own_network: Map.has_key?(state, :greeting),
       # As its user called it, for the log.
       peer: state[:peer] || Socket.peer(socket),
       monitors: [listener, caller, monitor],
@@ -242,10 +244,12 @@ defmodule Barytherium.Network.Receiver do
       do: loop.parser |> Parser.receive_inline() |> act(loop)
 
   # This side has closed the socket, or the listener or the caller of `loop/1` has ended.
-  def handle_info({:DOWN, monitor, _type, _object, _info}, loop) do
-    if monitor in loop.monitors,
-      do: loop.parser |> Parser.disconnect(:closed) |> act(loop),
-      else: ignore(loop)
+  def handle_info({:DOWN, monitor, _type, _object, _info}, %{monitors: [listener | _]} = loop) do
+    cond do
+      monitor == listener -> loop.parser |> Parser.disconnect(:no_listener) |> act(loop)
+      monitor in loop.monitors -> loop.parser |> Parser.disconnect(:closed) |> act(loop)
+      true -> ignore(loop)
+    end
   end
 
   # The next turn.
@@ -273,13 +277,12 @@ defmodule Barytherium.Network.Receiver do
   defp ignore(loop), do: {:noreply, loop}
 
   @impl true
-  def terminate(_reason, %{parser: parser, socket: socket}) do
-    # After an exception only. Otherwise it is over, and this does nothing.
-    if parser, do: Parser.disconnect(parser, :closed)
-    Connection.close(socket)
+  def terminate(_reason, loop) do
+    # After an exception only. Otherwise it is over.
+    if loop[:parser], do: Parser.disconnect(loop.parser, :closed)
+    # Our network may still have to write something, and closes the socket itself.
+    unless loop[:own_network], do: Connection.close(loop.socket)
   end
-
-  def terminate(_reason, %{socket: socket}), do: Connection.close(socket)
 
   defp read(:slice, loop), do: loop.parser |> Parser.receive_slice() |> act(loop)
   defp read(:inline, loop), do: loop.parser |> Parser.receive_inline() |> act(loop)
@@ -324,6 +327,12 @@ defmodule Barytherium.Network.Receiver do
     act(step, loop)
   end
 
+  # Our network knows that its callback process has ended, and what is still to be done then.
+  defp act({:stop, :no_listener, nil}, %{own_network: true} = loop),
+    do: {:stop, :normal, %{loop | parser: nil}}
+
+  defp act({:stop, :no_listener, nil}, loop), do: finish(:closed, loop)
+
   defp act({:stop, reason, failure}, loop) do
     log(failure, loop)
     finish(reason, loop)
@@ -335,7 +344,7 @@ defmodule Barytherium.Network.Receiver do
   defp pause_or_go_on(:look, loop) do
     case Process.info(loop.listener_pid, :message_queue_len) do
       {:message_queue_len, queued} -> loop.parser |> Parser.looked(queued) |> pause_or_go_on(loop)
-      nil -> loop.parser |> Parser.disconnect(:closed) |> act(loop)
+      nil -> loop.parser |> Parser.disconnect(:no_listener) |> act(loop)
     end
   end
 

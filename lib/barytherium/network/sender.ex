@@ -112,9 +112,9 @@ defmodule Barytherium.Network.Sender do
   end
 
   @doc false
-  # The same for a DISCONNECT without waiting for it.
-  @spec disconnect(pid(), Frame.frame_headers()) :: :ok
-  def disconnect(sender_pid, headers), do: GenServer.cast(sender_pid, {:disconnect, headers})
+  # Writes a DISCONNECT when it is its turn. Without a CONNECT there is nothing to disconnect from.
+  @spec disconnect(pid(), Frame.frame_headers()) :: :ok | :not_connected
+  def disconnect(sender_pid, headers), do: GenServer.call(sender_pid, {:disconnect, headers})
 
   @impl true
   def init({network_pid, socket, counters, max_queue}) do
@@ -149,9 +149,6 @@ defmodule Barytherium.Network.Sender do
   def handle_cast({:write, frames, cost}, state),
     do: {:noreply, accept({frames, cost, nil}, state)}
 
-  def handle_cast({:disconnect, headers}, state),
-    do: {:noreply, enqueue(disconnect_write(headers, nil, state), state)}
-
   @impl true
   def handle_call({:write, frames, cost}, from, state),
     do: {:noreply, accept({frames, cost, from}, state)}
@@ -164,13 +161,19 @@ defmodule Barytherium.Network.Sender do
     {:reply, agreed, %{state | last: now()}, {:continue, {:release, held}}}
   end
 
+  def handle_call({:disconnect, _headers}, _from, %{version: nil, held: nil} = state),
+    do: {:reply, :not_connected, state}
+
+  def handle_call({:disconnect, headers}, _from, state),
+    do: {:reply, :ok, accept(disconnect_write(headers, nil), state)}
+
+  def handle_call({:finish, _headers}, from, %{version: nil} = state),
+    do: {:noreply, enqueue({[], 0, from}, %{state | held: nil})}
+
   def handle_call({:finish, headers}, from, state),
-    do: {:noreply, enqueue(disconnect_write(headers, from, state), %{state | held: nil})}
+    do: {:noreply, enqueue(disconnect_write(headers, from), state)}
 
-  # Before CONNECTED there is nothing to disconnect from.
-  defp disconnect_write(_headers, from, %{version: nil}), do: {[], 0, from}
-
-  defp disconnect_write(headers, from, _state) do
+  defp disconnect_write(headers, from) do
     {frame, cost} = Outgoing.prepare(%Frame{command: :disconnect, headers: headers})
     {[frame], cost, from}
   end

@@ -10,6 +10,7 @@ rustler::atoms! {
     disconnect,
     // Reasons of a disconnect.
     closed,
+    no_listener,
     timeout,
     parse_error,
     econnreset,

@@ -147,11 +147,15 @@ impl Connection {
         })
     }
 
-    /// Ends the connection for a reason that was found elsewhere. The answer has another one if it
-    /// had ended before.
+    /// Ends the connection for a reason that was found elsewhere; `no_listener` if nobody is there
+    /// to get its frames.
     pub fn disconnect<'a>(&self, env: Env<'a>, reason: Atom, to: Recipients<'a>) -> Term<'a> {
         self.run(env, to, |state, delivery, _| {
-            state.disconnect(delivery, reason)
+            if reason == atoms::no_listener() {
+                state.end_without_listener(delivery)
+            } else {
+                state.disconnect(delivery, reason)
+            }
         })
     }
 
@@ -220,7 +224,7 @@ impl Connection {
     /// Closes the duplicate, and lets others that wait for the listener go on.
     fn stop(&self, env: Env, state: &mut State) {
         if let Some(socket) = &self.socket {
-            socket.stop(env);
+            socket.stop(env, state.ending);
         }
         state.leave_account(env);
     }

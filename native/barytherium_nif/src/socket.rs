@@ -86,6 +86,16 @@ unsafe extern "C" fn close_descriptor(
     unsafe { libc::close(descriptor) };
 }
 
+/// What ends with a connection.
+#[derive(Clone, Copy)]
+pub enum Directions {
+    /// The peer sees the end even if the socket's owner does not close its own descriptor, and what
+    /// the owner still has to send cannot hold up its close.
+    Both = libc::SHUT_RDWR as isize,
+    /// The owner may still have to send something.
+    Reading = libc::SHUT_RD as isize,
+}
+
 /// A duplicated, non-blocking socket.
 pub struct Socket {
     descriptor: RawFd,
@@ -204,12 +214,9 @@ impl Socket {
         Ok(())
     }
 
-    /// Ends both directions, stops polling and has the duplicate closed, once. Nobody may be in
+    /// Ends these directions, stops polling and has the duplicate closed, once. Nobody may be in
     /// another method, or enter one afterwards.
-    ///
-    /// Shut down, the peer sees the end even if the socket's owner does not close its own
-    /// descriptor, and what the owner still has to send cannot hold up its close.
-    pub fn stop(&self, env: Env) {
+    pub fn stop(&self, env: Env, directions: Directions) {
         if self.stopped.swap(true, Ordering::AcqRel) {
             return;
         }
@@ -221,7 +228,7 @@ impl Socket {
         // does not run the callback: nobody else uses the descriptor, and it is closed here.
         unsafe {
             if self.confirmed.load(Ordering::Acquire) {
-                libc::shutdown(self.descriptor, libc::SHUT_RDWR);
+                libc::shutdown(self.descriptor, directions as c_int);
             }
             let stopped = enif_select(
                 env.as_c_arg(),

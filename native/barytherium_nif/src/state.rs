@@ -7,6 +7,7 @@ use crate::account::Account;
 use crate::atoms;
 use crate::busy::{Busy, FRAME_WORK, HEADER_WORK};
 use crate::delivery::{Delivery, Failure, Flushed, Step};
+use crate::socket::Directions;
 use crate::stats::Stats;
 use crate::terms::BinaryBody;
 use rustler::{Atom, Env, ResourceArc};
@@ -53,6 +54,8 @@ pub struct State {
     busy: Option<Busy>,
     pub stats: ResourceArc<Stats>,
     pub ended: bool,
+    /// What ends with it.
+    pub ending: Directions,
 }
 
 impl State {
@@ -79,6 +82,7 @@ impl State {
             busy: None,
             stats,
             ended: false,
+            ending: Directions::Both,
         }
     }
 
@@ -261,8 +265,7 @@ impl State {
     fn flush<'a>(&mut self, delivery: &mut Delivery<'a, '_>) -> Option<Step<'a>> {
         match self.deliver(delivery) {
             Flushed::Nothing => None,
-            // Nobody listens: there is no reason to go on.
-            Flushed::NoListener => Some(self.end(delivery, atoms::closed())),
+            Flushed::NoListener => Some(self.end_without_listener(delivery)),
             Flushed::Sent(octets) => {
                 let may_send = self.account.as_mut()?.sent(octets);
                 (!may_send).then_some(Step::Full)
@@ -287,6 +290,12 @@ impl State {
         self.busy = None;
         self.ended = true;
         Step::Stop(reason, None)
+    }
+
+    /// Nobody listens: there is no reason to go on. What was written is still to be sent.
+    pub fn end_without_listener<'a>(&mut self, delivery: &mut Delivery<'a, '_>) -> Step<'a> {
+        self.ending = Directions::Reading;
+        self.end(delivery, atoms::no_listener())
     }
 
     /// Ends the connection for a reason that was found elsewhere. What has been read is decoded and

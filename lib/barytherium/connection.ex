@@ -180,6 +180,10 @@ defmodule Barytherium.Connection do
   @spec reason(term()) :: atom()
   def reason(reason) when is_atom(reason), do: reason
 
+  # These say that the peer closes (RFC 8446, 6.1). Java sends the second one first.
+  def reason({:tls_alert, {alert, _text}}) when alert in [:close_notify, :user_canceled],
+    do: :closed
+
   def reason({:tls_alert, {alert, text}}) do
     Logger.error("TLS: #{text}")
     alert

@@ -3,7 +3,7 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
   defmodule Module.concat(kind, Test) do
     use Barytherium.BrokerCase, async: false, broker: kind
 
-    alias Barytherium.FaultProxy
+    alias Barytherium.{FaultProxy, Network}
 
     @mib 1024 * 1024
 
@@ -85,6 +85,79 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
         send_frame(sender, :ack, ack)
         disconnect(sender)
       end
+    end
+
+    for version <- [:"tlsv1.2", :"tlsv1.3"] do
+      test "#{version}, verified, with and without a client certificate", %{broker: broker} do
+        %{tls: %{port: port, cacertfile: cacertfile, client: client}} = broker
+        secure = [secure: true, port: port, cacertfile: cacertfile, versions: [unquote(version)]]
+
+        for {host, opts} <- [{"localhost", []}, {"127.0.0.1", client}] do
+          {sender, _connected} = connected(broker, [], secure ++ [host: host] ++ opts)
+          queue = "/queue/tls-#{unquote(version)}"
+          subscribe(sender, queue)
+          body = :crypto.strong_rand_bytes(100_000)
+          assert echo(sender, queue, [], body).body == body
+          disconnect(sender)
+        end
+      end
+    end
+
+    test "a server of an authority that is not known is not trusted", %{broker: broker} do
+      Network.start_link(self(), "localhost", broker.tls.port, secure: true)
+      assert_receive {:"$gen_cast", {:barytherium, :connect, {:error, :unknown_ca}}}, 5_000
+    end
+
+    @tag capture_log: true
+    test "CONNECT with a virtual host or password that is refused, or a frame before it, is the end",
+         %{broker: broker} do
+      {:ok, _network} = Network.start_link(self(), "localhost", broker.port)
+      assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, sender}}}
+      subscription = [{"id", "0"}, {"destination", "/queue/a"}]
+      Sender.write(sender, [%Frame{command: :subscribe, headers: subscription}])
+      assert [%Frame{command: :error}] = frames()
+      assert_disconnect(:closed)
+    end
+
+    test "Network.close/2 loses nothing, and does not have to wait", %{broker: broker} do
+      {sender, _connected} = connected(broker)
+      sends = for n <- 1..100, do: send_frame("/queue/close", "#{n}")
+      Sender.write(sender, sends)
+      assert :ok = Network.close(network())
+      assert [%Frame{command: :receipt}] = frames()
+      assert_disconnect(:closed)
+      assert_all_there(broker, "/queue/close", 100)
+    end
+
+    test "what was sent is there when the callback process ends right afterwards", context do
+      %{broker: broker} = context
+
+      for reason <- [:normal, :shutdown, :kill], n <- 1..5 do
+        queue = "/queue/deployment-#{reason}-#{n}"
+
+        {callback, monitor} =
+          spawn_monitor(fn ->
+            {sender, _connected} = connected(broker)
+            Sender.write(sender, for(n <- 1..50, do: send_frame(queue, "#{n}")))
+            exit(reason)
+          end)
+
+        assert_receive {:DOWN, ^monitor, :process, ^callback, ^reason}, 20_000
+        assert_all_there(broker, queue, 50)
+      end
+    end
+
+    defp send_frame(queue, body),
+      do: %Frame{command: :send, headers: [{"destination", queue}], body: body}
+
+    defp assert_all_there(broker, queue, count) do
+      {sender, _connected} = connected(broker)
+      # They may come before the receipt.
+      subscription = [{"id", "0"}, {"destination", queue}]
+      Sender.write(sender, [%Frame{command: :subscribe, headers: subscription}])
+      bodies = count |> frames(fn _frames -> :ok end) |> Enum.map(& &1.body)
+      assert bodies == Enum.map(1..count, &to_string/1)
+      disconnect(sender)
     end
 
     test "a transaction is seen when it is committed, and never when aborted", %{broker: broker} do

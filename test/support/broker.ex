@@ -3,10 +3,10 @@ defmodule Barytherium.Broker do
   A real broker: started on a free loopback port, in a directory of its own, stopped by its pid.
   """
 
-  alias Barytherium.Peer
+  alias Barytherium.{Certificates, Peer}
 
-  @enforce_keys [:kind, :port, :pid, :directory, :environment]
-  defstruct [:kind, :port, :pid, :directory, :environment]
+  @enforce_keys [:kind, :port, :tls, :pid, :directory, :environment]
+  defstruct [:kind, :port, :tls, :pid, :directory, :environment]
 
   # RabbitMQ takes about 12 s.
   @start_timeout 90_000
@@ -16,7 +16,10 @@ defmodule Barytherium.Broker do
     directory = Path.join(System.tmp_dir!(), "barytherium_#{System.unique_integer([:positive])}")
     File.mkdir_p!(directory)
     port = free_port()
-    environment = kind.prepare!(directory, port)
+    # A listener with TLS, and the files of its authority: see `Certificates.write!/2`.
+    files = Certificates.make(["localhost", {127, 0, 0, 1}]) |> Certificates.write!(directory)
+    tls = Map.put(files, :port, free_port())
+    environment = kind.prepare!(directory, port, tls)
     {command, args} = kind.command(directory)
     opened = open(command, args, environment)
     pid = opened |> await_port(port, deadline()) |> kind.pid(directory)
@@ -24,6 +27,7 @@ defmodule Barytherium.Broker do
     %__MODULE__{
       kind: kind,
       port: port,
+      tls: tls,
       pid: pid,
       directory: directory,
       environment: environment

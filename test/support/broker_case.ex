@@ -35,7 +35,9 @@ defmodule Barytherium.BrokerCase do
   @doc "Connects, to the broker or to the option `port`, and sends CONNECT: the sender's pid."
   def connect(broker, headers \\ [], opts \\ []) do
     {port, opts} = Keyword.pop(opts, :port, broker.port)
-    {:ok, _network} = Network.start_link(self(), {127, 0, 0, 1}, port, opts)
+    {host, opts} = Keyword.pop(opts, :host, {127, 0, 0, 1})
+    {:ok, network} = Network.start_link(self(), host, port, opts)
+    Process.put(:network, network)
     assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, sender}}}
     own = [{"accept-version", "1.2"}, {"host", "/"}, {"login", "guest"}, {"passcode", "guest"}]
     names = for {name, _value} <- headers, do: name
@@ -51,6 +53,9 @@ defmodule Barytherium.BrokerCase do
     assert %Frame{command: :connected} = frame
     {sender, frame}
   end
+
+  @doc "The network process of the connection that was made last."
+  def network, do: Process.get(:network)
 
   @doc "Sends a frame that asks for a receipt, and waits for it."
   def send_frame(sender, command, headers, body \\ "") do

@@ -83,6 +83,18 @@ defmodule Barytherium.Network.Options do
     end)
   end
 
+  @doc "The schema as a Markdown table, for the README."
+  @spec table() :: String.t()
+  def table do
+    rows =
+      for {name, {_type, default, text}} <- @schema do
+        default = if is_nil(default), do: "", else: "`#{inspect(default)}`"
+        "| `#{name}` | #{default} | #{text} |\n"
+      end
+
+    "| option | default | meaning |\n| --- | --- | --- |\n#{rows}"
+  end
+
   @doc """
   Options with their defaults, and what is left for the transport. Raises `ArgumentError` for an
   option that does not exist, or has a value that it cannot have.

@@ -9,7 +9,13 @@ defmodule Barytherium.Brokers.ActiveMQ do
       do: "ActiveMQ is not installed: run script/bootstrap brokers"
   end
 
-  def prepare!(directory, port) do
+  # Of key stores that nobody else reads.
+  @password "password"
+
+  def prepare!(directory, port, tls) do
+    key_store = key_store!(directory, tls.server)
+    trust_store = trust_store!(directory, tls.client_cacertfile)
+
     File.write!(Path.join(directory, "activemq.xml"), """
     <beans xmlns="http://www.springframework.org/schema/beans"
       xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"
@@ -19,14 +25,41 @@ defmodule Barytherium.Brokers.ActiveMQ do
       http://activemq.apache.org/schema/core/activemq-core.xsd">
       <broker xmlns="http://activemq.apache.org/schema/core" useJmx="false" persistent="false"
         brokerName="barytherium" dataDirectory="#{directory}/data">
+        <sslContext>
+          <sslContext keyStore="file:#{key_store}" keyStoreType="PKCS12"
+            keyStorePassword="#{@password}" trustStore="file:#{trust_store}"
+            trustStoreType="PKCS12" trustStorePassword="#{@password}"/>
+        </sslContext>
         <transportConnectors>
           <transportConnector name="stomp" uri="stomp://127.0.0.1:#{port}"/>
+          <transportConnector name="stomp+ssl"
+            uri="stomp+ssl://127.0.0.1:#{tls.port}?transport.wantClientAuth=true"/>
         </transportConnectors>
       </broker>
     </beans>
     """)
 
     [{"HOME", directory}]
+  end
+
+  # Java reads no PEM files.
+  defp key_store!(directory, server) do
+    path = Path.join(directory, "server.p12")
+    files = ["-in", server[:certfile], "-inkey", server[:keyfile], "-out", path]
+    run!("openssl", ["pkcs12", "-export", "-passout", "pass:#{@password}"] ++ files)
+    path
+  end
+
+  defp trust_store!(directory, cacertfile) do
+    path = Path.join(directory, "trusted.p12")
+    store = ["-keystore", path, "-storetype", "PKCS12", "-storepass", @password]
+    run!("keytool", ["-importcert", "-noprompt", "-alias", "ca", "-file", cacertfile] ++ store)
+    path
+  end
+
+  defp run!(command, args) do
+    {output, status} = System.cmd(command, args, stderr_to_stdout: true)
+    status == 0 || raise "#{command}: #{output}"
   end
 
   def command(directory) do

@@ -9,13 +9,19 @@ defmodule Barytherium.Brokers.RabbitMQ do
       do: "RabbitMQ is not installed: run script/bootstrap brokers"
   end
 
-  def prepare!(directory, port) do
+  def prepare!(directory, port, tls) do
     File.write!(Path.join(directory, "enabled_plugins"), "[rabbitmq_stomp].\n")
 
     File.write!(Path.join(directory, "rabbitmq.conf"), """
     listeners.tcp = none
     stomp.listeners.tcp.1 = 127.0.0.1:#{port}
     disk_free_limit.absolute = 1MB
+    stomp.listeners.ssl.1 = 127.0.0.1:#{tls.port}
+    ssl_options.cacertfile = #{tls.client_cacertfile}
+    ssl_options.certfile = #{tls.server[:certfile]}
+    ssl_options.keyfile = #{tls.server[:keyfile]}
+    ssl_options.verify = verify_peer
+    ssl_options.fail_if_no_peer_cert = false
     """)
 
     [

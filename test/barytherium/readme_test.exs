@@ -1,0 +1,146 @@
+defmodule Barytherium.ReadmeTest do
+  @moduledoc "What the README shows works as it is shown."
+  use ExUnit.Case, async: false
+
+  import Barytherium.ReceiverCase, only: [eventually: 1, eventually: 2]
+  import ExUnit.CaptureLog
+
+  alias Barytherium.Network.Options
+  alias Barytherium.{Frame, TestBroker}
+
+  @readme File.read!("README.md")
+
+  # `UPDATE_GUIDES=1 mix test` writes it.
+  test "the table of options is that of the schema" do
+    [before, rest] = String.split(@readme, "<!-- options -->\n")
+    [table, rest] = String.split(rest, "<!-- end of options -->")
+
+    if System.get_env("UPDATE_GUIDES") do
+      parts = [before, "<!-- options -->\n", Options.table(), "<!-- end of options -->", rest]
+      File.write!("README.md", parts)
+    else
+      assert table == Options.table()
+    end
+  end
+
+  defp blocks, do: Regex.scan(~r/```elixir\n(.*?)```/s, @readme, capture: :all_but_first)
+
+  defp consumer do
+    [[source]] = Enum.filter(blocks(), fn [block] -> block =~ "defmodule Consumer" end)
+    [{module, _beam}] = Code.compile_string(source)
+    module
+  end
+
+  test "the consumer under a supervisor survives its broker, and takes gzip" do
+    consumer = consumer()
+    broker = start_supervised!(TestBroker, id: :first)
+    port = TestBroker.port(broker)
+
+    log =
+      capture_log(fn ->
+        child = {consumer, host: "127.0.0.1", port: port}
+        # As an application's supervisor by default: three restarts in five seconds.
+        {:ok, supervisor} = Supervisor.start_link([child], strategy: :one_for_one)
+        [{_id, pid, _type, _modules}] = Supervisor.which_children(supervisor)
+
+        eventually(fn -> publish(broker, "before") end)
+        stop_supervised!(:first)
+        # Long enough for an attempt that is refused.
+        Process.sleep(1_500)
+        broker = start_supervised!({TestBroker, port: port}, id: :second)
+        eventually(fn -> publish(broker, :zlib.gzip("much longer than before")) end, 1_000)
+
+        assert [{_id, ^pid, _type, _modules}] = Supervisor.which_children(supervisor)
+        Process.sleep(100)
+        Supervisor.stop(supervisor)
+      end)
+
+    assert log =~ "got 6 bytes"
+    assert log =~ "no connection: closed; trying again"
+    assert log =~ "no connection: econnrefused; trying again"
+    assert log =~ "got 23 bytes"
+    refute log =~ "terminating"
+    refute log =~ "guest"
+  after
+    :code.purge(Consumer)
+    :code.delete(Consumer)
+  end
+
+  # Whether somebody was subscribed.
+  defp publish(broker, body) do
+    subscribed = :sys.get_state(broker).subscriptions != []
+    if subscribed, do: TestBroker.publish(broker, "/queue/a", body)
+    subscribed
+  end
+
+  test "the other examples" do
+    [[parse_error]] = Enum.filter(blocks(), fn [block] -> block =~ "ParseError{rule" end)
+    assert {{:error, %Barytherium.ParseError{}}, _bindings} = Code.eval_string(parse_error)
+    assert %Frame{command: :ack} = Frame.ack(%Frame{command: :message, headers: [{"ack", "1"}]})
+  end
+
+  describe "mix barytherium.listen" do
+    import ExUnit.CaptureIO
+
+    defp listen(args) do
+      Mix.Task.reenable("barytherium.listen")
+      capture_io(fn -> Mix.Tasks.Barytherium.Listen.run(args) end)
+    end
+
+    test "shows a feed of its own" do
+      output = listen(~w(--seconds 2 --rate 1000 --size 10))
+      assert output =~ "A feed in this VM: 1000 frames/s of 10"
+      assert output =~ "command: :connected"
+      assert output =~ "frames/s"
+      assert [_all, frames] = Regex.run(~r/In all (\d+) frames/, output)
+      assert String.to_integer(frames) > 500
+    end
+
+    test "leaves the messages of a broker, and takes them if told to" do
+      for {args, acknowledged} <- [{[], false}, {["--ack"], true}] do
+        listener = Barytherium.Peer.listen(:tcp)
+        port = Barytherium.Peer.port(listener)
+        peer = Task.async(fn -> peer(listener) end)
+
+        output =
+          listen(["stomp://me:hunter2@127.0.0.1:#{port}/queue/a", "--seconds", "1"] ++ args)
+
+        refute output =~ "hunter2"
+        assert output =~ "In all 1 frames"
+        written = Task.await(peer)
+        assert written =~ "passcode:hunter2"
+        assert written =~ "ACK\nid:7" == acknowledged
+        assert written =~ "DISCONNECT\n"
+      end
+    end
+
+    # Answers as a broker does, and returns what it got.
+    defp peer(listener) do
+      peer = Barytherium.Peer.accept(listener)
+      {:ok, connect} = Barytherium.Peer.recv(peer)
+      Barytherium.Peer.send(peer, "CONNECTED\nversion:1.2\n\n\0")
+      {:ok, subscribe} = Barytherium.Peer.recv(peer)
+      Barytherium.Peer.send(peer, "MESSAGE\nack:7\n\nhello\0")
+      connect <> subscribe <> rest(peer, "")
+    end
+
+    defp rest(peer, read) do
+      if read =~ "DISCONNECT" do
+        Barytherium.Peer.close(peer)
+        read
+      else
+        {:ok, more} = Barytherium.Connection.recv(peer, 0, 5_000)
+        rest(peer, read <> more)
+      end
+    end
+
+    test "says what is wrong with a URL, and that nobody is there" do
+      assert_raise Mix.Error, ~r/not a URL of the form/, fn -> listen(["http://localhost"]) end
+      listener = Barytherium.Peer.listen(:tcp)
+      port = Barytherium.Peer.port(listener)
+      Barytherium.Peer.close(listener)
+      url = "stomp://127.0.0.1:#{port}/queue/a"
+      assert_raise Mix.Error, ~r/no connection to .*econnrefused/, fn -> listen([url]) end
+    end
+  end
+end

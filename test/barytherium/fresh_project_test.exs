@@ -53,6 +53,52 @@ defmodule Barytherium.FreshProjectTest do
     assert run!("mix", ["run", "-e", "FeedConsumer.Main.run()"], directory) =~ @expected
   end
 
+  # The broker is stopped and started under an application whose supervisor has the usual limits.
+  @survival """
+  alias Barytherium.TestBroker
+  Logger.configure(level: :none)
+  port = Application.fetch_env!(:feed, :port)
+  await = fn await, condition -> condition.() || (Process.sleep(20) && await.(await, condition)) end
+  subscribed = fn broker -> fn -> :sys.get_state(broker).subscriptions != [] end end
+  {:ok, broker} = TestBroker.start_link(port: port)
+  await.(await, subscribed.(broker))
+  GenServer.stop(broker)
+  Process.sleep(3_000)
+  {:ok, broker} = TestBroker.start_link(port: port)
+  await.(await, subscribed.(broker))
+  running = for {application, _, _} <- Application.started_applications(), do: application
+  IO.puts("still running: \#{:feed in running}")
+  """
+
+  test "the README's consumer, in an application, survives its broker", %{directory: directory} do
+    listener = Barytherium.Peer.listen(:tcp)
+    port = Barytherium.Peer.port(listener)
+    Barytherium.Peer.close(listener)
+    make_project(directory, "")
+
+    [_all, source] =
+      Regex.run(~r/```elixir\n(defmodule Consumer.*?)```/s, File.read!("README.md"))
+
+    File.write!(Path.join(directory, "lib/consumer.ex"), source)
+
+    File.write!(Path.join(directory, "lib/application.ex"), """
+    defmodule Feed.Application do
+      use Application
+
+      def start(_type, _args) do
+        child = {Consumer, host: "127.0.0.1", port: Application.fetch_env!(:feed, :port)}
+        Supervisor.start_link([child], strategy: :one_for_one)
+      end
+    end
+    """)
+
+    mix = Path.join(directory, "mix.exs")
+    application = "[extra_applications: [:logger]]"
+    more = "[extra_applications: [:logger], mod: {Feed.Application, []}, env: [port: #{port}]]"
+    File.write!(mix, mix |> File.read!() |> String.replace(application, more))
+    assert run!("mix", ["run", "-e", @survival], directory) =~ "still running: true"
+  end
+
   test "without cargo there is one clear sentence", %{directory: directory} do
     make_project(directory, "")
     path = Path.join(directory, "bin")

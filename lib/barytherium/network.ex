@@ -18,8 +18,12 @@ defmodule Barytherium.Network do
   The heart-beats are agreed on between the CONNECT frame that was written and the CONNECTED frame
   that came (STOMP 1.2, "Heart-beating"), and both kept and watched from there.
 
+  ## Endings
+
   The process goes on after a disconnect, without doing anything, until it is stopped, or the
-  callback process ends.
+  callback process ends. While it is connected, either of these sends first what was written, and then
+  a DISCONNECT. That takes no longer than the option `send_timeout`, nor than 10 s. `close/2` does
+  the same and waits for the broker's answer.
   """
   # Milliseconds that stopping may take: what was written is sent first.
   @stop_timeout 10_000
@@ -154,7 +158,8 @@ defmodule Barytherium.Network do
         socket: nil,
         sender_pid: nil,
         receiver_pid: nil,
-        closing: nil,
+        # Who waits for the end of the connection.
+        closing: [],
         reason: nil,
         stats: Native.new_stats(),
         counters: Sender.new_counters()
@@ -219,19 +224,22 @@ defmodule Barytherium.Network do
     do: {:reply, :ok, stop_connector(state)}
 
   def handle_call({:close, timeout}, from, state) do
-    id = "close-#{System.unique_integer([:positive])}"
-
-    # The receiver ends by the socket's end.
-    if Sender.disconnect(state.sender_pid, [{"receipt", id}]) == :not_connected,
-      do: Connection.close(state.socket)
-
+    if state.closing == [], do: write_disconnect(state)
     if timeout != :infinity, do: Process.send_after(self(), {:close_timeout, from}, timeout)
-    {:noreply, %{state | closing: from}}
+    {:noreply, %{state | closing: [from | state.closing]}}
   end
 
   def handle_call({:connected_frame, %Frame{} = frame}, _from, state) do
     agreed = if state.socket, do: Sender.connected(state.sender_pid, frame), else: {0, 0}
     {:reply, agreed, %{state | is_agreed: true}, :hibernate}
+  end
+
+  # The receiver ends by the socket's end.
+  defp write_disconnect(%{sender_pid: sender_pid, socket: socket}) do
+    id = "close-#{System.unique_integer([:positive])}"
+
+    if Sender.disconnect(sender_pid, [{"receipt", id}]) == :not_connected,
+      do: Connection.close(socket)
   end
 
   @impl true
@@ -242,7 +250,7 @@ defmodule Barytherium.Network do
     reason = state.reason || reason
     callback(state, {:disconnect, reason})
     Telemetry.disconnect(state, reason, read_stats(state))
-    if state.closing, do: GenServer.reply(state.closing, :ok)
+    Enum.each(state.closing, &GenServer.reply(&1, :ok))
     # The receiver ends by the socket's end, if not for a reason of its own.
     Connection.close(state.socket)
     stop_sender(state.sender_pid)
@@ -254,7 +262,7 @@ defmodule Barytherium.Network do
          sender_pid: nil,
          receiver_pid: nil,
          is_connected: false,
-         closing: nil
+         closing: []
      }, :hibernate}
   end
 
@@ -284,17 +292,20 @@ defmodule Barytherium.Network do
   def handle_info({:DOWN, _monitor, :process, pid, _reason}, %{callback_handler: pid} = state),
     do: {:stop, :shutdown, state}
 
-  def handle_info({:close_timeout, from}, %{closing: from} = state) when from != nil do
-    GenServer.reply(from, {:error, :timeout})
-    Connection.abandon(state.socket)
-    Process.send_after(self(), :end_receiver, @receiver_timeout)
-    {:noreply, %{state | closing: nil, reason: state.reason || :closed}}
+  def handle_info({:close_timeout, from}, %{closing: closing} = state) do
+    if from in closing do
+      GenServer.reply(from, {:error, :timeout})
+      Connection.abandon(state.socket)
+      Process.send_after(self(), :end_receiver, @receiver_timeout)
+    end
+
+    {:noreply, %{state | closing: List.delete(closing, from)}}
   end
 
   def handle_info(:end_receiver, %{receiver_pid: receiver} = state) when receiver != nil do
     Process.unlink(receiver)
     Process.exit(receiver, :kill)
-    handle_cast({:barytherium, :disconnect, state.reason}, state)
+    handle_cast({:barytherium, :disconnect, state.reason || :closed}, state)
   end
 
   # A crash of the connection's own processes is one of the connection.
@@ -336,8 +347,19 @@ defmodule Barytherium.Network do
   defp stop_connector(%{connector: nil} = state), do: state
 
   defp stop_connector(%{connector: pid} = state) do
+    monitor = Process.monitor(pid)
     Process.unlink(pid)
     Process.exit(pid, :kill)
+    receive do: ({:DOWN, ^monitor, :process, ^pid, _reason} -> :ok)
+
+    # It may have connected at the last moment.
+    receive do
+      {:connector, ^pid, {:ok, socket}} -> Connection.abandon(socket)
+      {:connector, ^pid, _error} -> :ok
+    after
+      0 -> :ok
+    end
+
     %{state | connector: nil}
   end
 

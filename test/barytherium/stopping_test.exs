@@ -120,12 +120,13 @@ defmodule Barytherium.StoppingTest do
       {network, sender} = connected(network, peer)
       Sender.write(sender, [%Frame{command: :send, body: "last"}])
       closing = Task.async(fn -> Network.close(network) end)
+      second = Task.async(fn -> Network.close(network) end)
       written = "SEND\ncontent-length:4\n\nlast\0DISCONNECT\nreceipt:"
       assert {:ok, ^written} = Peer.recv(peer, byte_size(written))
       refute Task.yield(closing, 50)
       Peer.send(peer, "RECEIPT\nreceipt-id:1\n\n\0")
       Peer.close(peer)
-      assert :ok = Task.await(closing)
+      assert [:ok, :ok] = Task.await_many([closing, second])
       assert_receive {:"$gen_cast", {:barytherium, :frames, {[%Frame{command: :receipt}], _}}}
       assert_receive {:"$gen_cast", {:barytherium, :disconnect, :closed}}
       assert :ok = Network.close(network)

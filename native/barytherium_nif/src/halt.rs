@@ -9,25 +9,17 @@
 //! time whether the ports are still there, and ends the connections of those that are not. In a VM
 //! that goes on, the connection's own process is told of that first.
 
+use crate::socket::{Port, PortLookUp, end, keep_library};
 use crate::terms::MessageEnv;
 use rustler::Term;
-use rustler::sys::{ErlNifEnv, ErlNifTerm, c_int};
 use std::collections::HashMap;
 use std::os::fd::RawFd;
-use std::sync::{LazyLock, Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
 /// How much longer a halt takes, at most. Looking at 10,000 ports takes less than a millisecond.
 const INTERVAL: Duration = Duration::from_millis(500);
-
-/// A port, which the VM can be asked about. As `ErlNifPort` in `erl_nif.h`.
-#[repr(C)]
-struct Port {
-    id: ErlNifTerm,
-}
-
-type IsPortAlive = unsafe extern "C" fn(*mut ErlNifEnv, *const Port) -> c_int;
 
 /// The port that each duplicated descriptor belongs to.
 static DUPLICATES: LazyLock<Mutex<HashMap<RawFd, Port>>> = LazyLock::new(Mutex::default);
@@ -35,14 +27,12 @@ static DUPLICATES: LazyLock<Mutex<HashMap<RawFd, Port>>> = LazyLock::new(Mutex::
 /// Watches `socket`, if it is a port, until `duplicate` is [forgotten](forget). The VM does not close
 /// other sockets when it halts.
 pub fn watch(duplicate: RawFd, socket: Term) {
-    if !socket.is_port() {
-        return;
-    }
-    let id = socket.as_c_arg();
-    let mut duplicates = lock();
-    duplicates.insert(duplicate, Port { id });
-    if duplicates.len() == 1 {
-        wake();
+    if let Some(port) = Port::of(socket) {
+        let mut duplicates = lock();
+        duplicates.insert(duplicate, port);
+        if duplicates.len() == 1 {
+            wake();
+        }
     }
 }
 
@@ -60,22 +50,14 @@ fn wake() {
 }
 
 fn start() -> Option<Thread> {
-    // Rustler does not have this function. It is in every VM since OTP 19.
-    // SAFETY: the name is NUL-terminated, and the type is that of `erl_nif.h`.
-    let is_port_alive: IsPortAlive = unsafe {
-        let symbol = libc::dlsym(libc::RTLD_DEFAULT, c"enif_is_port_alive".as_ptr());
-        std::mem::transmute::<*mut libc::c_void, Option<IsPortAlive>>(symbol)?
-    };
-    static KEEP: Once = Once::new();
-    KEEP.call_once(keep_library);
+    let look_up = PortLookUp::new()?;
+    keep_library();
     let thread = thread::Builder::new().name("barytherium_halt".into());
-    let spawned = thread
-        .stack_size(64 * 1024)
-        .spawn(move || run(is_port_alive));
+    let spawned = thread.stack_size(64 * 1024).spawn(move || run(look_up));
     spawned.ok().map(|handle| handle.thread().clone())
 }
 
-fn run(is_port_alive: IsPortAlive) {
+fn run(look_up: PortLookUp) {
     let env = MessageEnv::new();
     let mut discarded = [0; 16 * 1024];
     loop {
@@ -84,34 +66,10 @@ fn run(is_port_alive: IsPortAlive) {
         }
         thread::sleep(INTERVAL);
         for (&duplicate, port) in lock().iter() {
-            // SAFETY: the environment belongs to no process, and this may be called on any thread.
-            if unsafe { is_port_alive(env.env().as_c_arg(), port) } == 0 {
+            if !look_up.is_alive(env.env(), port) {
+                // It is open: it is closed after `forget`, which waits for the lock.
                 end(duplicate, &mut discarded);
             }
-        }
-    }
-}
-
-/// Ends a connection. What has arrived is discarded: as long as the peer's window is closed, the
-/// end does not reach it.
-fn end(duplicate: RawFd, buffer: &mut [u8]) {
-    // SAFETY: `duplicate` is open, since it is closed after `forget`, which waits for the lock that
-    // the caller has; and `buffer` is borrowed mutably.
-    unsafe {
-        libc::shutdown(duplicate, libc::SHUT_RDWR);
-        let (start, length) = (buffer.as_mut_ptr().cast(), buffer.len());
-        while libc::recv(duplicate, start, length, libc::MSG_DONTWAIT) > 0 {}
-    }
-}
-
-/// The thread runs code of this library, so the library must stay when the VM unloads it.
-fn keep_library() {
-    // SAFETY: `dladdr` fills in `info` for an address of this library, whose path is then valid;
-    // a failure leaves everything as it was.
-    unsafe {
-        let mut info = std::mem::zeroed();
-        if libc::dladdr(keep_library as *const libc::c_void, &mut info) != 0 {
-            libc::dlopen(info.dli_fname, libc::RTLD_NOW | libc::RTLD_NODELETE);
         }
     }
 }

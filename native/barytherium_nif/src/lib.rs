@@ -9,7 +9,7 @@
 //! * [`parse_state`] and [`codec`]: parsing and formatting without a connection;
 //! * [`busy`]: how much a slice does;
 //! * [`delivery`]: frames to messages, and who gets them;
-//! * [`socket`] and [`terms`]: the `unsafe` code, but for two system calls in [`halt`].
+//! * [`socket`] and [`terms`]: all of the `unsafe` code.
 #![deny(unsafe_code)]
 
 mod account;
@@ -18,7 +18,6 @@ mod busy;
 mod codec;
 mod connection;
 mod delivery;
-#[allow(unsafe_code)]
 mod halt;
 // Rustler's attribute expands to the `extern "C"` functions that the VM calls.
 #[allow(unsafe_code)]

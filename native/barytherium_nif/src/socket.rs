@@ -10,7 +10,7 @@ use crate::halt;
 use crate::terms::BinaryBody;
 use rustler::sys::{
     ERL_NIF_SELECT_READ, ERL_NIF_SELECT_STOP, ErlNifEnv, ErlNifEvent, ErlNifResourceFlags,
-    ErlNifResourceStop, ErlNifResourceType, ErlNifResourceTypeInit, c_int, c_void,
+    ErlNifResourceStop, ErlNifResourceType, ErlNifResourceTypeInit, ErlNifTerm, c_int, c_void,
     enif_alloc_resource, enif_init_resource_type, enif_release_resource, enif_select,
 };
 use rustler::{Env, Reference, Term};
@@ -242,6 +242,66 @@ impl Socket {
                 libc::close(self.descriptor);
             }
             enif_release_resource(self.polled);
+        }
+    }
+}
+
+/// A port, which the VM can be asked about. As `ErlNifPort` in `erl_nif.h`.
+#[repr(C)]
+pub struct Port {
+    id: ErlNifTerm,
+}
+
+impl Port {
+    pub fn of(term: Term) -> Option<Port> {
+        term.is_port().then(|| Port {
+            id: term.as_c_arg(),
+        })
+    }
+}
+
+type IsPortAlive = unsafe extern "C" fn(*mut ErlNifEnv, *const Port) -> c_int;
+
+/// The VM's `enif_is_port_alive`, which Rustler does not have.
+pub struct PortLookUp(IsPortAlive);
+
+impl PortLookUp {
+    pub fn new() -> Option<PortLookUp> {
+        // SAFETY: the name is NUL-terminated, and the type is that of `erl_nif.h`; a null pointer is
+        // `None`.
+        let symbol = unsafe {
+            let symbol = libc::dlsym(libc::RTLD_DEFAULT, c"enif_is_port_alive".as_ptr());
+            std::mem::transmute::<*mut c_void, Option<IsPortAlive>>(symbol)
+        };
+        symbol.map(PortLookUp)
+    }
+
+    /// On any thread, with an environment that belongs to no process.
+    pub fn is_alive(&self, env: Env, port: &Port) -> bool {
+        // SAFETY: it may be called on any thread, and looks the port up by its number.
+        unsafe { (self.0)(env.as_c_arg(), port) != 0 }
+    }
+}
+
+/// Ends the connection of `descriptor`. What has arrived is discarded: as long as the peer's window
+/// is closed, the end does not reach it.
+pub fn end(descriptor: RawFd, buffer: &mut [u8]) {
+    // SAFETY: both calls check the descriptor that they are given, and `buffer` is borrowed mutably.
+    unsafe {
+        libc::shutdown(descriptor, libc::SHUT_RDWR);
+        let (start, length) = (buffer.as_mut_ptr().cast(), buffer.len());
+        while libc::recv(descriptor, start, length, libc::MSG_DONTWAIT) > 0 {}
+    }
+}
+
+/// A thread of ours runs code of this library, so the library must stay when the VM unloads it.
+pub fn keep_library() {
+    // SAFETY: `dladdr` fills in `info` for an address of this library, whose path is then valid;
+    // a failure leaves everything as it was.
+    unsafe {
+        let mut info = std::mem::zeroed();
+        if libc::dladdr(keep_library as *const c_void, &mut info) != 0 {
+            libc::dlopen(info.dli_fname, libc::RTLD_NOW | libc::RTLD_NODELETE);
         }
     }
 }

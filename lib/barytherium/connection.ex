@@ -18,11 +18,6 @@ defmodule Barytherium.Connection do
   # In milliseconds: enough for an alert to be written.
   @longest_tls_close 1_000
 
-  # How long the peer may take to see the end and close, in milliseconds, and how long it is quiet if
-  # it does not.
-  @longest_finish 1_000
-  @quiet 100
-
   # As `sockaddr_un` in Linux and macOS has it, less the NUL at its end.
   @longest_path 103
 
@@ -68,10 +63,12 @@ defmodule Barytherium.Connection do
   # Raises `ArgumentError` for a host and port that cannot be connected to.
   @spec check_address!(term(), term()) :: :ok
   def check_address!({:local, path}, _port) do
-    length = if is_binary(path), do: byte_size(path), else: length(path)
+    unless is_binary(path) or (is_list(path) and List.ascii_printable?(path)) do
+      raise ArgumentError, "the path of a local socket is not a string: #{inspect(path)}"
+    end
 
-    if length > @longest_path do
-      raise ArgumentError, "the path of a local socket has at most #{@longest_path} bytes"
+    unless IO.iodata_length(path) in 1..@longest_path do
+      raise ArgumentError, "the path of a local socket has 1 to #{@longest_path} bytes"
     end
 
     :ok
@@ -87,7 +84,9 @@ defmodule Barytherium.Connection do
     :ok
   end
 
-  defp host?(host) when is_binary(host), do: host != "" and not String.contains?(host, <<0>>)
+  defp host?(host) when is_binary(host),
+    do: host != "" and String.valid?(host) and not String.contains?(host, <<0>>)
+
   defp host?([_ | _] = host), do: List.ascii_printable?(host)
   defp host?(host) when is_atom(host), do: host not in [nil, true, false]
   defp host?(host) when is_tuple(host), do: match?({:ok, _}, address_string(host))
@@ -146,8 +145,11 @@ defmodule Barytherium.Connection do
     opts = socket_options(options, address) ++ family ++ transport
 
     case connect_to(address, host, port, options.secure, opts, part) do
-      {:error, _reason} when more != [] ->
-        try_each(more, host, port, options, transport, deadline)
+      # A server that is not trusted, or options that cannot be used, are no atoms: they are what
+      # there is to report.
+      {:error, reason} when more != [] and is_atom(reason) ->
+        others = try_each(more, host, port, options, transport, deadline)
+        with {:error, other} when is_atom(other) <- others, do: {:error, reason}
 
       result ->
         result
@@ -194,8 +196,12 @@ defmodule Barytherium.Connection do
     :options
   end
 
-  def reason(other) do
-    Logger.error("a connection failed: #{inspect(other)}")
+  # With what was not written, of a socket of `inet_backend: :socket`.
+  def reason({:timeout, _data}), do: :timeout
+
+  # It may hold data of the connection.
+  def reason(_other) do
+    Logger.error("a connection failed for a reason that is not known")
     :closed
   end
 
@@ -221,23 +227,24 @@ defmodule Barytherium.Connection do
   end
 
   @doc false
-  # Closes so that the peer gets what was written. What it has sent meanwhile is discarded first: to
-  # close with that unread is a reset, which may take along what the peer has not read yet.
-  @spec finish(socket()) :: :ok
-  def finish(socket) do
-    unless tls?(socket) do
-      :gen_tcp.shutdown(socket, :write)
-      discard(socket, System.monotonic_time(:millisecond) + @longest_finish)
-    end
-
-    close(socket)
+  # Says that nothing more will be written: the peer gets what was, and then the end.
+  @spec shutdown(socket()) :: :ok | {:error, term()}
+  def shutdown(socket) do
+    if tls?(socket), do: :ssl.shutdown(socket, :write), else: :gen_tcp.shutdown(socket, :write)
   end
 
-  # Until the peer closes, or sends nothing for a while.
-  defp discard(socket, deadline) do
-    with {:ok, _data} <- :gen_tcp.recv(socket, 0, @quiet),
-         true <- System.monotonic_time(:millisecond) < deadline,
-         do: discard(socket, deadline)
+  @doc false
+  # Discards what the peer still sends, until it closes, for `timeout` milliseconds at most. To close
+  # with that unread is a reset, which may take along what the peer has not read yet. Nobody else may
+  # be reading.
+  @spec discard(socket(), non_neg_integer()) :: :ok
+  def discard(socket, timeout), do: discard_until(socket, deadline(timeout))
+
+  defp discard_until(socket, deadline) do
+    case recv(socket, 0, left(deadline)) do
+      {:ok, _data} -> discard_until(socket, deadline)
+      {:error, _closed} -> :ok
+    end
   end
 
   @doc false

@@ -66,8 +66,13 @@ defmodule Barytherium.DefaultCallbackHandler do
   @spec child_spec(tuple() | list()) :: Supervisor.child_spec()
   def child_spec(args) do
     args = if is_tuple(args), do: Tuple.to_list(args), else: args
-    %{super([]) | start: {__MODULE__, :start_link, args}}
+    # In a function: a supervisor shows what it starts in its reports.
+    %{super([]) | start: {__MODULE__, :start_child, [fn -> args end]}}
   end
+
+  @doc false
+  @spec start_child((() -> list())) :: GenServer.on_start()
+  def start_child(args), do: apply(__MODULE__, :start_link, args.())
 
   @impl true
   def init({%{host: host, port: port} = state, opts}) do

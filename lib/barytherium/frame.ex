@@ -216,16 +216,26 @@ defmodule Barytherium.Frame do
 
   defimpl Inspect do
     # What a crash report or a log line shows of a frame must not hold credentials.
-    def inspect(frame, opts) do
-      headers = if is_list(frame.headers), do: Enum.map(frame.headers, &hide/1), else: []
+    def inspect(%{headers: headers} = frame, opts) do
+      proper? = is_list(headers) and not List.improper?(headers)
+      headers = if proper?, do: Enum.map(headers, &hide/1), else: :not_a_list
       Inspect.Any.inspect(%{frame | headers: headers}, opts)
     end
 
-    defp hide({name, value}) when is_binary(name) do
-      if String.downcase(name) in ["login", "passcode"], do: {name, "..."}, else: {name, value}
+    defp hide({name, value}) do
+      if secret?(name), do: {name, "..."}, else: {name, value}
     end
 
-    defp hide({name, _value}) when name in [:login, :passcode], do: {name, "..."}
-    defp hide(other), do: other
+    defp hide(_other), do: :not_a_header
+
+    defp secret?(name) when is_binary(name),
+      do: String.downcase(String.trim(name)) in ["login", "passcode"]
+
+    defp secret?(name) when is_atom(name), do: name |> Atom.to_string() |> secret?()
+
+    defp secret?(name) when is_list(name),
+      do: not List.improper?(name) and List.ascii_printable?(name) and secret?(to_string(name))
+
+    defp secret?(_other), do: false
   end
 end

@@ -98,7 +98,12 @@ defmodule Barytherium.Network do
   network process goes on until it is stopped.
   """
   @spec close(GenServer.server(), timeout()) :: :ok | {:error, :timeout}
-  def close(network, timeout \\ 5_000), do: GenServer.call(network, {:close, timeout}, :infinity)
+  def close(network, timeout \\ 5_000)
+      when timeout == :infinity or (is_integer(timeout) and timeout in 0..0xFFFF_FFFF),
+      do: GenServer.call(network, {:close, timeout}, :infinity)
+
+  # Milliseconds that the peer has to read what was written, and to close.
+  @longest_farewell 1_000
 
   # Milliseconds between the delivery of CONNECTED and the call with it, at most.
   @longest_agreement 100
@@ -186,6 +191,12 @@ defmodule Barytherium.Network do
     result = Connection.connect(host, port, opts)
     with {:ok, socket} <- result, do: Connection.give(socket, network)
     send(network, {:connector, self(), result})
+  catch
+    # What `:gen_tcp` and `:ssl` make of values that they cannot use. These may be secret.
+    _kind, _reason ->
+      names = Enum.map(opts, &if(is_tuple(&1), do: elem(&1, 0), else: &1))
+      Logger.error("one of the options cannot be used as it is: #{inspect(names)}")
+      send(network, {:connector, self(), {:error, :options}})
   end
 
   defp connected({:ok, socket}, state) do
@@ -268,7 +279,7 @@ defmodule Barytherium.Network do
 
   # The peer may have sent more before it closed: the receiver reads that, and finds the end.
   def handle_cast({:barytherium, :send_failed, reason}, state)
-      when reason not in [:timeout, :enobufs],
+      when reason in [:closed, :econnreset, :econnaborted, :epipe, :enotconn],
       do: {:noreply, state}
 
   # The peer is there and does not read. The receiver ends with the socket, and reports that when
@@ -308,10 +319,22 @@ defmodule Barytherium.Network do
     handle_cast({:barytherium, :disconnect, state.reason || :closed}, state)
   end
 
-  # A crash of the connection's own processes is one of the connection.
-  def handle_info({:EXIT, pid, reason}, state)
-      when reason != :normal and pid in [state.sender_pid, state.receiver_pid, state.connector],
-      do: {:stop, reason, state}
+  # Both do not end before the connection does, unless somebody ends them, or they crash.
+  def handle_info({:EXIT, pid, _reason}, %{sender_pid: pid} = state) when pid != nil,
+    do: handle_cast({:barytherium, :disconnect, :closed}, state)
+
+  def handle_info({:EXIT, pid, reason}, %{receiver_pid: pid} = state)
+      when pid != nil and reason != :normal,
+      do: handle_cast({:barytherium, :disconnect, :closed}, state)
+
+  def handle_info({:EXIT, pid, _reason}, %{connector: pid} = state) when pid != nil,
+    do: connected({:error, :closed}, %{state | connector: nil})
+
+  # From a connector that was given up.
+  def handle_info({:connector, _pid, {:ok, socket}}, state) do
+    Connection.abandon(socket)
+    {:noreply, state}
+  end
 
   def handle_info(stray, state) do
     unless match?({:EXIT, _pid, _reason}, stray),
@@ -328,9 +351,23 @@ defmodule Barytherium.Network do
     unless state.is_agreed, do: await_agreement(state)
 
     case Sender.finish(state.sender_pid, [], state.stop_timeout) do
-      :ok -> Connection.finish(state.socket)
+      :ok -> close_after_writing(state)
       {:error, _reason} -> Connection.abandon(state.socket)
     end
+  end
+
+  # The peer may not have read yet what was written, and it may still send. There is one reader at a
+  # time: the receiver, until it has found the end or has nobody to read for, and then this process.
+  defp close_after_writing(%{socket: socket, receiver_pid: receiver}) do
+    Connection.shutdown(socket)
+
+    receive do
+      {:EXIT, ^receiver, _reason} -> Connection.discard(socket, @longest_farewell)
+    after
+      @longest_farewell -> :ok
+    end
+
+    Connection.close(socket)
   end
 
   # The callback process may have got CONNECTED, and written something, sooner than this process was

@@ -60,6 +60,87 @@ defmodule Barytherium.StoppingTest do
     end
   end
 
+  describe "while the broker feeds," do
+    # Sends without end, and reads only after a while: `{what it read, how it ended}`.
+    defp feeding_peer(transport) do
+      test = self()
+      listener = Peer.listen(transport)
+
+      peer =
+        Task.async(fn ->
+          peer = Peer.accept(listener)
+          Peer.send(peer, "CONNECTED\nversion:1.2\n\n\0")
+          feeder = spawn_link(fn -> receive do: (:feed -> feed(peer, 0)) end)
+          send(test, {:feeder, feeder})
+          receive do: (:read -> :ok)
+          read_all(peer)
+        end)
+
+      {Peer.port(listener), peer}
+    end
+
+    # Frames that tell when they are cut.
+    defp feed(peer, n) do
+      bodies = for n <- n..(n + 99), do: ["MESSAGE\n\n", String.duplicate("#{n},", 200), 0]
+      if Connection.send(peer, bodies) == :ok, do: feed(peer, n + 100)
+    end
+
+    for transport <- [:tcp, :tls], ending <- [:stop, :kill] do
+      test "all that was written arrives, and no frame is cut (#{transport}, #{ending})" do
+        {port, peer} = feeding_peer(unquote(transport))
+        opts = if unquote(transport) == :tls, do: [secure: true, verify: :verify_none], else: []
+        test = self()
+        callback = spawn(fn -> check_frames(test) end)
+        # Not linked: it is to outlive nobody but the callback process.
+        state = %{opts: opts, host: "127.0.0.1", port: port, callback_handler: callback}
+        {:ok, network} = GenServer.start(Network, state)
+        assert_receive {:connected, sender}, 5_000
+        Sender.write(sender, [%Frame{command: :connect}])
+        assert_receive {:feeder, feeder}
+        send(feeder, :feed)
+        assert_receive :fed, 5_000
+        acks = for n <- 1..500, do: %Frame{command: :ack, headers: [{"id", n}]}
+        Enum.each(acks, &Sender.write(sender, [&1]))
+
+        stopping =
+          Task.async(fn ->
+            if unquote(ending) == :stop,
+              do: GenServer.stop(network),
+              else: Process.exit(callback, :kill)
+          end)
+
+        # Slower than the network is.
+        Process.sleep(200)
+        send(peer.pid, :read)
+        {read, _reason} = Task.await(peer)
+        Task.await(stopping)
+        written = for n <- 1..500, into: "", do: "ACK\nid:#{n}\n\n\0"
+        assert read == "CONNECT\n\n\0" <> written <> "DISCONNECT\n\n\0"
+        refute_received :cut
+      end
+    end
+
+    defp check_frames(test) do
+      receive do
+        {:"$gen_cast", {:barytherium, :connect, {:ok, sender}}} ->
+          send(test, {:connected, sender})
+
+        {:"$gen_cast", {:barytherium, :frames, {frames, _sender}}} ->
+          for %Frame{command: :message, body: body} <- frames do
+            [first | _] = String.split(body, ",", parts: 2)
+            if body != String.duplicate(first <> ",", 200), do: send(test, :cut)
+          end
+
+          if match?([%Frame{command: :message} | _], frames), do: send(test, :fed)
+
+        _other ->
+          :ok
+      end
+
+      check_frames(test)
+    end
+  end
+
   test "GenServer.stop/1 of the network does the same, and logs no crash" do
     {network, peer} = connect(self())
     {network, sender} = connected(network, peer)
@@ -231,12 +312,31 @@ defmodule Barytherium.StoppingTest do
           :sys.replace_state(sender, fn _state -> :broken end)
           Sender.write(sender, [connect])
           assert_receive {:DOWN, ^monitor, :process, ^sender, _reason}
-          assert_receive {:EXIT, ^network, _reason}
+          # It is the end of the connection, and of nothing else.
+          assert_receive {:"$gen_cast", {:barytherium, :disconnect, :closed}}
+          assert Process.alive?(network)
         end)
 
       assert log =~ "terminating"
       refute log =~ @secret
       Peer.close(peer)
+    end
+
+    test "are not shown in frames that are written in other ways, nor in child specs" do
+      for header <- [{'passcode', @secret}, {:PASSCODE, @secret}, ["passcode", @secret]] do
+        refute inspect(%Frame{command: :connect, headers: [header]}) =~ @secret
+      end
+
+      refute inspect(%Frame{command: :connect, headers: [{"passcode", @secret} | @secret]}) =~
+               @secret
+
+      args = ["localhost", 1, "/", [{"passcode", @secret}]]
+      refute inspect(Barytherium.DefaultCallbackHandler.child_spec(args)) =~ @secret
+
+      for opts <- [%{password: @secret}, [%{password: @secret}]] do
+        error = assert_raise ArgumentError, fn -> Network.start_link(self(), "a", 1, opts) end
+        refute Exception.message(error) =~ @secret
+      end
     end
 
     test "of TLS are not in the network's state" do
@@ -251,14 +351,18 @@ defmodule Barytherium.StoppingTest do
   describe "a mistake in the arguments is the caller's, by name:" do
     for {mistake, args, message} <- [
           {"a misspelt option", ["localhost", 1, [high_watermrk: 8]], ":high_watermark"},
-          {"an option that the loop relies on", ["localhost", 1, [active: true]], ":active"},
+          {"an option that the loop relies on", ["localhost", 1, [active: true]], "passive"},
           {"a size beyond all measure", ["localhost", 1, [buffer: 2 ** 70]], ":buffer"},
           {"a port as a string", ["localhost", "61613", []], "\"61613\""},
           {"a port that is too high", ["localhost", 70_000, []], "70000"},
           {"no host", ["", 1, []], "not a host"},
           {"a host with a NUL", ["a\0b", 1, []], "not a host"},
           {"a path that is too long", [{:local, String.duplicate("x", 200)}, 0, []], "path"},
-          {"options that are no list", ["localhost", 1, %{}], "not a list"}
+          {"options that are no list", ["localhost", 1, %{}], "not a list"},
+          {"an option given twice", ["localhost", 1, [secure: true, secure: false]], "twice"},
+          {"an address as a string", ["localhost", 1, [ip: "127.0.0.1"]], ":ip"},
+          {"a flag that is none", ["localhost", 1, [nodelay: "yes"]], ":nodelay"},
+          {"an unknown backend", ["localhost", 1, [inet_backend: :foo]], ":inet_backend"}
         ] do
       test mistake do
         [host, port, opts] = unquote(Macro.escape(args))
@@ -295,6 +399,70 @@ defmodule Barytherium.StoppingTest do
 
       assert_raise ArgumentError, ~r/:max_body/, fn -> Frame.parse_state(max_bdy: 1) end
     end
+  end
+
+  test "options that only say what is so are accepted" do
+    listener = Peer.listen(:tcp)
+    opts = [:binary, active: false, packet: :raw, mode: :binary]
+    {:ok, _network} = Network.start_link(self(), "127.0.0.1", Peer.port(listener), opts)
+    assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, _sender}}}
+  end
+
+  test "values that only the socket finds wrong are an error, and end nobody" do
+    opts = [bind_to_device: "no such device"]
+    {:ok, network} = Network.start_link(self(), "127.0.0.1", 1, opts)
+    assert_receive {:"$gen_cast", {:barytherium, :connect, {:error, reason}}}
+    assert is_atom(reason)
+    assert %{is_connected: false} = :sys.get_state(network)
+  end
+
+  for who <- [:sender_pid, :receiver_pid] do
+    test "the end of the #{who} is the end of the connection, and is told" do
+      state_of = fn network -> Map.fetch!(:sys.get_state(network), unquote(who)) end
+      listener = Peer.listen(:tcp)
+      state = %{host: "127.0.0.1", port: Peer.port(listener), opts: [], callback_handler: self()}
+      {:ok, network} = GenServer.start(Network, state)
+      peer = Peer.accept(listener)
+      {network, _sender} = connected(network, peer)
+      Process.exit(state_of.(network), :kill)
+      assert_receive {:"$gen_cast", {:barytherium, :disconnect, :closed}}
+      assert %{is_connected: false} = :sys.get_state(network)
+      Peer.assert_closed(peer)
+    end
+  end
+
+  test "writes that wait for CONNECTED are counted, and limited" do
+    {network, peer} = connect(self(), max_send_queue: 10_000)
+    assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, sender}}}
+    Sender.write(sender, [%Frame{command: :connect}])
+    assert {:ok, "CONNECT\n\n\0"} = Peer.recv(peer)
+    for _n <- 1..3, do: Sender.write(sender, [%Frame{command: :send, body: "x"}])
+    :sys.get_state(sender)
+    assert Network.stats(network).bytes_waiting > 300
+    for _n <- 1..100, do: Sender.write(sender, [%Frame{command: :send, body: "x"}])
+    assert_receive {:"$gen_cast", {:barytherium, :disconnect, :enobufs}}
+  end
+
+  test "a frame that is larger than what may wait is written, if nothing waits" do
+    {network, peer} = connect(self(), max_send_queue: 1_000)
+    {_network, sender} = connected(network, peer)
+    body = String.duplicate("x", 100_000)
+    assert :ok = Sender.write(sender, [%Frame{command: :send, body: body}], :sync)
+  end
+
+  test "a time-out of sockets of the other backend is one" do
+    opts = [inet_backend: :socket, send_timeout: 200]
+    {network, peer} = connect(self(), opts)
+    {_network, sender} = connected(network, peer)
+    large = %Frame{command: :send, body: String.duplicate("x", 20_000_000)}
+
+    log =
+      ExUnit.CaptureLog.capture_log(fn ->
+        for _n <- 1..2, do: Sender.write(sender, [large])
+        assert_receive {:"$gen_cast", {:barytherium, :disconnect, :timeout}}, 10_000
+      end)
+
+    refute log =~ "xxx"
   end
 
   test "sockets of the other backend are connected to as well" do

@@ -8,6 +8,7 @@ defmodule Barytherium.Connection.Tls do
   @doc "Options for connecting to `host`, with what `opts` does not say."
   @spec options(term(), [term()]) :: [term()]
   def options(host, opts) do
+    opts = Enum.map(opts, &charlist/1)
     given = for option when is_tuple(option) <- opts, do: elem(option, 0)
 
     case List.keyfind(opts, :verify, 0) do
@@ -20,6 +21,11 @@ defmodule Barytherium.Connection.Tls do
         opts ++ Enum.reject(added, fn {name, _value} -> name in given end)
     end
   end
+
+  defp charlist({:server_name_indication, name}) when is_binary(name),
+    do: {:server_name_indication, to_charlist(name)}
+
+  defp charlist(option), do: option
 
   # The address is connected to, but the certificate is that of the name.
   defp name(host) when is_binary(host), do: name(to_charlist(host))

@@ -57,13 +57,17 @@ defmodule Barytherium.Network.Options do
           sndbuf tclass tcp_module tos ttl user_timeout)a
   @tcp_flags ~w(inet inet6 local)a
 
+  # What is so in any case, and may be said.
+  @settled [:binary, {:mode, :binary}, {:active, false}, {:packet, :raw}, {:packet, 0}]
+  @settled_names [:binary, :list, :mode, :active, :packet, :header, :deliver]
+
   # What `:ssl.connect/3` takes from a client.
   @tls ~w(alpn_advertised_protocols allow_any_ca_purpose beast_mitigation cacertfile cacerts
           cert certfile certificate_authorities certs_keys ciphers client_preferred_next_protocols
           crl_cache crl_check customize_hostname_check cert_policy_opts depth early_data eccs fallback
           hibernate_after keep_secrets key key_update_at keyfile log_alert log_level
           max_fragment_length max_handshake_size middlebox_comp_mode ocsp_nonce
-          ocsp_responder_certs ocsp_stapling padding_check partial_chain password psk_identity
+          ocsp_responder_certs ocsp_stapling padding_check partial_chain password protocol psk_identity
           receiver_spawn_opts reuse_session reuse_sessions secure_renegotiate sender_spawn_opts
           server_name_indication session_tickets signature_algs signature_algs_cert
           srp_identity stapling supported_groups use_srtp use_ticket user_lookup_fun verify
@@ -71,6 +75,8 @@ defmodule Barytherium.Network.Options do
 
   # Those of the receive loop, which `Receiver` takes, and of parsing alone.
   @parsing ~w(max_header_line max_headers max_body escapes)a
+
+  @settled_text "the receive loop needs a passive, binary and raw socket"
 
   @type t :: %{atom() => term()}
 
@@ -101,7 +107,8 @@ defmodule Barytherium.Network.Options do
   """
   @spec split([term()]) :: {t(), [term()]}
   def split(opts) when is_list(opts) do
-    {ours, transport} = Enum.split_with(opts, &ours?/1)
+    refuse_twice!(opts)
+    {ours, transport} = opts |> Enum.reject(&(&1 in @settled)) |> Enum.split_with(&ours?/1)
     Enum.each(ours, &validate!/1)
     Enum.each(transport, &validate_transport!/1)
     defaults = Map.new(@schema, fn {name, {_type, default, _text}} -> {name, default} end)
@@ -110,7 +117,18 @@ defmodule Barytherium.Network.Options do
     {options, transport}
   end
 
-  def split(other), do: raise(ArgumentError, "the options are not a list: #{inspect(other)}")
+  # Without showing them: one may be a password.
+  def split(_other), do: raise(ArgumentError, "the options are not a list")
+
+  # Of two, one part of a program could take the first and another the last.
+  defp refuse_twice!(opts) do
+    names = for option <- opts, name = name(option), name != :raw, do: name
+
+    case names -- Enum.uniq(names) do
+      [] -> :ok
+      [name | _more] -> raise ArgumentError, "option #{inspect(name)} is given twice"
+    end
+  end
 
   @doc "The same for options that are about parsing alone."
   @spec parsing(keyword()) :: t()
@@ -176,12 +194,42 @@ defmodule Barytherium.Network.Options do
     name = name(option)
 
     cond do
-      name in @tcp and is_tuple(option) -> :ok
+      name in @settled_names -> raise ArgumentError, "option #{inspect(name)}: #{@settled_text}"
+      name in @tcp and is_tuple(option) -> check_value!(option)
       name in @tls and is_tuple(option) -> :ok
       name in @tcp_flags and is_atom(option) -> :ok
       true -> raise_unknown(name, Keyword.keys(@schema) ++ @tcp ++ @tls ++ @tcp_flags)
     end
   end
+
+  # Values that `:gen_tcp` would end its caller for.
+  defp check_value!({name, value}) do
+    unless transport_value?(name, value),
+      do: raise(ArgumentError, "invalid value for option #{inspect(name)}: #{inspect(value)}")
+  end
+
+  defp check_value!(_raw), do: :ok
+
+  defp transport_value?(name, value)
+       when name in ~w(delay_send exit_on_close ipv6_v6only keepalive nodelay nopush reuseaddr
+                       reuseport send_timeout_close show_econnreset)a,
+       do: is_boolean(value)
+
+  defp transport_value?(name, value) when name in ~w(port)a, do: value in 0..65_535
+  defp transport_value?(name, value) when name in ~w(ip ifaddr)a, do: address?(value)
+  defp transport_value?(:inet_backend, value), do: value in [:inet, :socket]
+
+  defp transport_value?(:linger, value),
+    do: match?({on, seconds} when is_boolean(on) and is_integer(seconds) and seconds >= 0, value)
+
+  defp transport_value?(name, value) when name in ~w(recbuf sndbuf)a, do: valid?(:buffer, value)
+  defp transport_value?(_name, _value), do: true
+
+  defp address?({:local, path}), do: is_binary(path) or is_list(path)
+  defp address?(value) when value in [:any, :loopback], do: true
+  defp address?(value) when is_map(value), do: true
+  defp address?(value) when is_tuple(value), do: is_list(:inet.ntoa(value))
+  defp address?(_other), do: false
 
   # Whoever says how to verify a server does not mean a connection without TLS.
   defp refuse_tls!(option) do
@@ -194,15 +242,19 @@ defmodule Barytherium.Network.Options do
   defp name(option) when is_tuple(option) and tuple_size(option) > 0, do: elem(option, 0)
   defp name(option), do: option
 
+  # What is no name may be something else, with a password in it.
+  defp shown(name) when is_atom(name), do: inspect(name)
+  defp shown(_other), do: "that is no atom and no tuple with one"
+
   defp raise_unknown(name, known) do
     nearest = Enum.max_by(known, &String.jaro_distance(to_string(&1), text(name)))
 
     raise ArgumentError,
-          "unknown option #{inspect(name)}; the nearest that there is: #{inspect(nearest)}"
+          "unknown option #{shown(name)}; the nearest that there is: #{inspect(nearest)}"
   end
 
   defp text(name) when is_atom(name), do: to_string(name)
-  defp text(name), do: inspect(name)
+  defp text(_other), do: ""
 
   defp valid?(:boolean, value), do: is_boolean(value)
   defp valid?(:size, value), do: is_integer(value) and value in 0..@unlimited

@@ -139,6 +139,8 @@ defmodule Barytherium.Network.Sender do
        # Who waits for what is being written; nil while nothing is.
        writing: nil,
        failed: nil,
+       # Whether a DISCONNECT has been written.
+       disconnecting: false,
        # Milliseconds after which something has to be written, and when something was.
        interval: 0,
        last: 0
@@ -157,6 +159,7 @@ defmodule Barytherium.Network.Sender do
     {hb_send, _hb_recv} = agreed = HeartBeat.agree(state.heart_beat, frame.headers)
     held = Enum.reverse(state.held || [])
     state = %{state | version: Frame.version(frame), held: nil, interval: interval(hb_send)}
+    state = %{state | queued: state.queued - cost(held)}
     schedule_beat(state.interval)
     {:reply, agreed, %{state | last: now()}, {:continue, {:release, held}}}
   end
@@ -165,10 +168,13 @@ defmodule Barytherium.Network.Sender do
     do: {:reply, :not_connected, state}
 
   def handle_call({:disconnect, headers}, _from, state),
-    do: {:reply, :ok, accept(disconnect_write(headers, nil), state)}
+    do: {:reply, :ok, accept(disconnect_write(headers, nil), %{state | disconnecting: true})}
 
   def handle_call({:finish, _headers}, from, %{version: nil} = state),
-    do: {:noreply, enqueue({[], 0, from}, %{state | held: nil})}
+    do: {:noreply, enqueue({[], 0, from}, drop_held(state))}
+
+  def handle_call({:finish, _headers}, from, %{disconnecting: true} = state),
+    do: {:noreply, enqueue({[], 0, from}, state)}
 
   def handle_call({:finish, headers}, from, state),
     do: {:noreply, enqueue(disconnect_write(headers, from), state)}
@@ -235,32 +241,52 @@ defmodule Barytherium.Network.Sender do
         enqueue(write, state)
 
       {_frames, []} ->
-        %{state | held: [write | state.held]}
+        hold(write, state)
 
       {before, [connect | rest]} ->
         heart_beat = Enum.filter(connect.headers, &match?({"heart-beat", _value}, &1))
         state = %{state | heart_beat: heart_beat, held: state.held || []}
         last? = rest == []
         state = enqueue({before ++ [connect], 0, if(last?, do: from)}, state)
-        if last?, do: state, else: %{state | held: [{rest, cost, from} | state.held]}
+        if last?, do: state, else: hold({rest, cost, from}, state)
     end
   end
 
   defp accept(write, state), do: enqueue(write, state)
 
-  defp enqueue({_frames, _cost, from}, %{failed: reason} = state) when reason != nil do
+  defp hold({_frames, _cost, from}, %{failed: reason} = state) when reason != nil,
+    do: refuse(from, reason, state)
+
+  defp hold(write, state), do: admit(write, state, &count(%{&1 | held: [write | &1.held]}))
+
+  defp drop_held(%{held: held} = state) do
+    if held not in [nil, []],
+      do: Logger.warning("Barytherium drops #{length(held)} writes: there was no CONNECTED")
+
+    for {_frames, _cost, from} <- held || [], from, do: GenServer.reply(from, {:error, :closed})
+    %{state | held: nil, queued: state.queued - cost(held || [])}
+  end
+
+  defp cost(writes), do: Enum.reduce(writes, 0, fn {_frames, cost, _from}, sum -> sum + cost end)
+
+  defp enqueue({_frames, _cost, from}, %{failed: reason} = state) when reason != nil,
+    do: refuse(from, reason, state)
+
+  defp enqueue(write, state),
+    do: admit(write, state, &pump(%{&1 | queue: :queue.in(write, &1.queue)}))
+
+  defp refuse(from, reason, state) do
     from && GenServer.reply(from, {:error, reason})
     state
   end
 
-  defp enqueue({_frames, cost, _from} = write, state) do
-    state = %{state | queue: :queue.in(write, state.queue), queued: state.queued + cost}
-
-    if state.queued > state.max_queue do
-      Logger.error("Barytherium gives up a connection: #{state.queued} bytes wait to be written")
-      fail(:enobufs, state)
+  # What is written alone may be larger than what may wait.
+  defp admit({_frames, cost, from}, %{queued: queued} = state, accept) do
+    if queued > 0 and queued + cost > state.max_queue do
+      Logger.error("Barytherium gives up a connection: #{queued + cost} bytes wait to be written")
+      refuse(from, :enobufs, fail(:enobufs, state))
     else
-      pump(state)
+      accept.(%{state | queued: queued + cost})
     end
   end
 

@@ -81,7 +81,9 @@ defmodule Mix.Tasks.Barytherium.Listen do
         remote_feed(uri, scheme == "stomp+ssl", opts)
 
       _other ->
-        Mix.raise("not a URL of the form stomp://user:pass@host:port/destination: #{url}")
+        # Not as it is: it may have a password.
+        shown = String.replace(url, ~r{//[^/]*@}, "//...@")
+        Mix.raise("not a URL of the form stomp://user:pass@host:port/destination: #{shown}")
     end
   end
 

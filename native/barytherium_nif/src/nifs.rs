@@ -10,7 +10,7 @@ use crate::connection::Connection;
 use crate::delivery::Recipients;
 use crate::options::ConnectionOptions;
 use crate::parse_state::{Negotiated, ParseState};
-use crate::socket::{Directions, Socket};
+use crate::socket::{Ending, Socket};
 use crate::state::now;
 use crate::stats::Stats;
 use rustler::{Atom, Binary, Env, NifResult, Reference, ResourceArc, Term};
@@ -32,7 +32,7 @@ fn open<'a>(
     let socket = socket.map_err(|error| descriptor_error(&error))?;
     let Some(decoder) = parse_state.take_for_connection(options.is_connected()) else {
         // Dropped without the environment, a socket would not be stopped.
-        socket.inspect(|socket| socket.stop(env, Directions::Reading));
+        socket.inspect(|socket| socket.stop(env, Ending::LeftToOwner));
         return Err(atoms::used());
     };
     let session = options.session(decoder, now());

@@ -86,14 +86,14 @@ unsafe extern "C" fn close_descriptor(
     unsafe { libc::close(descriptor) };
 }
 
-/// What ends with a connection.
-#[derive(Clone, Copy)]
-pub enum Directions {
-    /// The peer sees the end even if the socket's owner does not close its own descriptor, and what
-    /// the owner still has to send cannot hold up its close.
-    Both = libc::SHUT_RDWR as isize,
-    /// The owner may still have to send something.
-    Reading = libc::SHUT_RD as isize,
+/// What becomes of the connection when its duplicate is closed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// It is shut down: the peer sees the end even if the socket's owner does not close its own
+    /// descriptor, and what the owner still has to send cannot hold up its close.
+    Shutdown,
+    /// It is left to the owner, who may still have to send something.
+    LeftToOwner,
 }
 
 /// A duplicated, non-blocking socket.
@@ -214,9 +214,9 @@ impl Socket {
         Ok(())
     }
 
-    /// Ends these directions, stops polling and has the duplicate closed, once. Nobody may be in
-    /// another method, or enter one afterwards.
-    pub fn stop(&self, env: Env, directions: Directions) {
+    /// Stops polling and has the duplicate closed, once. Nobody may be in another method, or enter
+    /// one afterwards.
+    pub fn stop(&self, env: Env, ending: Ending) {
         if self.stopped.swap(true, Ordering::AcqRel) {
             return;
         }
@@ -227,8 +227,8 @@ impl Socket {
         // the VM refuses, because the descriptor is above its limit, it has never polled it and
         // does not run the callback: nobody else uses the descriptor, and it is closed here.
         unsafe {
-            if self.confirmed.load(Ordering::Acquire) {
-                libc::shutdown(self.descriptor, directions as c_int);
+            if ending == Ending::Shutdown && self.confirmed.load(Ordering::Acquire) {
+                libc::shutdown(self.descriptor, libc::SHUT_RDWR);
             }
             let stopped = enif_select(
                 env.as_c_arg(),

@@ -7,7 +7,7 @@ use crate::account::Account;
 use crate::atoms;
 use crate::busy::{Busy, FRAME_WORK, HEADER_WORK};
 use crate::delivery::{Delivery, Failure, Flushed, Step};
-use crate::socket::Directions;
+use crate::socket::Ending;
 use crate::stats::Stats;
 use crate::terms::BinaryBody;
 use rustler::{Atom, Env, ResourceArc};
@@ -54,8 +54,8 @@ pub struct State {
     busy: Option<Busy>,
     pub stats: ResourceArc<Stats>,
     pub ended: bool,
-    /// What ends with it.
-    pub ending: Directions,
+    /// What becomes of its socket then.
+    pub ending: Ending,
 }
 
 impl State {
@@ -82,7 +82,7 @@ impl State {
             busy: None,
             stats,
             ended: false,
-            ending: Directions::Both,
+            ending: Ending::Shutdown,
         }
     }
 
@@ -294,7 +294,7 @@ impl State {
 
     /// Nobody listens: there is no reason to go on. What was written is still to be sent.
     pub fn end_without_listener<'a>(&mut self, delivery: &mut Delivery<'a, '_>) -> Step<'a> {
-        self.ending = Directions::Reading;
+        self.ending = Ending::LeftToOwner;
         self.end(delivery, atoms::no_listener())
     }
 

@@ -40,6 +40,7 @@ defmodule Bench do
       {"latency, busy VM", &latency(&1, System.schedulers_online())},
       {"latency, paced, idle VM", &paced(&1, 0)},
       {"latency, paced, busy VM", &paced(&1, System.schedulers_online())},
+      {"acknowledgements written singly", &writes(&1)},
       {"decoders, 256 B", &decoders(&1, Payload.new(256))},
       {"Frame.parse_all, 256 B", &parse_all(&1, Payload.new(256))},
       {"no listener, 1.5 KB", &backlog(&1, Payload.new(1_500))}
@@ -124,6 +125,23 @@ defmodule Bench do
       end
 
     Enum.each(burners, &Process.exit(&1, :kill))
+    Feed.stop(feed)
+    rounds
+  end
+
+  # Acknowledgements a second, each in a call of its own: with at most 256 of them waiting, and with
+  # as many as there are.
+  defp writes(options) do
+    {feed, port} = Feed.start(:sink, "")
+
+    rounds =
+      for _round <- 1..options.rounds do
+        [
+          "256 waiting": Contender.writes(port, 256, 400),
+          "100,000 waiting": Contender.writes(port, 100_000, 1)
+        ]
+      end
+
     Feed.stop(feed)
     rounds
   end

@@ -1,8 +1,8 @@
 defmodule Bench.Contender do
   @moduledoc "Who receives, and how much of it a second."
 
-  alias Barytherium.Connection
-  alias Barytherium.Network.Receiver
+  alias Barytherium.{Connection, Frame, Network}
+  alias Barytherium.Network.{Receiver, Sender}
 
   # What `gen_tcp` reads at once, for those that read through it: as much as the native loop does.
   @socket_options [buffer: 256 * 1024]
@@ -110,6 +110,25 @@ defmodule Bench.Contender do
   end
 
   defp since(sent, now), do: (now - String.to_integer(sent)) / 1000
+
+  @doc "Single writes a second: `times` over, `count` of them, the last of which is waited for."
+  def writes(port, count, times) do
+    {:ok, network} = Network.start_link(self(), {127, 0, 0, 1}, port)
+    sender = receive do: ({_cast, {:barytherium, :connect, {:ok, sender}}} -> sender)
+    Sender.write(sender, [%Frame{command: :connect}])
+    await_frame()
+    ack = [%Frame{command: :ack, headers: [{"id", "T_1@@session@@1234567"}]}]
+    started = System.monotonic_time(:microsecond)
+
+    for _time <- 1..times do
+      for _n <- 2..count, do: Sender.write(sender, ack)
+      :ok = Sender.write(sender, ack, :sync)
+    end
+
+    passed = System.monotonic_time(:microsecond) - started
+    GenServer.stop(network)
+    count * times * 1_000_000 / passed
+  end
 
   defp round_trip(socket) do
     started = System.monotonic_time(:nanosecond)

@@ -181,4 +181,68 @@ defmodule Barytherium.FrameTest do
     assert {:ok, [_frame], _state} = Frame.parse_all("AGE\n\n\0", partial)
     assert_raise ArgumentError, ~r/newest/, fn -> Frame.parse_all("AGE\n\n\0", partial) end
   end
+
+  describe "acknowledging" do
+    @message %Frame{
+      command: :message,
+      headers: [{"message-id", "m"}, {"subscription", "s"}, {"ack", "a"}, {"ack", "second"}]
+    }
+
+    for {version, headers} <- [
+          {"1.0", [{"message-id", "m"}]},
+          {"1.1", [{"message-id", "m"}, {"subscription", "s"}]},
+          {"1.2", [{"id", "a"}]}
+        ] do
+      test "names the message as #{version} has it" do
+        expected = %Frame{command: :ack, headers: unquote(Macro.escape(headers))}
+        assert Frame.ack(@message, unquote(version)) == expected
+        assert Frame.acknowledgeable?(@message, unquote(version))
+        refute Frame.acknowledgeable?(%Frame{command: :message}, unquote(version))
+        refute Frame.acknowledgeable?(%{@message | command: :error}, unquote(version))
+        extra = [{"receipt", "r"}]
+        assert Frame.ack(@message, unquote(version), extra).headers == expected.headers ++ extra
+      end
+    end
+
+    test "negatively is the same, but for 1.0, which cannot" do
+      assert Frame.nack(@message) == %Frame{command: :nack, headers: [{"id", "a"}]}
+      assert Frame.nack(@message, "1.1").headers == Frame.ack(@message, "1.1").headers
+      assert_raise ArgumentError, ~r/no NACK/, fn -> Frame.nack(@message, "1.0") end
+    end
+
+    test "what does not ask for it says what is missing" do
+      receipt = %Frame{command: :receipt}
+      assert_raise ArgumentError, ~r/receipt has no header ack/, fn -> Frame.ack(receipt) end
+    end
+
+    test "goes by the version that CONNECTED announces" do
+      version = &Frame.version(%Frame{command: :connected, headers: &1})
+      assert version.([]) == "1.0"
+      assert version.([{"version", "1.1"}, {"version", "1.2"}]) == "1.1"
+      assert version.([{"version", "1.3"}]) == "1.2"
+    end
+  end
+
+  test "many headers are encoded on a dirty scheduler, however short they are" do
+    many = %Frame{command: :send, headers: List.duplicate({"a", "b"}, 130_000)}
+    on_exit(fn -> :erlang.trace_pattern({Barytherium.Native, :encode, 2}, false, []) end)
+    :erlang.trace_pattern({Barytherium.Native, :encode, 2}, true, [])
+    test = self()
+
+    traced =
+      spawn_link(fn ->
+        receive do: (:go -> :ok)
+        Frame.format(many)
+        Frame.format(%Frame{command: :send})
+        send(test, :formatted)
+      end)
+
+    :erlang.trace(traced, true, [:call, {:tracer, self()}])
+    send(traced, :go)
+    assert_receive :formatted, 5_000
+    # The small one, and no other.
+    assert_receive {:trace, ^traced, :call, {Barytherium.Native, :encode, [[small], _version]}}
+    assert small.headers == []
+    refute_received {:trace, ^traced, :call, _encode}
+  end
 end

@@ -5,8 +5,10 @@ defmodule Barytherium.ReadmeTest do
   import Barytherium.ReceiverCase, only: [eventually: 1, eventually: 2]
   import ExUnit.CaptureLog
 
+  @moduletag capture_log: true
+
   alias Barytherium.Network.Options
-  alias Barytherium.{Frame, TestBroker}
+  alias Barytherium.{Certificates, Frame, TestBroker}
 
   @readme File.read!("README.md")
 
@@ -132,6 +134,43 @@ defmodule Barytherium.ReadmeTest do
         {:ok, more} = Barytherium.Connection.recv(peer, 0, 5_000)
         rest(peer, read <> more)
       end
+    end
+
+    test "trusts nobody with TLS that it is not told to" do
+      directory =
+        Path.join(System.tmp_dir!(), "barytherium_#{System.unique_integer([:positive])}")
+
+      File.mkdir_p!(directory)
+      on_exit(fn -> File.rm_rf!(directory) end)
+      certificates = Certificates.make(["localhost"])
+      %{cacertfile: cacertfile} = Certificates.write!(certificates, directory)
+
+      for {args, trusted} <- [
+            {[], false},
+            {["--cacertfile", cacertfile], true},
+            {["--insecure"], true}
+          ] do
+        mode = [mode: :binary, active: false, ip: {127, 0, 0, 1}, log_level: :none]
+        {:ok, listener} = :ssl.listen(0, mode ++ certificates.server)
+        {:ok, {_address, port}} = :ssl.sockname(listener)
+        peer = Task.async(fn -> trusted && peer(listener) end)
+        url = "stomp+ssl://me:hunter2@localhost:#{port}/queue/a"
+
+        if trusted do
+          assert listen([url, "--seconds", "1"] ++ args) =~ "In all 1 frames"
+        else
+          accepting = Task.async(fn -> handshake(listener) end)
+          assert_raise Mix.Error, ~r/unknown_ca/, fn -> listen([url]) end
+          Task.await(accepting)
+        end
+
+        Task.await(peer)
+      end
+    end
+
+    defp handshake(listener) do
+      {:ok, socket} = :ssl.transport_accept(listener)
+      :ssl.handshake(socket, 5_000)
     end
 
     test "says what is wrong with a URL, and that nobody is there" do

@@ -7,6 +7,7 @@
 //! * `echo`: sends the file once for each read of something;
 //! * `paced`: sends the file, which is a MESSAGE, every so many milliseconds, with its time of sending
 //!   as a header;
+//! * `sink`: reads and sends nothing;
 //! * `beat`: sends an EOL every so many milliseconds.
 //!
 //! It ends when its standard input does.
@@ -48,6 +49,7 @@ fn main() -> Result<()> {
         match mode {
             "flood" => spawn(move || flood(stream, &payload))?,
             "echo" => spawn(move || echo(stream, &payload))?,
+            "sink" => spawn(move || sink(stream))?,
             "paced" => spawn(move || paced(stream, &payload, Duration::from_millis(beat)))?,
             _ => beating.lock().expect("not poisoned").push(stream),
         }
@@ -74,6 +76,12 @@ fn echo(mut stream: TcpStream, payload: &[u8]) -> Result<()> {
     while stream.read(&mut buffer)? > 0 {
         stream.write_all(payload)?;
     }
+    Ok(())
+}
+
+fn sink(mut stream: TcpStream) -> Result<()> {
+    let mut buffer = [0; STACK / 2];
+    while stream.read(&mut buffer)? > 0 {}
     Ok(())
 }
 

@@ -327,6 +327,10 @@ defmodule Barytherium.Network do
       when pid != nil and reason != :normal,
       do: handle_cast({:barytherium, :disconnect, :closed}, state)
 
+  # It has nobody to read for: the callback process has ended, which is about to be heard here.
+  def handle_info({:EXIT, pid, :normal}, %{receiver_pid: pid} = state) when pid != nil,
+    do: {:noreply, %{state | receiver_pid: nil}}
+
   def handle_info({:EXIT, pid, _reason}, %{connector: pid} = state) when pid != nil,
     do: connected({:error, :closed}, %{state | connector: nil})
 
@@ -360,14 +364,18 @@ defmodule Barytherium.Network do
   # time: the receiver, until it has found the end or has nobody to read for, and then this process.
   defp close_after_writing(%{socket: socket, receiver_pid: receiver}) do
     Connection.shutdown(socket)
-
-    receive do
-      {:EXIT, ^receiver, _reason} -> Connection.discard(socket, @longest_farewell)
-    after
-      @longest_farewell -> :ok
-    end
-
+    if await_end(receiver), do: Connection.discard(socket, @longest_farewell)
     Connection.close(socket)
+  end
+
+  defp await_end(nil), do: true
+
+  defp await_end(receiver) do
+    receive do
+      {:EXIT, ^receiver, _reason} -> true
+    after
+      @longest_farewell -> false
+    end
   end
 
   # The callback process may have got CONNECTED, and written something, sooner than this process was

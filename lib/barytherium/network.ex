@@ -340,10 +340,13 @@ defmodule Barytherium.Network do
     {:noreply, state}
   end
 
-  def handle_info(stray, state) do
-    unless match?({:EXIT, _pid, _reason}, stray),
-      do: Logger.debug("Barytherium ignores a message to a network process")
+  # Of a connection that was made, or ended, in time; and of processes that have done their part.
+  def handle_info({:connect_timeout, _connector}, state), do: {:noreply, state}
+  def handle_info(:end_receiver, state), do: {:noreply, state}
+  def handle_info({:EXIT, _pid, _reason}, state), do: {:noreply, state}
 
+  def handle_info(_stray, state) do
+    Logger.debug("Barytherium ignores a message to a network process")
     {:noreply, state}
   end
 

@@ -165,6 +165,8 @@ defmodule Barytherium.Network.SharingTest do
     end
   end
 
+  # The VM tells its memory only with its own allocators.
+  @tag :memory
   test "many short headers count as what they take up in memory" do
     frame = fn name -> ["MESSAGE\n", List.duplicate([name, ":\n"], 900), "\n\0"] end
     frames = IO.iodata_to_binary(List.duplicate([frame.("a"), frame.("b")], 200))

@@ -50,13 +50,11 @@ defmodule Barytherium.Connection do
     check_address!(host, port)
     deadline = deadline(options.connect_timeout)
 
-    with {:ok, addresses} <- addresses(host, transport, deadline),
-         {:error, reason} <- try_each(addresses, host, port, options, transport, deadline) do
-      {:error, reason(reason)}
-    else
-      {:ok, socket} -> {:ok, socket}
-      {:error, reason} -> {:error, reason(reason)}
-    end
+    result =
+      with {:ok, addresses} <- addresses(host, transport, deadline),
+           do: try_each(addresses, host, port, options, transport, deadline)
+
+    with {:error, reason} <- result, do: {:error, reason(reason)}
   end
 
   @doc false

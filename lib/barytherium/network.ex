@@ -58,7 +58,8 @@ defmodule Barytherium.Network do
           GenServer.on_start()
   def start_link(callback_pid, host, port, opts \\ []) do
     # In the caller: a mistake in the arguments is its own.
-    init = check!(%{callback_handler: callback_pid, host: host, port: port, opts: opts})
+    init = %{callback_handler: callback_pid, host: host, port: port, opts: opts}
+    {init, _options} = check!(init)
     GenServer.start_link(__MODULE__, init)
   end
 
@@ -72,9 +73,9 @@ defmodule Barytherium.Network do
   end
 
   defp check!(%{callback_handler: callback, host: host, port: port, opts: opts} = init) do
-    Options.split(opts)
+    {options, _transport} = Options.split(opts)
     Connection.check_address!(host, port)
-    %{init | callback_handler: callback!(callback)}
+    {%{init | callback_handler: callback!(callback)}, options}
   end
 
   defp callback!(pid) when is_pid(pid), do: pid
@@ -144,9 +145,8 @@ defmodule Barytherium.Network do
   def init(%{opts: opts} = init) do
     # What was written is to be sent also when the callback process takes this one along.
     Process.flag(:trap_exit, true)
-    %{callback_handler: callback} = init = check!(init)
-    Process.monitor(callback)
-    {options, _transport} = Options.split(opts)
+    {init, options} = check!(init)
+    Process.monitor(init.callback_handler)
 
     state =
       init

@@ -22,6 +22,18 @@ defmodule Barytherium.ReceiverCase do
 
   def connected_bytes, do: @connected
 
+  @doc "What `Receiver.loop/1` takes, with `test` as listener, network and sender."
+  def loop_state(socket, test) do
+    %{
+      socket: socket,
+      listener_pid: test,
+      network_pid: test,
+      sender_pid: test,
+      parse_state: nil,
+      hb_recv: nil
+    }
+  end
+
   @doc "A receiver and its peer: `{receiver, peer, socket}`."
   def start_receiver(transport \\ :tcp, opts \\ []) do
     {socket, peer} = Peer.pair(transport)

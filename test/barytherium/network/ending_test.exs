@@ -139,7 +139,7 @@ defmodule Barytherium.Network.EndingTest do
     Process.register(self(), __MODULE__)
     {socket, peer} = Peer.pair()
     Peer.send(peer, "MESSAGE\n\n\0MESSAGE\n\n\0GARBAGE")
-    state = %{loop_state(socket, self()) | listener_pid: __MODULE__}
+    state = %{connected_state(socket, self()) | listener_pid: __MODULE__}
     {:ok, receiver} = Receiver.start_loop(state)
     monitor = Process.monitor(receiver)
     assert_receive {:DOWN, ^monitor, :process, ^receiver, :normal}
@@ -270,7 +270,7 @@ defmodule Barytherium.Network.EndingTest do
       {socket, peer} = Peer.pair()
       Peer.close(peer)
       test = self()
-      loop = Task.async(fn -> Receiver.loop(loop_state(socket, test)) end)
+      loop = Task.async(fn -> Receiver.loop(connected_state(socket, test)) end)
       # It is likely to get the number of a descriptor that was just closed.
       {:ok, other} = Connection.connect({127, 0, 0, 1}, port)
       peer = Peer.accept(listener)
@@ -282,16 +282,9 @@ defmodule Barytherium.Network.EndingTest do
     end
   end
 
-  defp loop_state(socket, test) do
-    %{
-      socket: socket,
-      listener_pid: test,
-      network_pid: test,
-      sender_pid: test,
-      parse_state: Frame.parse_state(),
-      hb_recv: 0
-    }
-  end
+  # Of a stream that is connected already.
+  defp connected_state(socket, test),
+    do: %{loop_state(socket, test) | parse_state: Frame.parse_state(), hb_recv: 0}
 
   defp receive_any do
     assert_receive {:"$gen_cast", {:barytherium, :frames, {frames, _sender}}}

@@ -338,17 +338,6 @@ defmodule Barytherium.Network.ReceiverTest do
       Peer.assert_closed(peer)
     end
 
-    defp loop_state(socket, test) do
-      %{
-        socket: socket,
-        listener_pid: test,
-        network_pid: test,
-        sender_pid: test,
-        parse_state: nil,
-        hb_recv: nil
-      }
-    end
-
     test "starts in mid-frame where a parse state says so, connected where hb_recv does" do
       {socket, peer} = Peer.pair()
       test = self()

@@ -1,4 +1,4 @@
-# Run by script/scale: idle connections in one VM, kept alive by heart-beats, and what they cost.
+# Run by script/scale. Measures what idle connections cost that heart-beats keep alive.
 Code.require_file("feed.ex", __DIR__)
 
 defmodule Scale do
@@ -11,12 +11,12 @@ defmodule Scale do
     network = spawn_link(&answer/0)
     listener = spawn_link(&listen/0)
 
-    # The sockets first: they cost what they cost with any loop.
+    # Open the sockets before the first measurement: their cost is not that of the receive loop.
     sockets = for _n <- 1..count, do: connect(port)
     before = measure([listener, network])
     loops = for socket <- sockets, do: start(socket, listener, network)
     await(fn -> connected(listener) == count end)
-    # Long enough for each to have been read several times, and to be dead without heart-beats.
+    # Long enough for each to be read several times. Without heart-beats each would time out.
     Process.sleep(5_000)
     after_ = measure([listener, network])
 
@@ -24,8 +24,8 @@ defmodule Scale do
     waiting = Enum.count(loops, &(Process.info(&1, :status) == {:status, :waiting}))
     IO.puts("connections          #{count}, alive #{alive}, waiting in `receive` #{waiting}")
     IO.puts("native side alive    #{Native.live_connections()}")
-    IO.puts("resident memory each #{per(before.resident, after_.resident, count)} octets")
-    IO.puts("of that, processes   #{per(before.processes, after_.processes, count)} octets")
+    IO.puts("resident memory each #{per(before.resident, after_.resident, count)} bytes")
+    IO.puts("of that, processes   #{per(before.processes, after_.processes, count)} bytes")
     {time, {:ok, _bytes}} = :timer.tc(fn -> File.read("mix.exs") end)
     IO.puts("File.read/1          #{time} us")
     true = alive == count and waiting > count * 0.99
@@ -71,7 +71,7 @@ defmodule Scale do
     end
   end
 
-  # Without what those who look on have heaped up.
+  # Without the garbage of this process and of the two that all connections share.
   defp measure(others) do
     Enum.each([self() | others], &:erlang.garbage_collect/1)
     [_all, kib] = Regex.run(~r/VmRSS:\s+(\d+) kB/, File.read!("/proc/self/status"))

@@ -1,8 +1,8 @@
-# Run by script/soak: everything that can happen to a connection, at once and for a long time, and
-# then nothing may be left of it.
+# Run by script/soak. Runs connections of every kind for a long time, and then checks that nothing is
+# left of them.
 #
-# Workers open connections one after the other. Each is to a scripted peer and of a kind that is
-# drawn by chance, and is checked by itself: what came, in which order, and how it ended.
+# Workers open connections to scripted peers, one after the other. The kind of each connection is
+# random. Each is checked by itself: what arrived, in which order, and how it ended.
 defmodule Soak do
   import Bitwise
 
@@ -10,9 +10,9 @@ defmodule Soak do
   alias Barytherium.Network.Sender
 
   @workers 12
-  # Milliseconds for anything that has to happen, on a machine that is busy with all the rest.
+  # Milliseconds to wait for anything, on a machine that is busy with all the other connections.
   @patience 60_000
-  # What the VM may have grown by: allocators keep some of what they once had.
+  # The VM may have grown by this many bytes, because allocators keep some memory.
   @growth 128 * 1024 * 1024
   @connected "CONNECTED\nversion:1.2\nheart-beat:100,100\n\n\0"
 
@@ -20,7 +20,7 @@ defmodule Soak do
     :feed,
     :slow_listener,
     :large_bodies,
-    :octets,
+    :bytes,
     :tls,
     :garbage,
     :reset,
@@ -33,7 +33,7 @@ defmodule Soak do
 
   def run(minutes) do
     {:ok, _apps} = Application.ensure_all_started(:barytherium)
-    # What is refused is logged, each time.
+    # Each refusal and parse error would be logged.
     Logger.configure(level: :none)
     for kind <- @kinds, do: connection(kind)
     settle(nil)
@@ -55,11 +55,11 @@ defmodule Soak do
     for {kind, count} <- Enum.sort(done),
         do: IO.puts("#{String.pad_trailing("#{kind}", 16)} #{count}")
 
-    IO.puts("connections      #{done |> Map.values() |> Enum.sum()}, all as they had to be")
+    IO.puts("connections      #{done |> Map.values() |> Enum.sum()}, all correct")
 
     left = for {what, count} <- now, what != :memory, count > before[what], do: {what, count}
     unless left == [], do: raise("left behind: #{inspect(left)}")
-    if now.memory > before.memory + @growth, do: raise("grown to #{now.memory} octets")
+    if now.memory > before.memory + @growth, do: raise("grown to #{now.memory} bytes")
   end
 
   defp counts do
@@ -74,13 +74,13 @@ defmodule Soak do
     }
   end
 
-  # All of it: what the native side allocates is no memory that the VM knows of.
+  # The resident memory, because `:erlang.memory/0` does not include what the native side allocates.
   defp resident do
     [_all, kib] = Regex.run(~r/VmRSS:\s+(\d+) kB/, File.read!("/proc/self/status"))
     String.to_integer(kib) * 1024
   end
 
-  # What has ended may take a moment to be gone.
+  # Waits until what has ended is gone.
   defp settle(before, attempts \\ 100) do
     left =
       before && Enum.any?(Map.delete(counts(), :memory), fn {what, n} -> n > before[what] end)
@@ -101,8 +101,8 @@ defmodule Soak do
     end
   end
 
-  # In a process of its own, whose mailbox is its connection's alone, and whose end is the end of
-  # all that it started.
+  # Runs in a process of its own. Its mailbox is for one connection only, and what it started ends
+  # with it.
   defp connection(kind) do
     {pid, monitor} =
       spawn_monitor(fn ->
@@ -133,9 +133,9 @@ defmodule Soak do
     feed(peer, 8, 3_000_000)
   end
 
-  defp scenario(:octets) do
+  defp scenario(:bytes) do
     {_network, peer} = connect()
-    spawn_link(fn -> Peer.send_octets(peer, IO.iodata_to_binary(frames(1..5, 20))) end)
+    spawn_link(fn -> Peer.send_bytes(peer, IO.iodata_to_binary(frames(1..5, 20))) end)
     receive_frames(1, 5)
     Peer.close(peer)
     disconnected(:closed)
@@ -217,7 +217,7 @@ defmodule Soak do
     disconnected(:closed)
   end
 
-  # A network that is connected, and its peer.
+  # A network that has received CONNECTED, and its peer.
   defp connect(opts \\ [], transport \\ :tcp, heart_beat \\ "0,0") do
     listener = Peer.listen(transport)
     {:ok, network} = Network.start_link(self(), {127, 0, 0, 1}, Peer.port(listener), opts)
@@ -233,7 +233,7 @@ defmodule Soak do
     {network, peer}
   end
 
-  # Sends `count` frames, and takes them in order and whole.
+  # Sends `count` frames, and checks that all arrive whole and in order.
   defp feed(peer, count, body, think \\ fn -> :ok end) do
     sender = spawn_link(fn -> send_frames(peer, 1, count, body) end)
     receive_frames(1, count, body, think)
@@ -283,7 +283,7 @@ defmodule Soak do
     {:barytherium, :disconnect, ^reason} = cast(:disconnect)
 
     receive do
-      {:"$gen_cast", _message} = more -> raise("after the end: #{inspect(more)}")
+      {:"$gen_cast", _message} = more -> raise("a message after the disconnect: #{inspect(more)}")
     after
       0 -> :ok
     end

@@ -1,4 +1,4 @@
-"""The flooding feed with TLS: tls_feed.py FILE PEM."""
+"""Floods each connection with the contents of a file, over TLS: tls_feed.py FILE PEM."""
 import os
 import socket
 import ssl

@@ -1,22 +1,23 @@
 defmodule Barytherium.ConformanceTest do
   @moduledoc """
-  The conformance cases through the native library: parsed, encoded, and received from a socket.
+  Runs the conformance cases through the native library: parses them, encodes them, and receives them
+  from a socket.
   """
   use Barytherium.ReceiverCase, async: true
 
   alias Barytherium.{Conformance, Native, ParseError}
   alias Barytherium.Network.{Options, Parser, Receiver, Socket}
 
-  # Tens of thousands of runs each, which take minutes on a machine that is busy with more.
+  # Each test does tens of thousands of runs, which take minutes on a busy machine.
   @moduletag timeout: 600_000
 
   describe "Frame.parse_all/2" do
-    test "gives the frames and the error of every case, cut at every point" do
+    test "parses every case as it says, cut at every point" do
       for case <- Conformance.decoding(),
-          # What the first frame may be is a connection's concern.
+          # Only connections check the first frame.
           not match?({:unexpected_first_frame, _offset}, case.error),
           version <- case.versions,
-          pieces <- [Conformance.octets(case.input) | Conformance.cuts(case.input)] do
+          pieces <- [Conformance.bytes(case.input) | Conformance.cuts(case.input)] do
         outcome = parse(pieces, Frame.parse_state([version: version] ++ case.options))
 
         assert {case.name, version, pieces, outcome} ==
@@ -26,7 +27,7 @@ defmodule Barytherium.ConformanceTest do
   end
 
   describe "Frame.format/2" do
-    test "gives the bytes of every case" do
+    test "encodes every case as it says" do
       for %{encodes: %Frame{} = frame} = case <- Conformance.cases(), version <- case.versions do
         if case.error,
           do: assert_raise(ArgumentError, fn -> Frame.format(frame, version) end),
@@ -36,9 +37,9 @@ defmodule Barytherium.ConformanceTest do
   end
 
   describe "over a socket" do
-    # Slices are taken here and not by a receiver, so that it is known where the input was cut:
-    # each piece has been read before the next one is sent.
-    test "every case gives its frames and its error, cut at every point" do
+    # The test takes the slices itself, without a receiver. So it can wait until each piece was read
+    # before it sends the next one, and knows where the input was cut.
+    test "every case is received as it says, cut at every point" do
       for case <- Conformance.decoding(),
           version <- case.versions,
           pieces <- Conformance.cuts(case.input) do
@@ -50,9 +51,9 @@ defmodule Barytherium.ConformanceTest do
     end
 
     for transport <- Peer.transports() do
-      test "every case, octet by octet, by a receiver (#{transport})" do
+      test "a receiver gets every case byte by byte (#{transport})" do
         for case <- Conformance.decoding(), version <- case.versions do
-          outcome = receive_octets(unquote(transport), case, version)
+          outcome = receive_bytes(unquote(transport), case, version)
           {frames, error} = expected(case)
           expected = {frames, if(error, do: :parse_error, else: :closed)}
           assert {case.name, version, outcome} == {case.name, version, expected}
@@ -131,12 +132,12 @@ defmodule Barytherium.ConformanceTest do
     end
   end
 
-  defp receive_octets(transport, case, version) do
+  defp receive_bytes(transport, case, version) do
     {socket, peer} = Peer.pair(transport)
     state = loop(socket, case, version)
     receiver = Task.async(fn -> Receiver.loop(%{state | options: case.options}) end)
-    # The receiver may refuse what came before the last octet, and close.
-    Enum.each(Conformance.octets(case.input), &Connection.send(peer, &1))
+    # Sending may fail, because the receiver may close before the last byte.
+    Enum.each(Conformance.bytes(case.input), &Connection.send(peer, &1))
     Peer.close(peer)
     outcome = collect([])
     Task.await(receiver)

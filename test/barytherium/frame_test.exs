@@ -12,7 +12,7 @@ defmodule Barytherium.FrameTest do
 
   defp format(frame, version \\ "1.2"), do: IO.iodata_to_binary(Frame.format(frame, version))
 
-  test "every command is written and read" do
+  test "every command is formatted and parsed" do
     for command <- @commands do
       frame = %Frame{command: command, headers: [{"k", "v"}], body: ""}
       bytes = format(frame)
@@ -21,7 +21,7 @@ defmodule Barytherium.FrameTest do
     end
   end
 
-  test "a command is needed, headers and body are not" do
+  test "headers and body have defaults" do
     assert %Frame{command: :begin} == %Frame{command: :begin, headers: [], body: ""}
   end
 
@@ -31,7 +31,7 @@ defmodule Barytherium.FrameTest do
     assert format(given) == "SEND\ncontent-length:3\n\na\0b\0"
   end
 
-  test "headers of any size are written" do
+  test "headers of any size are formatted" do
     value = String.duplicate(":", 1_000_000)
     frame = %Frame{command: :send, headers: [{"k", value}]}
     bytes = format(frame)
@@ -50,8 +50,9 @@ defmodule Barytherium.FrameTest do
     assert format(connect) == "CONNECT\npasscode:a:\\\n\n\0"
   end
 
-  # Terms of headers, and of the ends of their lists, are shared with the frame before.
-  test "headers that repeat, in part and in other places, are those that were written" do
+  # The parser uses the terms of equal headers, and of equal ends of header lists, again for the next
+  # frame.
+  test "frames that repeat headers of the frame before are parsed as they were formatted" do
     first = %Frame{command: :message, headers: new_headers()}
     frames = Enum.scan(1..5_000, first, fn _n, before -> another(before) end)
     bytes = IO.iodata_to_binary(Enum.map(frames, &Frame.format/1))
@@ -59,7 +60,7 @@ defmodule Barytherium.FrameTest do
     assert Enum.map(parsed, &without_length/1) == frames
   end
 
-  # Mostly one header differs, sometimes the body's length, sometimes everything.
+  # In most frames one header differs, in some the length of the body, in some everything.
   defp another(before) do
     case :rand.uniform(20) do
       1 -> %Frame{command: Enum.random([:message, :error]), headers: new_headers()}
@@ -82,7 +83,7 @@ defmodule Barytherium.FrameTest do
   defp without_length(%Frame{body: ""} = frame), do: frame
   defp without_length(frame), do: %{frame | headers: Enum.drop(frame.headers, -1)}
 
-  test "a frame in pieces, at every place" do
+  test "frames may be cut at every place" do
     bytes = "MESSAGE\r\nk:a\\cb\ncontent-length:3\n\na\0b\0\nRECEIPT\n\n\0"
 
     expected = [
@@ -105,7 +106,7 @@ defmodule Barytherium.FrameTest do
     assert message.headers == [{"k", "C:\\new"}]
   end
 
-  test "an error has its rule, its place, what came before it, and a message for people" do
+  test "an error has its rule, its offset, the frames before it, and a readable message" do
     {:ok, [], state} = Frame.parse_all("\nMESS")
     assert {:error, %ParseError{} = error} = Frame.parse_all("AGE\n\nhi\0MESSAGE\nk\n", state)
     assert %ParseError{rule: :header_without_colon, offset: 22, excerpt: "k"} = error
@@ -113,7 +114,7 @@ defmodule Barytherium.FrameTest do
     assert Exception.message(error) == ~s(a header line without a colon, at byte 22: "k")
   end
 
-  test "credentials are in no error" do
+  test "errors do not show credentials" do
     {:error, error} = Frame.parse_all("SEND\npasscode:hunter2\\t\n\n\0")
     assert error.rule == :undefined_escape
     refute Exception.message(error) =~ "hunter2"
@@ -134,14 +135,14 @@ defmodule Barytherium.FrameTest do
              parse.("SEND\nk:\\n\n\n\0", version: "1.0")
   end
 
-  test "a kept frame keeps its own bytes only" do
+  test "a frame does not keep the binary that it was parsed from" do
     big = String.duplicate("x", 100_000)
     bytes = "MESSAGE\n\n#{String.duplicate("y", 100)}\0MESSAGE\n\n#{big}\0"
     {:ok, [small, _big], _state} = Frame.parse_all(bytes)
     assert :binary.referenced_byte_size(small.body) == 100
   end
 
-  test "a large body that is most of the data is not copied, one that is not is" do
+  test "a large body is not copied if it is most of the data, and copied otherwise" do
     for {body, others, referenced} <- [{100_000, 10, :data}, {100_000, 200_000, :own}] do
       others = ["MESSAGE\n\n", String.duplicate("y", others), 0]
       data = ["MESSAGE\n\n", String.duplicate("x", body), 0, others]
@@ -153,9 +154,9 @@ defmodule Barytherium.FrameTest do
     end
   end
 
-  # Minutes, if each piece made it begin again.
+  # It would take minutes if parsing began again with each piece.
   @tag timeout: 30_000
-  test "20 MB in pieces of 1 KB are parsed, with and without a length" do
+  test "20 MB in pieces of 1 KB are parsed, with and without a content-length" do
     piece = String.duplicate("0123456789abcdef", 64)
     expected = :binary.copy(piece, 20_000)
 
@@ -174,7 +175,7 @@ defmodule Barytherium.FrameTest do
     end
   end
 
-  test "a state between frames may be used again, one in mid-frame only once" do
+  test "a parse state between frames may be used again, one in mid-frame only once" do
     {:ok, [_frame], between} = Frame.parse_all("MESSAGE\n\n\0")
     for _time <- 1..2, do: assert({:ok, [_frame], _} = Frame.parse_all("MESSAGE\n\n\0", between))
     {:ok, [], partial} = Frame.parse_all("MESS", between)
@@ -193,7 +194,7 @@ defmodule Barytherium.FrameTest do
           {"1.1", [{"message-id", "m"}, {"subscription", "s"}]},
           {"1.2", [{"id", "a"}]}
         ] do
-      test "names the message as #{version} has it" do
+      test "names the message as STOMP #{version} says" do
         expected = %Frame{command: :ack, headers: unquote(Macro.escape(headers))}
         assert Frame.ack(@message, unquote(version)) == expected
         assert Frame.acknowledgeable?(@message, unquote(version))
@@ -204,18 +205,18 @@ defmodule Barytherium.FrameTest do
       end
     end
 
-    test "negatively is the same, but for 1.0, which cannot" do
+    test "with NACK names it in the same way, and 1.0 has no NACK" do
       assert Frame.nack(@message) == %Frame{command: :nack, headers: [{"id", "a"}]}
       assert Frame.nack(@message, "1.1").headers == Frame.ack(@message, "1.1").headers
       assert_raise ArgumentError, ~r/no NACK/, fn -> Frame.nack(@message, "1.0") end
     end
 
-    test "what does not ask for it says what is missing" do
+    test "raises for a frame without the header, and names the header" do
       receipt = %Frame{command: :receipt}
       assert_raise ArgumentError, ~r/receipt has no header ack/, fn -> Frame.ack(receipt) end
     end
 
-    test "goes by the version that CONNECTED announces" do
+    test "uses the version that CONNECTED announces" do
       version = &Frame.version(%Frame{command: :connected, headers: &1})
       assert version.([]) == "1.0"
       assert version.([{"version", "1.1"}, {"version", "1.2"}]) == "1.1"
@@ -240,7 +241,7 @@ defmodule Barytherium.FrameTest do
     :erlang.trace(traced, true, [:call, {:tracer, self()}])
     send(traced, :go)
     assert_receive :formatted, 5_000
-    # The small one, and no other.
+    # The small frame is encoded on a normal scheduler, and no other frame is.
     assert_receive {:trace, ^traced, :call, {Barytherium.Native, :encode, [[small], _version]}}
     assert small.headers == []
     refute_received {:trace, ^traced, :call, _encode}

@@ -1,5 +1,5 @@
 defmodule Barytherium.FreshProjectTest do
-  # What an existing user does: one line of mix.exs, and nothing else.
+  # As for an existing user, one line of mix.exs has to be enough.
   use ExUnit.Case, async: false
 
   @moduletag timeout: 180_000
@@ -24,7 +24,7 @@ defmodule Barytherium.FreshProjectTest do
     assert run!(release, ["eval", "FeedConsumer.Main.run()"], directory) =~ @expected
   end
 
-  test "an up-to-date tree compiles nothing", %{directory: directory} do
+  test "compiling again compiles nothing", %{directory: directory} do
     make_project(directory, "")
     run!("mix", ["compile"], directory)
 
@@ -36,7 +36,7 @@ defmodule Barytherium.FreshProjectTest do
     assert File.stat!(library) == before
   end
 
-  test "an application of an umbrella", %{directory: directory} do
+  test "an application in an umbrella project runs", %{directory: directory} do
     File.mkdir_p!(Path.join(directory, "apps"))
 
     File.write!(Path.join(directory, "mix.exs"), """
@@ -53,7 +53,7 @@ defmodule Barytherium.FreshProjectTest do
     assert run!("mix", ["run", "-e", "FeedConsumer.Main.run()"], directory) =~ @expected
   end
 
-  # The broker is stopped and started under an application whose supervisor has the usual limits.
+  # Stops and starts the broker while an application runs whose supervisor has the default limits.
   @survival """
   alias Barytherium.TestBroker
   Logger.configure(level: :none)
@@ -70,7 +70,9 @@ defmodule Barytherium.FreshProjectTest do
   IO.puts("still running: \#{:feed in running}")
   """
 
-  test "the README's consumer, in an application, survives its broker", %{directory: directory} do
+  test "an application with the README's consumer survives a restart of the broker", %{
+    directory: directory
+  } do
     listener = Barytherium.Peer.listen(:tcp)
     port = Barytherium.Peer.port(listener)
     Barytherium.Peer.close(listener)
@@ -99,11 +101,11 @@ defmodule Barytherium.FreshProjectTest do
     assert run!("mix", ["run", "-e", @survival], directory) =~ "still running: true"
   end
 
-  test "without cargo there is one clear sentence", %{directory: directory} do
+  test "without cargo the error says what is missing", %{directory: directory} do
     make_project(directory, "")
     path = Path.join(directory, "bin")
     File.mkdir_p!(path)
-    # Every tool of this system but that one.
+    # Link all tools of this system but cargo.
     for tool <- ["elixir", "mix", "erl" | File.ls!("/usr/bin")], tool != "cargo" do
       tool |> System.find_executable() |> link(path, tool)
     end
@@ -115,7 +117,7 @@ defmodule Barytherium.FreshProjectTest do
   end
 
   defp link(nil, _path, _tool), do: :ok
-  # Some are there twice.
+  # `File.ln_s/2` fails for tools that are linked already.
   defp link(found, path, tool), do: File.ln_s(found, Path.join(path, tool))
 
   defp make_project(directory, project_options) do
@@ -149,12 +151,12 @@ defmodule Barytherium.FreshProjectTest do
     output
   end
 
-  # The native library that these tests run with need not be built again.
+  # With the same target directory the native library does not have to be built again.
   defp run(command, args, directory, environment) do
     target = Path.expand("../barytherium_cargo", Mix.Project.build_path())
     target = System.get_env("CARGO_TARGET_DIR", target)
     environment = [{"MIX_ENV", "prod"}, {"CARGO_TARGET_DIR", target} | environment]
-    # Ended if it hangs, so that it does not outlive the test.
+    # A command that hangs must not outlive the test.
     args = ["60", command | args]
     System.cmd("timeout", args, cd: directory, env: environment, stderr_to_stdout: true)
   end

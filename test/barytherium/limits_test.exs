@@ -1,7 +1,7 @@
 defmodule Barytherium.LimitsTest do
   @moduledoc """
-  Limits, and memory under peers that would have it all. Not async: the memory of the whole
-  operating system process is looked at.
+  Limits, and memory while a peer tries to exhaust it. Not async, because the tests measure the
+  resident memory of the whole operating system process.
   """
   use Barytherium.ReceiverCase, async: false
 
@@ -11,11 +11,11 @@ defmodule Barytherium.LimitsTest do
 
   @mib 1024 * 1024
 
-  # Far above what a session needs and what a mailbox may hold, far below what the peers here send,
-  # announce, or make as terms.
+  # Far above what a session needs and what a mailbox may hold. Far below what the peers send or
+  # announce, and what their frames would take up as terms.
   @most_growth 192 * @mib
 
-  # A peer that would never end is given up after as much.
+  # After this many bytes an endless peer stops, and the test fails.
   @flood 1024 * @mib
 
   describe "through Network.start_link/4" do
@@ -28,7 +28,7 @@ defmodule Barytherium.LimitsTest do
           {"max_body, declared", {:max_body, 4}, "MESSAGE\ncontent-length:4\n\n1234\0",
            "MESSAGE\ncontent-length:5\n"}
         ] do
-      test "#{name}: at it, and one over while bytes arrive" do
+      test "#{name}: accepted at the limit, refused one over it while bytes arrive" do
         {_network, peer} = connect([unquote(option)])
         Peer.send(peer, unquote(at))
         assert_receive {:"$gen_cast", {:barytherium, :frames, {[%Frame{command: :message}], _}}}
@@ -38,7 +38,7 @@ defmodule Barytherium.LimitsTest do
       end
     end
 
-    test "escapes: :lenient keeps what is not defined" do
+    test "escapes: :lenient keeps undefined escapes" do
       {_network, peer} = connect(escapes: :lenient)
       Peer.send(peer, "MESSAGE\na:\\t\n\n\0")
       assert_receive {:"$gen_cast", {:barytherium, :frames, {[%Frame{headers: headers}], _}}}
@@ -46,8 +46,8 @@ defmodule Barytherium.LimitsTest do
     end
   end
 
-  describe "why it failed" do
-    test "is logged once, at error level, with the rule and the octet, and as metadata" do
+  describe "a parse error" do
+    test "is logged once, at level error, with the rule and the offset, and as metadata" do
       {receiver, peer, _socket} = start_connected()
       :ok = :logger.add_handler(__MODULE__, __MODULE__, %{config: %{test: self()}})
       on_exit(fn -> :logger.remove_handler(__MODULE__) end)
@@ -71,8 +71,8 @@ defmodule Barytherium.LimitsTest do
     end
   end
 
-  # The one way known to make the native code panic, which must end that connection and no more.
-  test "no room for a body is a panic, and the end of its connection alone" do
+  # This is the only known way to make the native code panic.
+  test "no memory for a body is a panic that ends only its connection" do
     beams = Path.join(Mix.Project.app_path(), "ebin")
 
     {output, status} =
@@ -82,7 +82,7 @@ defmodule Barytherium.LimitsTest do
 
     assert status == 0, output
     assert output =~ "ended a connection because its native code panicked"
-    assert output =~ "out of memory for a body of 100000000 octets"
+    assert output =~ "out of memory for a body of 100000000 "
     assert output =~ "some are refused, and some are not: [:closed, :parse_error]"
     assert output =~ "still here"
     assert output =~ "and is closed"
@@ -104,7 +104,7 @@ defmodule Barytherium.LimitsTest do
       )
     end
 
-    test "a declared length of 99 GB, which is refused, or waited for without a reservation" do
+    test "a content-length of 99 GB, which is refused, or accepted without reserving memory" do
       head = "MESSAGE\ncontent-length:99000000000\n\n"
       assert_refused("a body larger than the limit", head, "")
 
@@ -154,7 +154,7 @@ defmodule Barytherium.LimitsTest do
     assert log =~ ~r/Barytherium ended the connection to 127.0.0.1:\d+: #{reason}/
   end
 
-  # A peer that sends without end, and a listener that keeps up.
+  # The peer sends all the time, and the listener keeps up.
   defp assert_passes(bytes, frames_each) do
     {socket, peer} = Peer.pair()
     times = 600

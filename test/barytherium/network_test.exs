@@ -16,7 +16,7 @@ defmodule Barytherium.NetworkTest do
     {network, sender, peer}
   end
 
-  # Connected, with the heart-beats that both sides' headers give.
+  # Connects with the `heart-beat` headers of both sides.
   defp connect_with_heart_beats(client, server) do
     {network, sender, peer} = connect("127.0.0.1")
     Sender.write(sender, [%Frame{command: :connect, headers: [{"heart-beat", client}]}])
@@ -70,20 +70,20 @@ defmodule Barytherium.NetworkTest do
     assert_receive {:"$gen_cast", {:barytherium, :frames, {[%Frame{}], ^sender}}}
   end
 
-  test "stats tell what came, also after the end" do
+  test "stats count what was received, also after the end" do
     {network, _sender, peer} = connect("127.0.0.1")
     bytes = "CONNECTED\n\n\0MESSAGE\n\n1\0MESSAGE\n\n2\0"
     Peer.send(peer, bytes)
     assert_receive {:"$gen_cast", {:barytherium, :frames, {[%Frame{body: "1"} | _more], _}}}
     Peer.close(peer)
     assert_receive {:"$gen_cast", {:barytherium, :disconnect, :closed}}
-    octets = byte_size(bytes)
-    assert %{frames: 3, octets: ^octets, pauses: 0} = stats = Network.stats(network)
+    size = byte_size(bytes)
+    assert %{frames: 3, bytes: ^size, pauses: 0} = stats = Network.stats(network)
     assert stats.last_activity <= System.monotonic_time(:millisecond)
     assert stats.slices > 0 and is_integer(stats.waits) and is_integer(stats.parse_time)
   end
 
-  test "tells why it could not connect" do
+  test "reports why it could not connect" do
     listener = Peer.listen(:tcp)
     port = Peer.port(listener)
     :ok = :gen_tcp.close(listener)
@@ -94,26 +94,26 @@ defmodule Barytherium.NetworkTest do
     assert_receive {:"$gen_cast", {:barytherium, :connect, {:error, :nxdomain}}}, 10_000
   end
 
-  test "a mistake in the options is the caller's" do
+  test "a mistake in the options raises in the caller" do
     assert_raise ArgumentError, ~r/:max_body/, fn ->
       Network.start_link(self(), "localhost", 1, max_body: -1)
     end
   end
 
-  test "starts as a GenServer with the state that it is documented with" do
+  test "GenServer.start/2 takes the documented state" do
     listener = Peer.listen(:tcp)
     state = %{callback_handler: self(), host: "localhost", port: Peer.port(listener), opts: []}
     {:ok, _network} = GenServer.start(Network, state)
     assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, _sender}}}
   end
 
-  test "one disconnect, whatever sender and receiver report, and nothing after it" do
+  test "there is only one disconnect, and nothing after it, whatever sender and receiver report" do
     {network, sender, peer} = connect("127.0.0.1")
     Peer.close(peer)
     assert_receive {:"$gen_cast", {:barytherium, :disconnect, :closed}}
     GenServer.cast(network, {:barytherium, :disconnect, :timeout})
     assert :ok = Sender.write(sender, [%Frame{command: :disconnect}])
-    # Whatever was on its way is there once the network answers.
+    # When the network answers, everything that it had sent has arrived.
     :sys.get_state(network)
     refute_received {:"$gen_cast", _message}
   end
@@ -131,18 +131,18 @@ defmodule Barytherium.NetworkTest do
     Peer.assert_closed(peer)
   end
 
-  test "its death is seen by the peer" do
+  test "killing it closes the connection" do
     Process.flag(:trap_exit, true)
     {network, _sender, peer} = connect("127.0.0.1")
     Process.exit(network, :kill)
     Peer.assert_closed(peer)
   end
 
-  test "heart-beats are sent when nothing else is, and expected" do
+  test "heart-beats are sent when nothing else is, and are expected from the peer" do
     {_network, sender, peer} = connect_with_heart_beats("100,400", "400,100")
     assert {:ok, "CONNECT\n" <> _headers} = Connection.recv(peer, 0, 2_000)
     for _n <- 1..3, do: assert({:ok, "\n"} = Connection.recv(peer, 1, 2_000))
-    # Nothing came from this peer.
+    # This peer sends no heart-beats.
     assert_receive {:"$gen_cast", {:barytherium, :disconnect, :timeout}}
     refute_received {:"$gen_cast", _message}
     assert :ok = Sender.write(sender, [])
@@ -157,7 +157,7 @@ defmodule Barytherium.NetworkTest do
     assert {:ok, ^written} = Connection.recv(peer, byte_size(written), 2_000)
   end
 
-  # Mistakes of a beginner, and the sentence that each gets in its own process.
+  # Beginner's mistakes, and a part of the message that each gets.
   for {mistake, {message, frame}} <- [
         "an unknown command": {":unknown is not a STOMP command", %{command: :unknown}},
         "a command as a string": {"write :send instead of \"SEND\"", %{command: "SEND"}},
@@ -172,7 +172,7 @@ defmodule Barytherium.NetworkTest do
         "a line end in CONNECT":
           {"header \"passcode\"", %{command: :connect, headers: [{"passcode", "a\nb"}]}}
       ] do
-    test "#{mistake} raises where it is written, and says so" do
+    test "#{mistake} raises in the caller of write, and is named" do
       {_network, sender, _peer} = connect("127.0.0.1")
       frame = struct!(%Frame{command: :send}, unquote(Macro.escape(frame)))
       error = assert_raise ArgumentError, fn -> Sender.write(sender, [frame]) end
@@ -181,7 +181,7 @@ defmodule Barytherium.NetworkTest do
     end
   end
 
-  test "what has an obvious meaning is written" do
+  test "values with an obvious meaning are accepted" do
     {_network, sender, peer} = connect_with_heart_beats("0,0", "0,0")
     assert {:ok, @connect} = Connection.recv(peer, 0, 2_000)
     headers = [{"login", nil}, {:priority, 7}, {"ack", :auto}]
@@ -191,11 +191,11 @@ defmodule Barytherium.NetworkTest do
     assert {:ok, ^written} = Connection.recv(peer, byte_size(written), 2_000)
   end
 
-  test "a sender that is no pid is the caller's mistake" do
+  test "a sender that is not a pid raises in the caller" do
     assert_raise ArgumentError, ~r/the sender is nil/, fn -> Sender.write(nil, []) end
   end
 
-  test "a write that the negotiated version cannot escape is dropped, and says what it was" do
+  test "a write that the negotiated version cannot escape is dropped and logged" do
     {_network, sender, peer} = connect("127.0.0.1")
     Sender.write(sender, [%Frame{command: :connect}])
     Peer.send(peer, "CONNECTED\nversion:1.0\n\n\0")
@@ -214,7 +214,7 @@ defmodule Barytherium.NetworkTest do
     assert {:ok, "ACK\nid:1\n\n\0"} = Connection.recv(peer, 0, 2_000)
   end
 
-  test "a peer that does not read ends the connection when too much waits" do
+  test "a peer that does not read ends the connection when the send queue is full" do
     {network, sender, _peer} = connect("127.0.0.1", max_send_queue: 1_000_000, send_buffer: 4096)
     large = %Frame{command: :send, body: String.duplicate("x", 600_000)}
 
@@ -227,11 +227,11 @@ defmodule Barytherium.NetworkTest do
     refute Network.stats(network).last_activity
   end
 
-  test "stats tell what waits to be written, and what was" do
+  test "stats count what waits to be written, and what was written" do
     {network, sender, peer} = connect("127.0.0.1", first_frame_timeout: 60_000)
     assert %{frames_written: 0, bytes_waiting: 0} = Network.stats(network)
     large = %Frame{command: :send, body: String.duplicate("x", 20_000_000)}
-    # The socket's driver takes one, and the second is being written.
+    # The socket's driver takes the first one. The second one is being written.
     for _n <- 1..3, do: Sender.write(sender, [large])
     eventually(fn -> Network.stats(network).bytes_waiting in 20_000_000..20_001_000 end)
     assert Network.stats(network).frames_written == 2

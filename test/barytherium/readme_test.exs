@@ -1,5 +1,5 @@
 defmodule Barytherium.ReadmeTest do
-  @moduledoc "What the README shows works as it is shown."
+  @moduledoc "Checks that what the README shows works."
   use ExUnit.Case, async: false
 
   import Barytherium.ReceiverCase, only: [eventually: 1, eventually: 2]
@@ -12,8 +12,8 @@ defmodule Barytherium.ReadmeTest do
 
   @readme File.read!("README.md")
 
-  # `UPDATE_GUIDES=1 mix test` writes it.
-  test "the table of options is that of the schema" do
+  # `UPDATE_GUIDES=1 mix test` updates the table.
+  test "the table of options is the one that the schema makes" do
     [before, rest] = String.split(@readme, "<!-- options -->\n")
     [table, rest] = String.split(rest, "<!-- end of options -->")
 
@@ -33,7 +33,7 @@ defmodule Barytherium.ReadmeTest do
     module
   end
 
-  test "the consumer under a supervisor survives its broker, and takes gzip" do
+  test "the consumer under a supervisor survives a restart of the broker, and unpacks gzip" do
     consumer = consumer()
     broker = start_supervised!(TestBroker, id: :first)
     port = TestBroker.port(broker)
@@ -41,13 +41,13 @@ defmodule Barytherium.ReadmeTest do
     log =
       capture_log(fn ->
         child = {consumer, host: "127.0.0.1", port: port}
-        # As an application's supervisor by default: three restarts in five seconds.
+        # With the default limit of a supervisor: three restarts in five seconds.
         {:ok, supervisor} = Supervisor.start_link([child], strategy: :one_for_one)
         [{_id, pid, _type, _modules}] = Supervisor.which_children(supervisor)
 
         eventually(fn -> publish(broker, "before") end)
         stop_supervised!(:first)
-        # Long enough for an attempt that is refused.
+        # Long enough for at least one attempt that is refused.
         Process.sleep(1_500)
         broker = start_supervised!({TestBroker, port: port}, id: :second)
         eventually(fn -> publish(broker, :zlib.gzip("much longer than before")) end, 1_000)
@@ -68,14 +68,14 @@ defmodule Barytherium.ReadmeTest do
     :code.delete(Consumer)
   end
 
-  # Whether somebody was subscribed.
+  # Publishes if there is a subscription, and returns whether there was one.
   defp publish(broker, body) do
     subscribed = :sys.get_state(broker).subscriptions != []
     if subscribed, do: TestBroker.publish(broker, "/queue/a", body)
     subscribed
   end
 
-  test "the other examples" do
+  test "the other examples work" do
     [[parse_error]] = Enum.filter(blocks(), fn [block] -> block =~ "ParseError{rule" end)
     assert {{:error, %Barytherium.ParseError{}}, _bindings} = Code.eval_string(parse_error)
     assert %Frame{command: :ack} = Frame.ack(%Frame{command: :message, headers: [{"ack", "1"}]})
@@ -98,7 +98,7 @@ defmodule Barytherium.ReadmeTest do
       assert String.to_integer(frames) > 500
     end
 
-    test "leaves the messages of a broker, and takes them if told to" do
+    test "acknowledges a broker's messages only with --ack" do
       for {args, acknowledged} <- [{[], false}, {["--ack"], true}] do
         listener = Barytherium.Peer.listen(:tcp)
         port = Barytherium.Peer.port(listener)
@@ -116,7 +116,7 @@ defmodule Barytherium.ReadmeTest do
       end
     end
 
-    # Answers as a broker does, and returns what it got.
+    # Answers as a broker does, and returns what it received.
     defp peer(listener) do
       peer = Barytherium.Peer.accept(listener)
       {:ok, connect} = Barytherium.Peer.recv(peer)
@@ -136,7 +136,7 @@ defmodule Barytherium.ReadmeTest do
       end
     end
 
-    test "trusts nobody with TLS that it is not told to" do
+    test "does not trust an unknown certificate unless told to" do
       directory =
         Path.join(System.tmp_dir!(), "barytherium_#{System.unique_integer([:positive])}")
 
@@ -173,7 +173,7 @@ defmodule Barytherium.ReadmeTest do
       :ssl.handshake(socket, 5_000)
     end
 
-    test "says what is wrong with a URL, and that nobody is there" do
+    test "reports a malformed URL, and a refused connection" do
       assert_raise Mix.Error, ~r/not a URL of the form/, fn -> listen(["http://localhost"]) end
       listener = Barytherium.Peer.listen(:tcp)
       port = Barytherium.Peer.port(listener)

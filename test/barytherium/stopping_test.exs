@@ -1,5 +1,5 @@
 defmodule Barytherium.StoppingTest do
-  @moduledoc "What becomes of frames that were written, and of processes, when somebody stops."
+  @moduledoc "What happens to written frames, and to processes, when a process stops."
   use ExUnit.Case, async: true
 
   alias Barytherium.{Connection, Frame, Network, Peer, TestBroker}
@@ -22,7 +22,7 @@ defmodule Barytherium.StoppingTest do
     {network, sender}
   end
 
-  # Everything that comes until the end.
+  # Everything until the connection ends, and the reason of the end.
   defp read_all(peer, read \\ []) do
     case Connection.recv(peer, 0, 5_000) do
       {:ok, data} -> read_all(peer, [read, data])
@@ -30,7 +30,7 @@ defmodule Barytherium.StoppingTest do
     end
   end
 
-  # A callback process that is connected, does what it is told, and then ends.
+  # A callback process that connects, calls `act`, and ends when it is told to.
   defp callback(test, act) do
     spawn(fn ->
       {network, peer} = connect(self())
@@ -43,7 +43,7 @@ defmodule Barytherium.StoppingTest do
   end
 
   for reason <- [:normal, :shutdown, :kill, :boom] do
-    test "what was written when the callback process ends is sent, and then DISCONNECT (#{reason})" do
+    test "when the callback process ends, written frames and DISCONNECT are sent (#{reason})" do
       ack = &%Frame{command: :ack, headers: [{"id", &1}]}
       write = fn sender -> for n <- 1..500, do: Sender.write(sender, [ack.(n)]) end
       callback = callback(self(), write)
@@ -61,7 +61,8 @@ defmodule Barytherium.StoppingTest do
   end
 
   describe "while the broker feeds," do
-    # Sends without end, and reads only after a while: `{what it read, how it ended}`.
+    # A peer that sends all the time, and reads only when it is told to. Its task returns what it read,
+    # and the reason of the end.
     defp feeding_peer(transport) do
       test = self()
       listener = Peer.listen(transport)
@@ -79,19 +80,19 @@ defmodule Barytherium.StoppingTest do
       {Peer.port(listener), peer}
     end
 
-    # Frames that tell when they are cut.
+    # The body of each frame repeats its number, so a cut frame can be recognised.
     defp feed(peer, n) do
       bodies = for n <- n..(n + 99), do: ["MESSAGE\n\n", String.duplicate("#{n},", 200), 0]
       if Connection.send(peer, bodies) == :ok, do: feed(peer, n + 100)
     end
 
     for transport <- [:tcp, :tls], ending <- [:stop, :kill] do
-      test "all that was written arrives, and no frame is cut (#{transport}, #{ending})" do
+      test "all written frames arrive, and no received frame is cut (#{transport}, #{ending})" do
         {port, peer} = feeding_peer(unquote(transport))
         opts = if unquote(transport) == :tls, do: [secure: true, verify: :verify_none], else: []
         test = self()
         callback = spawn(fn -> check_frames(test) end)
-        # Not linked: it is to outlive nobody but the callback process.
+        # Not linked, so that only the callback process can end the network.
         state = %{opts: opts, host: "127.0.0.1", port: port, callback_handler: callback}
         {:ok, network} = GenServer.start(Network, state)
         assert_receive {:connected, sender}, 5_000
@@ -109,7 +110,7 @@ defmodule Barytherium.StoppingTest do
               else: Process.exit(callback, :kill)
           end)
 
-        # Slower than the network is.
+        # The peer begins to read only after the network has begun to stop.
         Process.sleep(200)
         send(peer.pid, :read)
         {read, _reason} = Task.await(peer)
@@ -141,7 +142,7 @@ defmodule Barytherium.StoppingTest do
     end
   end
 
-  test "GenServer.stop/1 of the network does the same, and logs no crash" do
+  test "GenServer.stop/1 of the network sends them too, and logs no crash" do
     {network, peer} = connect(self())
     {network, sender} = connected(network, peer)
 
@@ -155,8 +156,8 @@ defmodule Barytherium.StoppingTest do
     refute log =~ "terminating"
   end
 
-  test "GenServer.stop/1 while connecting, before CONNECTED, and after the end" do
-    # Nobody accepts: the connection is open for the operating system only with a backlog.
+  test "GenServer.stop/1 works while connecting, before CONNECTED, and after the end" do
+    # Nobody accepts. The operating system completes the TCP connection, but the TLS handshake hangs.
     {:ok, listener} = :gen_tcp.listen(0, [:binary, active: false, ip: {127, 0, 0, 1}])
     {:ok, port} = :inet.port(listener)
     opts = [secure: true, verify: :verify_none]
@@ -176,7 +177,7 @@ defmodule Barytherium.StoppingTest do
     GenServer.stop(network)
   end
 
-  test "a callback process that ends while connecting takes the network along" do
+  test "a network ends when its callback process ends while connecting" do
     {:ok, listener} = :gen_tcp.listen(0, [:binary, active: false, ip: {127, 0, 0, 1}])
     {:ok, port} = :inet.port(listener)
     test = self()
@@ -196,7 +197,7 @@ defmodule Barytherium.StoppingTest do
   end
 
   describe "Network.close/2" do
-    test "writes what waits, DISCONNECT with a receipt, and waits for the broker" do
+    test "writes waiting frames and DISCONNECT with a receipt, and waits for the broker" do
       {network, peer} = connect(self())
       {network, sender} = connected(network, peer)
       Sender.write(sender, [%Frame{command: :send, body: "last"}])
@@ -213,7 +214,7 @@ defmodule Barytherium.StoppingTest do
       assert :ok = Network.close(network)
     end
 
-    test "without a CONNECT closes at once" do
+    test "closes at once if no CONNECT was written" do
       {network, peer} = connect(self())
       assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, _sender}}}
       assert :ok = Network.close(network)
@@ -221,7 +222,7 @@ defmodule Barytherium.StoppingTest do
       assert {"", :closed} = read_all(peer)
     end
 
-    test "does not wait for ever" do
+    test "returns an error after its time-out" do
       {network, peer} = connect(self())
       {network, _sender} = connected(network, peer)
       assert {:error, :timeout} = Network.close(network, 50)
@@ -230,7 +231,7 @@ defmodule Barytherium.StoppingTest do
     end
   end
 
-  test "a peer that accepts and says nothing is given up, and the network answers meanwhile" do
+  test "a peer that accepts and sends nothing is a time-out, and the network answers meanwhile" do
     listener = Peer.listen(:tcp)
     opts = [secure: true, verify: :verify_none, connect_timeout: 300]
     {:ok, network} = Network.start_link(self(), "127.0.0.1", Peer.port(listener), opts)
@@ -239,7 +240,7 @@ defmodule Barytherium.StoppingTest do
     assert %{is_connected: false} = :sys.get_state(network)
   end
 
-  test "the state tells whether it is connected, as users of the package read it" do
+  test "the state has is_connected, because users of the package read it" do
     listener = Peer.listen(:tcp)
     port = Peer.port(listener)
     state = %{opts: [], host: '127.0.0.1', port: port, callback_handler: self()}
@@ -252,7 +253,7 @@ defmodule Barytherium.StoppingTest do
     assert %{is_connected: false} = :sys.get_state(network)
   end
 
-  test "stray messages end nothing" do
+  test "stray messages end no process" do
     {network, peer} = connect(self())
     {network, sender} = connected(network, peer)
     %{receiver_pid: receiver} = :sys.get_state(network)
@@ -263,7 +264,7 @@ defmodule Barytherium.StoppingTest do
     assert Enum.all?([network, sender, receiver], &Process.alive?/1)
   end
 
-  test "children of a supervisor start by their specs" do
+  test "a supervisor can start all of them by their child specs" do
     {socket, peer} = Peer.pair()
     broker = start_supervised!(TestBroker)
     port = TestBroker.port(broker)
@@ -277,7 +278,7 @@ defmodule Barytherium.StoppingTest do
     {:ok, supervisor} = Supervisor.start_link(children, strategy: :one_for_one)
     assert %{active: 3} = Supervisor.count_children(supervisor)
     assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, _sender}}}
-    # The receiver is receiving by then.
+    # The call shows that the receiver is running.
     Peer.send(peer, "CONNECTED\n\n\0")
     assert_receive {:"$gen_call", from, {:connected_frame, _frame}}
     GenServer.reply(from, {0, 0})
@@ -288,14 +289,14 @@ defmodule Barytherium.StoppingTest do
   describe "secrets" do
     @secret "hunter2"
 
-    test "are in no state, status, inspected frame, or crash report" do
+    test "are not in a state, a status, an inspected frame or a crash report" do
       {network, peer} = connect(self())
       assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, sender}}}
       headers = [{"login", @secret}, {"passcode", @secret}, {"heart-beat", "0,0"}]
       connect = %Frame{command: :connect, headers: headers}
       refute inspect(connect) =~ @secret
       Sender.write(sender, [connect])
-      # It waits, and is held.
+      # This one waits in the sender's state.
       Sender.write(sender, [%Frame{command: :stomp, headers: [{"passcode", @secret}]}])
       %{receiver_pid: receiver} = state = :sys.get_state(network)
       refute inspect(state, limit: :infinity) =~ @secret
@@ -312,7 +313,7 @@ defmodule Barytherium.StoppingTest do
           :sys.replace_state(sender, fn _state -> :broken end)
           Sender.write(sender, [connect])
           assert_receive {:DOWN, ^monitor, :process, ^sender, _reason}
-          # It is the end of the connection, and of nothing else.
+          # The connection ends, but the network does not.
           assert_receive {:"$gen_cast", {:barytherium, :disconnect, :closed}}
           assert Process.alive?(network)
         end)
@@ -322,7 +323,7 @@ defmodule Barytherium.StoppingTest do
       Peer.close(peer)
     end
 
-    test "are not shown in frames that are written in other ways, nor in child specs" do
+    test "are not in frames with unusual headers, in child specs or in error messages" do
       for header <- [{'passcode', @secret}, {:PASSCODE, @secret}, ["passcode", @secret]] do
         refute inspect(%Frame{command: :connect, headers: [header]}) =~ @secret
       end
@@ -348,20 +349,20 @@ defmodule Barytherium.StoppingTest do
     end
   end
 
-  describe "a mistake in the arguments is the caller's, by name:" do
+  describe "a mistake in the arguments raises in the caller, and is named:" do
     for {mistake, args, message} <- [
           {"a misspelt option", ["localhost", 1, [high_watermrk: 8]], ":high_watermark"},
           {"an option that the loop relies on", ["localhost", 1, [active: true]], "passive"},
-          {"a size beyond all measure", ["localhost", 1, [buffer: 2 ** 70]], ":buffer"},
+          {"a size that is too large", ["localhost", 1, [buffer: 2 ** 70]], ":buffer"},
           {"a port as a string", ["localhost", "61613", []], "\"61613\""},
           {"a port that is too high", ["localhost", 70_000, []], "70000"},
           {"no host", ["", 1, []], "not a host"},
           {"a host with a NUL", ["a\0b", 1, []], "not a host"},
           {"a path that is too long", [{:local, String.duplicate("x", 200)}, 0, []], "path"},
-          {"options that are no list", ["localhost", 1, %{}], "not a list"},
+          {"options that are not a list", ["localhost", 1, %{}], "not a list"},
           {"an option given twice", ["localhost", 1, [secure: true, secure: false]], "twice"},
           {"an address as a string", ["localhost", 1, [ip: "127.0.0.1"]], ":ip"},
-          {"a flag that is none", ["localhost", 1, [nodelay: "yes"]], ":nodelay"},
+          {"a flag that is not a boolean", ["localhost", 1, [nodelay: "yes"]], ":nodelay"},
           {"an unknown backend", ["localhost", 1, [inet_backend: :foo]], ":inet_backend"}
         ] do
       test mistake do
@@ -401,14 +402,14 @@ defmodule Barytherium.StoppingTest do
     end
   end
 
-  test "options that only say what is so are accepted" do
+  test "options that repeat what Barytherium sets are accepted" do
     listener = Peer.listen(:tcp)
     opts = [:binary, active: false, packet: :raw, mode: :binary]
     {:ok, _network} = Network.start_link(self(), "127.0.0.1", Peer.port(listener), opts)
     assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, _sender}}}
   end
 
-  test "values that only the socket finds wrong are an error, and end nobody" do
+  test "values that only the socket refuses are a connect error, and end no process" do
     opts = [bind_to_device: "no such device"]
     {:ok, network} = Network.start_link(self(), "127.0.0.1", 1, opts)
     assert_receive {:"$gen_cast", {:barytherium, :connect, {:error, reason}}}
@@ -417,7 +418,7 @@ defmodule Barytherium.StoppingTest do
   end
 
   for who <- [:sender_pid, :receiver_pid] do
-    test "the end of the #{who} is the end of the connection, and is told" do
+    test "the end of the #{who} ends the connection with a disconnect" do
       state_of = fn network -> Map.fetch!(:sys.get_state(network), unquote(who)) end
       listener = Peer.listen(:tcp)
       state = %{host: "127.0.0.1", port: Peer.port(listener), opts: [], callback_handler: self()}
@@ -443,14 +444,14 @@ defmodule Barytherium.StoppingTest do
     assert_receive {:"$gen_cast", {:barytherium, :disconnect, :enobufs}}
   end
 
-  test "a frame that is larger than what may wait is written, if nothing waits" do
+  test "a frame that is larger than the send queue is written if nothing waits" do
     {network, peer} = connect(self(), max_send_queue: 1_000)
     {_network, sender} = connected(network, peer)
     body = String.duplicate("x", 100_000)
     assert :ok = Sender.write(sender, [%Frame{command: :send, body: body}], :sync)
   end
 
-  test "a time-out of sockets of the other backend is one" do
+  test "with inet_backend: :socket a send time-out is a time-out" do
     opts = [inet_backend: :socket, send_timeout: 200]
     {network, peer} = connect(self(), opts)
     {_network, sender} = connected(network, peer)
@@ -465,7 +466,7 @@ defmodule Barytherium.StoppingTest do
     refute log =~ "xxx"
   end
 
-  test "sockets of the other backend are connected to as well" do
+  test "with inet_backend: :socket it connects and receives" do
     listener = Peer.listen(:tcp)
     opts = [{:inet_backend, :socket}]
     {:ok, _network} = Network.start_link(self(), "127.0.0.1", Peer.port(listener), opts)
@@ -475,8 +476,8 @@ defmodule Barytherium.StoppingTest do
     assert_receive {:"$gen_cast", {:barytherium, :frames, {[%Frame{command: :connected}], _}}}
   end
 
-  test "an address of a name that does not answer is not the last one" do
-    # Of the name's addresses, only that of IPv6 has a listener.
+  test "if one address of a name refuses, the next one is tried" do
+    # Only the IPv6 address of the name has a listener.
     options = [:binary, :inet6, active: false, ip: {0, 0, 0, 0, 0, 0, 0, 1}, ipv6_v6only: true]
     {:ok, listener} = :gen_tcp.listen(0, options)
 
@@ -486,7 +487,7 @@ defmodule Barytherium.StoppingTest do
     end
   end
 
-  test "what was agreed and not kept: writes of nothing put off no heart-beat" do
+  test "empty writes do not delay heart-beats" do
     {network, peer} = connect(self())
     assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, sender}}}
     connect = %Frame{command: :connect, headers: [{"heart-beat", "200,0"}]}
@@ -494,7 +495,7 @@ defmodule Barytherium.StoppingTest do
     assert {:ok, "CONNECT\n" <> _rest} = Peer.recv(peer)
     Peer.send(peer, "CONNECTED\nversion:1.2\nheart-beat:0,200\n\n\0")
     writing = spawn_link(fn -> write_nothing(sender) end)
-    # It writes far more often than that.
+    # The writes come far more often than the heart-beats.
     for _n <- 1..3, do: assert({:ok, "\n"} = Peer.recv(peer, 1))
     Process.unlink(writing)
     Process.exit(writing, :kill)

@@ -1,5 +1,5 @@
 defmodule Barytherium.TelemetryTest do
-  @moduledoc "With a stand-in for the library, which the project does not depend on."
+  @moduledoc "Uses a stand-in for `:telemetry`, because the project does not depend on it."
   use Barytherium.ReceiverCase, async: false
 
   alias Barytherium.{Native, Network}
@@ -24,7 +24,7 @@ defmodule Barytherium.TelemetryTest do
     end)
   end
 
-  test "a connection is an event" do
+  test "a connect is an event" do
     listener = Peer.listen(:tcp)
     port = Peer.port(listener)
     {:ok, network} = Network.start_link(self(), {127, 0, 0, 1}, port)
@@ -33,7 +33,7 @@ defmodule Barytherium.TelemetryTest do
     assert %{host: {127, 0, 0, 1}, port: ^port, result: :ok, network: ^network} = metadata
   end
 
-  test "a pause is an event, when it is over" do
+  test "a pause is an event when it is over" do
     slow = spawn_link(fn -> receive do: (:take -> take()) end)
     {socket, peer} = Peer.pair()
     state = %{socket: socket, listener_pid: slow, network_pid: self(), sender_pid: self()}
@@ -73,14 +73,14 @@ defmodule Barytherium.TelemetryTest do
     assert_receive {[:barytherium, :connect], _measurements, %{result: :econnrefused}}
   end
 
-  test "a disconnect is an event with what came before it" do
+  test "a disconnect is an event with the stats of the connection" do
     listener = Peer.listen(:tcp)
     {:ok, network} = Network.start_link(self(), {127, 0, 0, 1}, Peer.port(listener))
     peer = Peer.accept(listener)
     Peer.send(peer, "CONNECTED\n\n\0")
     Peer.close(peer)
     assert_receive {[:barytherium, :disconnect], measurements, metadata}
-    assert %{frames: 1, octets: 12, pauses: 0} = measurements
+    assert %{frames: 1, bytes: 12, pauses: 0} = measurements
     assert %{reason: :closed, network: ^network} = metadata
   end
 end

@@ -22,7 +22,7 @@ defmodule Barytherium.TestBrokerTest do
     frames
   end
 
-  test "what is published reaches who is subscribed, and receipts come" do
+  test "messages reach subscribers of their destination, and receipts are sent" do
     {broker, sender} = connect([], [{"accept-version", "1.1,1.2"}])
     Sender.write(sender, [@subscribe, %Frame{command: :ack, headers: [{"receipt", "r"}]}])
     assert [%Frame{command: :receipt, headers: [{"receipt-id", "r"}]}] = frames()
@@ -37,11 +37,11 @@ defmodule Barytherium.TestBrokerTest do
     assert [%Frame{command: :message, body: "two"}] = frames()
   end
 
-  test "a rate of its own: as many as are due, and no more" do
+  test "with a rate, it sends as many messages as are due" do
     {_broker, sender} = connect(rate: 1000, body: "tick")
     started = System.monotonic_time(:millisecond)
     Sender.write(sender, [@subscribe])
-    # However busy the machine is, the broker catches up.
+    # On a busy machine the broker catches up.
     messages = at_least(500, [])
     passed = System.monotonic_time(:millisecond) - started
     assert Enum.all?(messages, &match?(%Frame{command: :message, body: "tick"}, &1))
@@ -52,7 +52,7 @@ defmodule Barytherium.TestBrokerTest do
   defp at_least(count, got) when length(got) >= count, do: got
   defp at_least(count, got), do: at_least(count, got ++ frames())
 
-  test "what it does not know is an ERROR, and the end" do
+  test "an unknown command is answered with ERROR, and ends the connection" do
     {_broker, sender} = connect([])
     Sender.write(sender, [%Frame{command: :begin}])
     assert [%Frame{command: :error, headers: [{"message", "cannot begin"}]}] = frames()
@@ -62,13 +62,13 @@ defmodule Barytherium.TestBrokerTest do
   test "heart-beats keep an idle connection alive in both directions" do
     {broker, sender} = connect([heart_beat: {500, 500}], [{"heart-beat", "500,500"}])
     Sender.write(sender, [@subscribe])
-    # Five intervals and nothing written: without beats either side would have ended it.
+    # Five intervals. Without heart-beats either side would have timed out.
     refute_receive {:"$gen_cast", _message}, 2_500
     :ok = TestBroker.publish(broker, "/queue/a", "still here")
     assert [%Frame{body: "still here"}] = frames()
   end
 
-  test "the default callback handler acknowledges what asks for it" do
+  test "the default callback handler acknowledges messages that ask for it" do
     listener = Peer.listen(:tcp)
     {:ok, handler} = DefaultCallbackHandler.start_link("127.0.0.1", Peer.port(listener), "/")
     peer = Peer.accept(listener)

@@ -1,5 +1,5 @@
 defmodule Barytherium.TlsTest do
-  @moduledoc "Whom a connection trusts, and what it says when it does not."
+  @moduledoc "Which certificates a connection trusts, and which errors it reports for the others."
   use ExUnit.Case, async: true
 
   import ExUnit.CaptureLog
@@ -13,7 +13,7 @@ defmodule Barytherium.TlsTest do
     %{certificates: Certificates.make(["localhost", {127, 0, 0, 1}])}
   end
 
-  # A server that greets whoever it lets in: its port.
+  # Starts a server that sends CONNECTED after each handshake. Returns its port.
   defp server(options) do
     test = self()
 
@@ -53,7 +53,8 @@ defmodule Barytherium.TlsTest do
   end
 
   for version <- [:"tlsv1.2", :"tlsv1.3"], host <- ["localhost", "127.0.0.1", {127, 0, 0, 1}] do
-    test "a trusted server with the right name: #{inspect(host)}, #{version}", context do
+    test "a trusted server with the right name is accepted: #{inspect(host)}, #{version}",
+         context do
       %{server: server, cacerts: cacerts} = context.certificates
       port = server(server ++ [versions: [unquote(version)]])
       connect(unquote(Macro.escape(host)), port, cacerts: cacerts)
@@ -61,7 +62,7 @@ defmodule Barytherium.TlsTest do
     end
   end
 
-  test "nobody is trusted that the system does not know, if nothing is said", context do
+  test "by default only the system's authorities are trusted", context do
     port = server(context.certificates.server)
     connect("localhost", port, [])
     assert_refused(:unknown_ca)
@@ -80,13 +81,13 @@ defmodule Barytherium.TlsTest do
     assert_refused(:handshake_failure)
     connect("127.0.0.1", port, cacerts: certificates.cacerts)
     assert_refused(:handshake_failure)
-    # Unless that is the one that is meant.
+    # It is accepted if the options name that host.
     opts = [cacerts: certificates.cacerts, server_name_indication: 'other.example']
     connect("localhost", port, opts)
     assert_connected()
   end
 
-  test "a wildcard stands for one label" do
+  test "a wildcard matches one label" do
     certificates = Certificates.make(["*.feeds.example"])
     port = server(certificates.server)
 
@@ -104,7 +105,7 @@ defmodule Barytherium.TlsTest do
     assert_refused(:certificate_expired)
   end
 
-  test "verify_none trusts anybody, and the log says so once", context do
+  test "verify_none trusts any server, and is logged once", context do
     :persistent_term.erase(Barytherium.Connection.Tls)
     port = server(context.certificates.server)
 
@@ -119,7 +120,7 @@ defmodule Barytherium.TlsTest do
     assert length(String.split(log, "verify: :verify_none: anybody")) == 2
   end
 
-  test "a client certificate from files", context do
+  test "a client certificate is read from files", context do
     directory = Path.join(System.tmp_dir!(), "barytherium_#{System.unique_integer([:positive])}")
     File.mkdir_p!(directory)
     on_exit(fn -> File.rm_rf!(directory) end)
@@ -136,16 +137,16 @@ defmodule Barytherium.TlsTest do
     assert_connected()
   end
 
-  test "a client certificate that is missing is named (TLS 1.2)", context do
+  test "a missing client certificate is reported (TLS 1.2)", context do
     %{server: server, cacerts: cacerts} = context.certificates
     required = [verify: :verify_peer, fail_if_no_peer_cert: true, versions: [:"tlsv1.2"]]
     connect("localhost", server(server ++ required), cacerts: cacerts)
     assert_refused(:handshake_failure)
   end
 
-  # The client has done its part before the server looks. If the alert comes before somebody reads,
-  # `:ssl` says no more than that the connection is closed; the reason is in the log all the same.
-  test "a client certificate that is missing is named (TLS 1.3)", context do
+  # In TLS 1.3 the client's handshake ends before the server checks its certificate. If the alert comes
+  # before anybody reads, `:ssl` reports only that the connection is closed. The log has the reason.
+  test "a missing client certificate is reported (TLS 1.3)", context do
     %{server: server, cacerts: cacerts} = context.certificates
     required = [verify: :verify_peer, fail_if_no_peer_cert: true, versions: [:"tlsv1.3"]]
 
@@ -159,7 +160,7 @@ defmodule Barytherium.TlsTest do
     assert log =~ ~r/certificate.required/i
   end
 
-  test "what an atom leaves out is in the log", context do
+  test "the log has details that the error atom does not have", context do
     port = server(context.certificates.server)
 
     log =
@@ -172,7 +173,7 @@ defmodule Barytherium.TlsTest do
     assert log =~ "/no/such/file.pem"
   end
 
-  test "a peer that does not speak TLS, and one that says nothing" do
+  test "a peer that does not speak TLS, or sends nothing, is a connect error" do
     listener = Peer.listen(:tcp)
     connect("localhost", Peer.port(listener), [])
     peer = Peer.accept(listener)
@@ -184,7 +185,7 @@ defmodule Barytherium.TlsTest do
     assert_refused(:timeout)
   end
 
-  test "TLS options without TLS are a mistake" do
+  test "TLS options without secure: true raise" do
     error =
       assert_raise ArgumentError, fn ->
         Network.start_link(self(), "localhost", 1, cacertfile: "ca.pem")
@@ -193,7 +194,7 @@ defmodule Barytherium.TlsTest do
     assert Exception.message(error) =~ "secure: true is missing"
   end
 
-  test "a write that the peer does not take is a time-out", context do
+  test "a peer that does not read is a time-out", context do
     %{server: server, cacerts: cacerts} = context.certificates
     port = server(server)
     opts = [cacerts: cacerts, send_timeout: 200, send_buffer: 4096]
@@ -205,7 +206,7 @@ defmodule Barytherium.TlsTest do
     assert reason in [:timeout, :closed]
   end
 
-  test "Connection.connect/3 verifies as well", context do
+  test "Connection.connect/3 verifies the certificate too", context do
     %{server: server, cacerts: cacerts} = context.certificates
     port = server(server)
     assert {:error, :unknown_ca} = Connection.connect("localhost", port, secure: true)

@@ -1,4 +1,4 @@
-# What every broker has to let us do; what only one of them can be asked is in files of their own.
+# Tests that have to pass with every broker. Tests for one broker only are in files of their own.
 for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
   defmodule Module.concat(kind, Test) do
     use Barytherium.BrokerCase, async: false, broker: kind
@@ -12,14 +12,14 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
       message
     end
 
-    # Sent to itself: a queue with one subscriber.
+    # Sends to a queue that `sender` is subscribed to, and returns the message.
     defp echo(sender, queue, headers, body) do
       send = %Frame{command: :send, headers: [{"destination", queue} | headers], body: body}
       Sender.write(sender, [send])
       receive_message()
     end
 
-    # The messages before the one with this body.
+    # The frames before the one with this body.
     defp until(body) do
       frames = frames()
 
@@ -39,24 +39,26 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
         %{sender: sender}
       end
 
-      test "binary bodies with NULs, empty ones, and 10 MiB", %{sender: sender} do
-        octets = for octet <- 0..255, into: "", do: <<octet>>
-        large = :binary.copy(octets, div(10 * @mib, 256))
+      test "binary bodies with NULs, empty ones, and one of 10 MiB are unchanged", %{
+        sender: sender
+      } do
+        all = for byte <- 0..255, into: "", do: <<byte>>
+        large = :binary.copy(all, div(10 * @mib, 256))
 
-        for body <- [octets, <<0>>, <<0, 0, 10, 0>>, "", "plain", large, "after"] do
+        for body <- [all, <<0>>, <<0, 0, 10, 0>>, "", "plain", large, "after"] do
           assert echo(sender, "/queue/echo", [], body).body == body
         end
       end
 
-      test "UTF-8 and escapes in values", %{sender: sender} do
+      test "values with UTF-8 and escapes are unchanged", %{sender: sender} do
         for value <- ["grüß 日本", "a:b", "line\nline", "C:\\new", "\\n", " blanks ", ""] do
           assert header(echo(sender, "/queue/echo", [{"x", value}], "b"), "x") == value
         end
       end
 
-      test "values that are not UTF-8 harm no frame", %{sender: sender} do
+      test "values that are not UTF-8 do not break frames", %{sender: sender} do
         message = echo(sender, "/queue/echo", [{"x", <<0xFF, 0xFE, ?a>>}], "b")
-        # Java's strings have no octets: ActiveMQ replaces them.
+        # ActiveMQ replaces the invalid bytes, because Java's strings cannot hold them.
         assert String.ends_with?(header(message, "x"), "a")
         assert message.body == "b"
         assert echo(sender, "/queue/echo", [], "next").body == "next"
@@ -76,7 +78,7 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
         message = echo(sender, queue, [{"x", "y"}], <<1, 0, 2>>)
         assert {header(message, "x"), message.body} == {"y", <<1, 0, 2>>}
 
-        # 1.0 and 1.1 name the message, 1.2 has an id of its own for the acknowledgement.
+        # ACK names the message in 1.0 and 1.1. In 1.2 it has the value of the header `ack`.
         ack =
           if unquote(version) == "1.2",
             do: [{"id", header(message, "ack")}],
@@ -88,7 +90,7 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
     end
 
     for version <- [:"tlsv1.2", :"tlsv1.3"] do
-      test "#{version}, verified, with and without a client certificate", %{broker: broker} do
+      test "#{version} works, verified, with and without a client certificate", %{broker: broker} do
         %{tls: %{port: port, cacertfile: cacertfile, client: client}} = broker
         secure = [secure: true, port: port, cacertfile: cacertfile, versions: [unquote(version)]]
 
@@ -103,13 +105,13 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
       end
     end
 
-    test "a server of an authority that is not known is not trusted", %{broker: broker} do
+    test "a certificate of an unknown authority is not trusted", %{broker: broker} do
       Network.start_link(self(), "localhost", broker.tls.port, secure: true)
       assert_receive {:"$gen_cast", {:barytherium, :connect, {:error, :unknown_ca}}}, 5_000
     end
 
     @tag capture_log: true
-    test "CONNECT with a virtual host or password that is refused, or a frame before it, is the end",
+    test "a frame before CONNECT is answered with ERROR, and ends the connection",
          %{broker: broker} do
       {:ok, _network} = Network.start_link(self(), "localhost", broker.port)
       assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, sender}}}
@@ -119,7 +121,7 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
       assert_disconnect(:closed)
     end
 
-    test "Network.close/2 loses nothing, and does not have to wait", %{broker: broker} do
+    test "Network.close/2 loses no message", %{broker: broker} do
       {sender, _connected} = connected(broker)
       sends = for n <- 1..100, do: send_frame("/queue/close", "#{n}")
       Sender.write(sender, sends)
@@ -129,7 +131,7 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
       assert_all_there(broker, "/queue/close", 100)
     end
 
-    test "what was sent is there when the callback process ends right afterwards", context do
+    test "no message is lost when the callback process ends right after writing", context do
       %{broker: broker} = context
 
       for reason <- [:normal, :shutdown, :kill], n <- 1..5 do
@@ -152,7 +154,7 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
 
     defp assert_all_there(broker, queue, count) do
       {sender, _connected} = connected(broker)
-      # They may come before the receipt.
+      # The messages may come before a receipt, so none is asked for.
       subscription = [{"id", "0"}, {"destination", queue}]
       Sender.write(sender, [%Frame{command: :subscribe, headers: subscription}])
       bodies = count |> frames(fn _frames -> :ok end) |> Enum.map(& &1.body)
@@ -160,7 +162,9 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
       disconnect(sender)
     end
 
-    test "a transaction is seen when it is committed, and never when aborted", %{broker: broker} do
+    test "messages of a transaction arrive if it is committed, and not if it is aborted", %{
+      broker: broker
+    } do
       {sender, _connected} = connected(broker)
       subscribe(sender, "/queue/transactions")
 
@@ -175,7 +179,7 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
       assert receive_message().body == "t2"
     end
 
-    test "what is not acknowledged comes again, and what is does not", %{broker: broker} do
+    test "only messages that were not acknowledged are delivered again", %{broker: broker} do
       {sender, _connected} = connected(broker)
       subscribe(sender, "/queue/again", [{"ack", "client-individual"}])
       assert echo(sender, "/queue/again", [], "kept").body == "kept"
@@ -184,7 +188,7 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
       disconnect(sender)
 
       {sender, _connected} = connected(broker)
-      # It may come before the receipt of the subscription.
+      # The message may come before a receipt, so none is asked for.
       subscription = [{"id", "0"}, {"destination", "/queue/again"}, {"ack", "client-individual"}]
       Sender.write(sender, [%Frame{command: :subscribe, headers: subscription}])
       message = receive_message()
@@ -201,7 +205,7 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
       headers = [{"destination", "/queue/nack"}]
       Sender.write(sender, [%Frame{command: :send, headers: headers, body: "next"}])
 
-      # RabbitMQ offers it again, ActiveMQ puts it away.
+      # RabbitMQ delivers it again, ActiveMQ does not.
       for again <- until("next"), do: assert(header(again, "redelivered") == "true")
     end
 
@@ -224,18 +228,18 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
       defp bodies(count), do: for(frame <- frames(count, fn _frames -> :ok end), do: frame.body)
       defp numbered(numbers), do: Enum.map(numbers, &to_string/1)
 
-      test "late, and in segments of one octet, all arrives once and in order", context do
+      test "delayed and cut into single bytes, all messages arrive once and in order", context do
         {sender, _connected} = connected(context.broker, [], context.opts)
         subscribe(sender, context.queue)
 
-        for {mode, numbers} <- [{{:delay, 20}, 1..50}, {:octets, 51..100}] do
+        for {mode, numbers} <- [{{:delay, 20}, 1..50}, {:bytes, 51..100}] do
           FaultProxy.set(context.proxy, mode)
           send_numbered(sender, context.queue, numbers)
           assert bodies(50) == numbered(numbers)
         end
       end
 
-      test "a stall shorter than the heart-beat's allowance is none", context do
+      test "a stall shorter than the heart-beat's allowance ends nothing", context do
         headers = [{"heart-beat", "1000,1000"}]
         {sender, _connected} = connected(context.broker, headers, context.opts)
         subscribe(sender, context.queue)
@@ -246,7 +250,7 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
         assert bodies(3) == numbered(1..3)
       end
 
-      test "a stall that is longer, or a peer that vanished, is a time-out", context do
+      test "a longer stall, as of a peer that vanished, is a time-out", context do
         headers = [{"heart-beat", "1000,1000"}]
         {sender, _connected} = connected(context.broker, headers, context.opts)
         subscribe(sender, context.queue)
@@ -256,7 +260,7 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
         assert_disconnect(:timeout)
       end
 
-      test "a reset in mid-frame is closed, after what was whole", context do
+      test "a reset in mid-frame is a disconnect with :closed", context do
         {sender, _connected} = connected(context.broker, [], context.opts)
         subscribe(sender, context.queue)
         send_numbered(sender, context.queue, 1..2)
@@ -267,14 +271,16 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
       end
     end
 
-    describe "a broker of its own" do
+    describe "a broker for this test only" do
       setup do
         broker = Broker.start!(@broker_kind)
         on_exit(fn -> Broker.stop(broker) end)
         %{own: broker}
       end
 
-      test "that freezes is a time-out, and that is killed is closed, once", %{own: broker} do
+      test "is a time-out when it freezes, and :closed when it is killed, once each", %{
+        own: broker
+      } do
         connected(broker, [{"heart-beat", "1000,1000"}])
         Broker.signal(broker, "STOP")
         assert_disconnect(:timeout)

@@ -1,7 +1,7 @@
 defmodule Barytherium.DifferentialTest do
   @moduledoc """
-  The same bytes and the same frames as independent implementations read and write them. Where
-  they differ, `guides/conformance.md` has to say who is right.
+  Compares decoding and encoding with independent implementations. Where they differ,
+  `guides/conformance.md` has to say who is right.
   """
   use ExUnit.Case, async: false
 
@@ -11,7 +11,7 @@ defmodule Barytherium.DifferentialTest do
 
   @guide Path.expand("../../guides/conformance.md", __DIR__)
 
-  # Frames that are generated; the same ones in each run.
+  # The number of generated frames. They are the same in each run.
   @generated 2_000
 
   setup do
@@ -19,8 +19,8 @@ defmodule Barytherium.DifferentialTest do
   end
 
   describe "the conformance cases" do
-    # A server reads SEND where a client reads MESSAGE.
-    test "read by RabbitMQ differ where the guide says" do
+    # RabbitMQ is a server, so it gets SEND instead of MESSAGE.
+    test "are decoded differently by RabbitMQ only where the guide says so" do
       differing =
         for case <- cases(),
             bytes = String.replace(case.input, "MESSAGE", "SEND"),
@@ -30,7 +30,7 @@ defmodule Barytherium.DifferentialTest do
       assert Enum.sort(differing) == explained("RabbitMQ")
     end
 
-    test "read by stomp.py differ where the guide says", %{stomp_py: port} do
+    test "are decoded differently by stomp.py only where the guide says so", %{stomp_py: port} do
       differing =
         for case <- cases(),
             OtherParsers.stomp_py(port, case.input) != ours(case.input, case),
@@ -46,7 +46,7 @@ defmodule Barytherium.DifferentialTest do
       %{frames: for(_number <- 1..@generated, do: generate())}
     end
 
-    test "that we write are read alike by both", %{frames: frames, stomp_py: port} do
+    test "that we encode are decoded correctly by both", %{frames: frames, stomp_py: port} do
       for frame <- frames, expected = {[read_back(frame)], false} do
         bytes = format(frame)
         assert OtherParsers.rabbitmq(bytes) == expected
@@ -54,12 +54,12 @@ defmodule Barytherium.DifferentialTest do
       end
     end
 
-    test "that they write are read by us", %{frames: frames, stomp_py: port} do
+    test "that they encode are decoded correctly by us", %{frames: frames, stomp_py: port} do
       for {command, headers, body} = frame <- frames do
         assert {[{^command, read, ^body}], false} = parse(OtherParsers.rabbitmq_format(frame))
         assert Map.delete(read, "content-length") == Map.new(headers)
 
-        # stomp.py escapes in its connection, not here, and adds no content-length.
+        # In stomp.py the connection escapes, which is not used here. No content-length is added either.
         plain = for {name, value} <- headers, do: {plain(name), plain(value)}
         body = String.replace(body, <<0>>, "")
         bytes = OtherParsers.stomp_py_format(port, {command, plain, body})
@@ -68,7 +68,7 @@ defmodule Barytherium.DifferentialTest do
     end
   end
 
-  # Those that are about 1.2 and the default options: the others know no others.
+  # The cases for 1.2 with default options. The others have neither other options nor other versions.
   defp cases do
     for %{options: []} = case <- Conformance.decoding(),
         Enum.any?(case.versions, &(&1 in [nil, "1.2"])),
@@ -103,7 +103,8 @@ defmodule Barytherium.DifferentialTest do
     IO.iodata_to_binary(Frame.format(frame))
   end
 
-  # SEND, which RabbitMQ reads with its content-length. stomp.py takes text only in headers.
+  # Always SEND, because RabbitMQ reads a content-length only there. Headers are UTF-8, because stomp.py
+  # takes only text in headers.
   defp generate do
     names = Enum.uniq(for _header <- 1..:rand.uniform(6), do: text("abc:\\\n\r日-", 1))
     headers = for name <- names, do: {name, text("xyz :\\\n\rü0", 0)}

@@ -10,7 +10,9 @@ defmodule Barytherium.RabbitMQTest do
     end
   end
 
-  test "10,000 messages, in order, acknowledged, and the queue is empty", %{broker: broker} do
+  test "10,000 messages arrive in order, and the queue is empty after their acknowledgement", %{
+    broker: broker
+  } do
     {sender, _connected} = connected(broker)
     subscribe(sender, "/queue/feed", [{"ack", "client"}])
     Broker.publish!(broker, ["/queue/feed", 10_000])
@@ -25,12 +27,13 @@ defmodule Barytherium.RabbitMQTest do
     assert RabbitMQ.messages(broker, "feed") == 0
   end
 
-  test "a wrong password or virtual host is an ERROR frame, then one disconnect", context do
+  test "a wrong password or virtual host is an ERROR frame and then one disconnect", context do
     for header <- [{"passcode", "wrong"}, {"host", "no such"}] do
       connect(context.broker, [header])
       assert [%Frame{command: :error, headers: headers}] = frames()
       assert %{"message" => _reason} = Frame.headers_to_map(headers)
-      # RabbitMQ does not always close, though the specification says so.
+
+      # RabbitMQ does not always close the connection, although the specification says that it must.
       assert_disconnect(:closed)
     end
   end
@@ -38,7 +41,7 @@ defmodule Barytherium.RabbitMQTest do
   test "negotiated heart-beats keep an idle connection alive", %{broker: broker} do
     {sender, connected} = connected(broker, [{"heart-beat", "1000,1000"}])
     assert header(connected, "heart-beat") == "1000,1000"
-    # Longer than either side would bear without beats.
+    # Longer than the time-out of either side.
     refute_receive {:"$gen_cast", _message}, 5_000
     subscribe(sender, "/queue/idle")
   end

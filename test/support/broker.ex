@@ -1,6 +1,6 @@
 defmodule Barytherium.Broker do
   @moduledoc """
-  A real broker: started on a free loopback port, in a directory of its own, stopped by its pid.
+  Starts a real broker on a free loopback port, in a directory of its own, and stops it by its pid.
   """
 
   alias Barytherium.{Certificates, Peer}
@@ -11,12 +11,12 @@ defmodule Barytherium.Broker do
   # RabbitMQ takes about 12 s.
   @start_timeout 90_000
 
-  @doc "Starts a broker of `kind`, which is a module here, for the tests of the calling module."
+  @doc "Starts a broker of `kind`, one of the modules `Barytherium.Brokers.*`."
   def start!(kind) do
     directory = Path.join(System.tmp_dir!(), "barytherium_#{System.unique_integer([:positive])}")
     File.mkdir_p!(directory)
     port = free_port()
-    # A listener with TLS, and the files of its authority: see `Certificates.write!/2`.
+    # The port and the certificates of a listener with TLS, see `Certificates.write!/2`.
     files = Certificates.make(["localhost", {127, 0, 0, 1}]) |> Certificates.write!(directory)
     tls = Map.put(files, :port, free_port())
     environment = kind.prepare!(directory, port, tls)
@@ -34,7 +34,7 @@ defmodule Barytherium.Broker do
     }
   end
 
-  @doc "Ends the broker and everything it left."
+  @doc "Kills the broker and removes everything that it left."
   def stop(broker) do
     signal(broker, "CONT")
     signal(broker, "KILL")
@@ -42,13 +42,13 @@ defmodule Barytherium.Broker do
     File.rm_rf!(broker.directory)
   end
 
-  @doc "Sends a signal to the broker's process; a broker that is gone ignores it."
+  @doc "Sends a signal to the broker's process. Does nothing if the broker has ended."
   def signal(broker, name) do
     System.cmd("kill", ["-#{name}", broker.pid], stderr_to_stdout: true)
     :ok
   end
 
-  @doc "Publishes through Python's stomp.py: what a function there prints."
+  @doc "Publishes with stomp.py, see `publish.py`. Returns its output."
   def publish!(broker, script_args) do
     script = Path.join(__DIR__, "publish.py")
     args = [script, to_string(broker.port) | Enum.map(script_args, &to_string/1)]

@@ -1,7 +1,7 @@
 defmodule Barytherium.BrokerCase do
   @moduledoc """
-  Tests against a real broker, which is started once for a module: `use` it with `broker: kind`.
-  The test process is the callback process.
+  For tests against a real broker, which is started once for each module: `use` this with
+  `broker: kind`. The test process is the callback process.
   """
   use ExUnit.CaseTemplate
 
@@ -32,7 +32,7 @@ defmodule Barytherium.BrokerCase do
     end
   end
 
-  @doc "Connects, to the broker or to the option `port`, and sends CONNECT: the sender's pid."
+  @doc "Connects to the broker, or to the option `port`, and sends CONNECT. Returns the sender."
   def connect(broker, headers \\ [], opts \\ []) do
     {port, opts} = Keyword.pop(opts, :port, broker.port)
     {host, opts} = Keyword.pop(opts, :host, {127, 0, 0, 1})
@@ -46,7 +46,7 @@ defmodule Barytherium.BrokerCase do
     sender
   end
 
-  @doc "The same, and waits for CONNECTED: `{sender, connected_frame}`."
+  @doc "The same, and waits for CONNECTED. Returns `{sender, connected_frame}`."
   def connected(broker, headers \\ [], opts \\ []) do
     sender = connect(broker, headers, opts)
     assert_receive {:"$gen_cast", {:barytherium, :frames, {[frame], ^sender}}}, 10_000
@@ -54,7 +54,7 @@ defmodule Barytherium.BrokerCase do
     {sender, frame}
   end
 
-  @doc "The network process of the connection that was made last."
+  @doc "The network process of the last connection."
   def network, do: Process.get(:network)
 
   @doc "Sends a frame that asks for a receipt, and waits for it."
@@ -70,7 +70,7 @@ defmodule Barytherium.BrokerCase do
     assert_disconnect(:closed)
   end
 
-  @doc "Subscribes, and waits until the broker has done so."
+  @doc "Subscribes, and waits for the receipt."
   def subscribe(sender, destination, headers \\ []) do
     own = [{"id", "0"}, {"destination", destination}, {"receipt", "subscribed"}]
     Sender.write(sender, [%Frame{command: :subscribe, headers: own ++ headers}])
@@ -89,7 +89,7 @@ defmodule Barytherium.BrokerCase do
     frames
   end
 
-  @doc "The next `count` frames, each list of which is given to `handle` as it comes."
+  @doc "The next `count` frames. Each list is passed to `handle` as it arrives."
   def frames(count, handle) do
     frames = frames()
     handle.(frames)
@@ -102,7 +102,7 @@ defmodule Barytherium.BrokerCase do
 
   def header(%Frame{headers: headers}, name), do: Frame.headers_to_map(headers)[name]
 
-  @doc "Waits for the disconnect, after which nothing may come."
+  @doc "Waits for the disconnect, and checks that nothing comes after it."
   def assert_disconnect(reasons) do
     assert_receive {:"$gen_cast", {:barytherium, :disconnect, reason}}, 10_000
     assert reason in List.wrap(reasons)

@@ -1,18 +1,19 @@
 defmodule Barytherium.Certificates do
   @moduledoc """
-  Certificates of a test's own authority, made by the running VM: who is trusted, and what a server
-  or a client shows.
+  Certificates of an authority that only one test uses.
   """
 
-  # Of the extension subjectAltName (RFC 5280, 4.2.1.6).
+  # The extension subjectAltName (RFC 5280, 4.2.1.6).
   @names {2, 5, 29, 17}
   @key {:rsa, 2048, 65_537}
 
   @doc """
-  `%{server: options, client: options, cacerts: certificates}`: what the server listens with, what a
-  client of the same authority shows, and whom to trust.
+  `%{server: options, client: options, cacerts: certificates}`: TLS options for the server, TLS
+  options with which a client of the same authority presents its certificate, and the certificates
+  that a client has to trust.
 
-  `names` are those of the server: strings, or addresses. Options: `:validity`, two dates.
+  `names` are the names of the server, as strings or IP addresses. The option `:validity` is a tuple of
+  two dates.
   """
   def make(names, opts \\ []) do
     validity = Keyword.take(opts, [:validity])
@@ -32,7 +33,7 @@ defmodule Barytherium.Certificates do
     }
   end
 
-  @doc "The same as PEM files in `directory`: options with their paths."
+  @doc "Writes the same into PEM files in `directory`. Returns options with their paths."
   def write!(%{server: server, client: client, cacerts: cacerts}, directory) do
     %{
       server: files(server, directory, "server"),

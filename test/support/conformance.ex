@@ -1,6 +1,7 @@
 defmodule Barytherium.Conformance do
   @moduledoc """
-  The conformance cases of `native/stomp/tests/conformance`, which describes their form.
+  Reads the conformance cases in `native/stomp/tests/conformance`. The README there describes their
+  format.
   """
 
   alias Barytherium.Frame
@@ -11,8 +12,8 @@ defmodule Barytherium.Conformance do
   defstruct [:name, :versions, :options, input: "", encodes: nil, frames: [], error: nil]
 
   @doc """
-  All cases. `:versions` are those it is run in, `nil` for a connection before its first frame;
-  `:error` is `{rule, octet}`.
+  All cases. `:versions` are those that the case is run in, `nil` for a connection before its first
+  frame. `:error` is `{rule, offset}`.
   """
   def cases do
     for path <- @directory |> Path.join("*.txt") |> Path.wildcard() |> Enum.sort(),
@@ -23,7 +24,7 @@ defmodule Barytherium.Conformance do
     |> Enum.reverse()
   end
 
-  @doc "Those that are about decoding."
+  @doc "The cases about decoding."
   def decoding, do: Enum.filter(cases(), &is_nil(&1.encodes))
 
   @doc "`input` cut in two at every point."
@@ -34,8 +35,8 @@ defmodule Barytherium.Conformance do
     end
   end
 
-  @doc "`input` octet by octet."
-  def octets(input), do: for(<<octet <- input>>, do: <<octet>>)
+  @doc "`input` byte by byte."
+  def bytes(input), do: for(<<byte <- input>>, do: <<byte>>)
 
   defp read_line(["###", header], cases) do
     [name | words] = String.split(header)

@@ -1,21 +1,22 @@
 defmodule Barytherium.FaultProxy do
   @moduledoc """
-  A TCP proxy between a client and a broker that does to the broker's bytes what networks do.
-  For one connection.
+  A TCP proxy between a client and a broker, for one connection. It imitates what a bad network does
+  to the broker's bytes.
 
   Modes:
 
-    * `:pass` - as they come;
-    * `{:delay, ms}` - that much later;
-    * `:octets` - one octet in a segment;
-    * `:stall` - nothing passes, in either direction, and nobody is told: also what a peer looks
-      like that has vanished without FIN;
-    * `{:reset_after, octets}` - so many octets more, and then a reset for the client.
+    * `:pass` - passes them on at once;
+    * `{:delay, ms}` - passes them on after a delay;
+    * `:bytes` - passes them on byte by byte, each in a segment of its own;
+    * `:stall` - passes nothing in either direction, and closes nothing. A peer that vanished without
+      FIN looks the same;
+    * `{:reset_after, bytes}` - passes on that many more bytes, and then resets the client's
+      connection.
   """
 
   alias Barytherium.Peer
 
-  @doc "Starts a proxy for the broker at `port`: `{proxy, port}`. Ends with the calling process."
+  @doc "Starts a proxy for the broker at `port`, linked to the caller. Returns `{proxy, port}`."
   def start!(port) do
     test = self()
 
@@ -35,7 +36,7 @@ defmodule Barytherium.FaultProxy do
     end
   end
 
-  @doc "Sets the mode, from the next octet on."
+  @doc "Sets the mode for all further bytes."
   def set(proxy, mode) do
     send(proxy, {:mode, mode, self()})
 
@@ -64,7 +65,7 @@ defmodule Barytherium.FaultProxy do
     end
   end
 
-  # What was held back goes first.
+  # What was held back is passed on first.
   defp release(%{mode: :stall} = state), do: state
 
   defp release(%{stalled: stalled} = state),
@@ -89,22 +90,22 @@ defmodule Barytherium.FaultProxy do
     to_client(:pass, bytes, state)
   end
 
-  defp to_client(:octets, bytes, state) do
-    for <<octet <- bytes>>, do: :gen_tcp.send(state.client, <<octet>>)
+  defp to_client(:bytes, bytes, state) do
+    for <<byte <- bytes>>, do: :gen_tcp.send(state.client, <<byte>>)
     state
   end
 
-  defp to_client({:reset_after, octets}, bytes, state) when byte_size(bytes) > octets do
-    :gen_tcp.send(state.client, binary_part(bytes, 0, octets))
-    # The client is to have read them: a reset discards what it has not.
+  defp to_client({:reset_after, left}, bytes, state) when byte_size(bytes) > left do
+    :gen_tcp.send(state.client, binary_part(bytes, 0, left))
+    # A reset discards what the client has not read yet.
     await_read(state.client)
     Peer.reset(state.client)
     state
   end
 
-  defp to_client({:reset_after, octets}, bytes, state) do
+  defp to_client({:reset_after, left}, bytes, state) do
     :gen_tcp.send(state.client, bytes)
-    %{state | mode: {:reset_after, octets - byte_size(bytes)}}
+    %{state | mode: {:reset_after, left - byte_size(bytes)}}
   end
 
   defp to_client(_pass, bytes, state) do
@@ -112,6 +113,6 @@ defmodule Barytherium.FaultProxy do
     state
   end
 
-  # The other end has no way to tell; on the loopback interface this is long.
+  # Nothing tells when the client has read. On the loopback interface this is long enough.
   defp await_read(_client), do: Process.sleep(100)
 end

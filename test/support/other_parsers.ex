@@ -1,21 +1,21 @@
 defmodule Barytherium.OtherParsers do
   @moduledoc """
-  Independent implementations, to compare with: RabbitMQ's own frame parser, and stomp.py.
+  Independent implementations to compare with: RabbitMQ's frame parser, and stomp.py.
 
-  Each reads bytes into `{frames, refused?}`, a frame being `{command, headers, body}` with the
-  headers as a map.
+  Each decodes bytes to `{frames, refused?}`. A frame is `{command, headers, body}`, and its headers
+  are a map.
   """
 
-  # Loaded when it is installed.
+  # `start!/0` loads it from the installed RabbitMQ.
   @compile {:no_warn_undefined, :rabbit_stomp_frame}
 
   @rabbitmq "/usr/lib/rabbitmq/lib/rabbitmq_server-*/plugins/rabbitmq_stomp-*/ebin"
   @script Path.join(__DIR__, "stomp_py.py")
 
-  # Lines of stomp.py's answers.
+  # In bytes, for a line of stomp.py's answers.
   @longest_line 1_000_000
 
-  @doc "Loads RabbitMQ's parser and starts stomp.py, of the calling process."
+  @doc "Loads RabbitMQ's parser, and starts stomp.py as a port of the calling process."
   def start! do
     case Path.wildcard(@rabbitmq) do
       [path | _] -> :code.add_pathz(to_charlist(path))
@@ -26,15 +26,15 @@ defmodule Barytherium.OtherParsers do
     Port.open({:spawn_executable, ~c"/usr/bin/python3"}, options)
   end
 
-  @doc "RabbitMQ is a server: what a client may not send is none of its concern."
+  @doc "Decodes as RabbitMQ does, which is a server and expects a client's frames."
   def rabbitmq(bytes), do: rabbitmq(bytes, [])
 
   defp rabbitmq(bytes, frames) do
     case rabbitmq_parse(bytes) do
       {:ok, {:stomp_frame, command, headers, body}, rest} ->
         # The first of repeated headers counts.
-        headers = for {name, value} <- headers, do: {octets(name), octets(value)}
-        frame = {to_string(command), headers |> Enum.reverse() |> Map.new(), octets(body)}
+        headers = for {name, value} <- headers, do: {binary(name), binary(value)}
+        frame = {to_string(command), headers |> Enum.reverse() |> Map.new(), binary(body)}
         rabbitmq(rest, [frame | frames])
 
       {:more, _state} ->
@@ -45,20 +45,21 @@ defmodule Barytherium.OtherParsers do
     end
   end
 
-  # A length that is wrong, or no number, is an exception there, which ends the connection.
+  # A content-length that is wrong, or not a number, raises in RabbitMQ and ends the connection.
   defp rabbitmq_parse(bytes) do
     :rabbit_stomp_frame.parse(bytes, :rabbit_stomp_frame.initial_state())
   rescue
     error in [ArgumentError, MatchError] -> {:error, error}
   end
 
-  @doc "The bytes that RabbitMQ makes of a frame."
+  @doc "The frame as RabbitMQ encodes it."
   def rabbitmq_format({command, headers, body}) do
-    headers = for {name, value} <- headers, do: {to_octets(name), to_octets(value)}
+    headers = for {name, value} <- headers, do: {byte_list(name), byte_list(value)}
     frame = {:stomp_frame, to_charlist(command), headers, [body]}
     frame |> :rabbit_stomp_frame.serialize() |> IO.iodata_to_binary()
   end
 
+  @doc "Decodes as stomp.py does."
   def stomp_py(port, bytes) do
     case ask(port, ["read ", hex(bytes)]) do
       "!" <> frames -> {frames(frames), true}
@@ -66,7 +67,7 @@ defmodule Barytherium.OtherParsers do
     end
   end
 
-  @doc "The bytes that stomp.py makes of a frame."
+  @doc "The frame as stomp.py encodes it."
   def stomp_py_format(port, {command, headers, body}) do
     headers = for {name, value} <- headers, do: [",", hex(name), "=", hex(value)]
     port |> ask(["write ", hex(command), ",", hex(body) | headers]) |> unhex()
@@ -88,8 +89,8 @@ defmodule Barytherium.OtherParsers do
     {unhex(command), Map.new(pairs, &List.to_tuple/1), unhex(body)}
   end
 
-  defp to_octets(text), do: :binary.bin_to_list(text)
-  defp octets(text), do: IO.iodata_to_binary(text)
+  defp byte_list(text), do: :binary.bin_to_list(text)
+  defp binary(text), do: IO.iodata_to_binary(text)
   defp hex(bytes), do: Base.encode16(bytes)
   defp unhex(text), do: Base.decode16!(text, case: :mixed)
 end

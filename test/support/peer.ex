@@ -1,6 +1,6 @@
 defmodule Barytherium.Peer do
   @moduledoc """
-  A scripted peer: the other end of a connection, which sends what a test says, and nothing else.
+  A scripted peer: the other end of a connection. It sends only what a test tells it to send.
   """
 
   import Kernel, except: [send: 2]
@@ -13,7 +13,7 @@ defmodule Barytherium.Peer do
   def transports, do: @transports
 
   @doc """
-  A connected pair: `{client, peer}`. Both are passive sockets of the calling process.
+  A connected pair of sockets: `{client, peer}`. Both are passive, and owned by the calling process.
   """
   def pair(transport \\ :tcp, opts \\ []) do
     listener = listen(transport)
@@ -45,7 +45,7 @@ defmodule Barytherium.Peer do
     port
   end
 
-  @doc "Accepts a connection; the socket is the calling process's."
+  @doc "Accepts a connection. The calling process owns the socket."
   def accept(listener) do
     if tls_listener?(listener) do
       {:ok, socket} = :ssl.transport_accept(listener)
@@ -80,15 +80,15 @@ defmodule Barytherium.Peer do
 
   def send(peer, data), do: :ok = Connection.send(peer, data)
 
-  @doc "Receives `length` octets, or with 0 what there is."
+  @doc "Receives `length` bytes, or with 0 what has arrived, waiting for at least one byte."
   def recv(peer, length \\ 0), do: Connection.recv(peer, length, 2_000)
 
-  @doc "Sends `data` an octet at a time, each one in a segment of its own."
-  def send_octets(peer, data) do
-    for <<octet <- data>>, do: send(peer, <<octet>>)
+  @doc "Sends `data` byte by byte, with one call for each byte."
+  def send_bytes(peer, data) do
+    for <<byte <- data>>, do: send(peer, <<byte>>)
   end
 
-  @doc "Waits until the other end has closed. What it sent before is dropped."
+  @doc "Waits until the other end has closed. Drops what it sent before."
   def assert_closed(peer) do
     case Connection.recv(peer, 0, 2_000) do
       {:ok, _data} -> assert_closed(peer)
@@ -98,7 +98,7 @@ defmodule Barytherium.Peer do
 
   def close(peer), do: Connection.close(peer)
 
-  @doc "Closes with a reset instead of an end of stream."
+  @doc "Closes with a reset (RST) instead of FIN."
   def reset(peer) do
     :ok = :inet.setopts(peer, linger: {true, 0})
     close(peer)
@@ -108,7 +108,7 @@ defmodule Barytherium.Peer do
 
   defp tls_listener?(listener), do: Connection.tls?(listener)
 
-  # Made once for a run, by the running VM.
+  # Made once in each run of the tests.
   defp certificate do
     case :persistent_term.get(__MODULE__, nil) do
       nil ->

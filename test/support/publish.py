@@ -1,6 +1,7 @@
-"""Publishes with stomp.py, a client that knows nothing of ours.
+"""Publishes with stomp.py, an independent client.
 
-publish.py PORT DESTINATION COUNT: as many messages, numbered from 1 in a header and in the body.
+publish.py PORT DESTINATION COUNT: publishes COUNT messages, numbered from 1 in a header and in the
+body.
 """
 import sys
 

@@ -1,7 +1,7 @@
 defmodule Barytherium.ReceiverCase do
   @moduledoc """
-  Tests of the receive loop. The test process is listener and network at once, and sees exactly
-  what is sent to them.
+  For tests of the receive loop. The test process is both listener and network process, so it gets
+  everything that is sent to either.
   """
   use ExUnit.CaseTemplate
 
@@ -22,7 +22,7 @@ defmodule Barytherium.ReceiverCase do
 
   def connected_bytes, do: @connected
 
-  @doc "What `Receiver.loop/1` takes, with `test` as listener, network and sender."
+  @doc "The argument of `Receiver.loop/1`, with `test` as listener, network and sender process."
   def loop_state(socket, test) do
     %{
       socket: socket,
@@ -41,7 +41,7 @@ defmodule Barytherium.ReceiverCase do
     {receiver, peer, socket}
   end
 
-  @doc "The same, with CONNECTED received and `hb_recv` agreed on."
+  @doc "The same, after CONNECTED was received and `hb_recv` was agreed."
   def start_connected(transport \\ :tcp, opts \\ [], hb_recv \\ 0) do
     {receiver, peer, socket} = start_receiver(transport, opts)
     Peer.send(peer, @connected)
@@ -50,7 +50,7 @@ defmodule Barytherium.ReceiverCase do
     {receiver, peer, socket}
   end
 
-  @doc "Answers the call that every CONNECTED frame brings."
+  @doc "Answers the call that the receiver makes after CONNECTED. Returns the frame."
   def reply_heart_beats(hb_recv) do
     assert_receive {:"$gen_call", from, {:connected_frame, %Frame{command: :connected} = frame}}
     GenServer.reply(from, {0, hb_recv})
@@ -74,7 +74,7 @@ defmodule Barytherium.ReceiverCase do
     end
   end
 
-  @doc "Waits for the disconnect, and makes sure that it is the end, and the only one."
+  @doc "Waits for the disconnect and for the receiver's end, and checks that nothing else came."
   def assert_disconnect(reason, receiver) do
     monitor = Process.monitor(receiver)
     assert_receive {:"$gen_cast", {:barytherium, :disconnect, ^reason}}
@@ -83,17 +83,17 @@ defmodule Barytherium.ReceiverCase do
     refute_received {:"$gen_cast", _message}
   end
 
-  @doc "Open descriptors of this VM."
+  @doc "The number of open descriptors of this VM."
   def descriptors, do: "/proc/self/fd" |> File.ls!() |> length()
 
-  @doc "Waits until `condition` is true, which nothing announces with a message."
+  @doc "Polls until `condition` returns true. For what no message announces."
   def eventually(condition, attempts \\ 200) do
     case {condition.(), attempts} do
       {true, _attempts} ->
         :ok
 
       {other, 0} ->
-        flunk("the condition did not come to hold, it is #{inspect(other)}")
+        flunk("the condition never became true, it returned #{inspect(other)}")
 
       {_other, attempts} ->
         Process.sleep(10)

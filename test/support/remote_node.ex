@@ -1,7 +1,7 @@
 defmodule Barytherium.RemoteNode do
-  @moduledoc "A second node on the loopback interface, and processes on it."
+  @moduledoc "Starts a second node on the loopback interface, and processes on it."
 
-  @doc "Starts distribution if need be, and a node that ends with the calling process."
+  @doc "Starts a node that is linked to the caller. Makes this node distributed if it is not yet."
   def start! do
     unless Node.alive?() do
       System.cmd("epmd", ["-daemon"])
@@ -16,7 +16,7 @@ defmodule Barytherium.RemoteNode do
     node
   end
 
-  @doc "A process on `node` that sends everything it gets on to `pid`, as `{:forwarded, message}`."
+  @doc "A process on `node` that forwards each message to `pid`, as `{:forwarded, message}`."
   def forwarder(node, pid), do: :erlang.spawn(node, __MODULE__, :forward, [pid])
 
   @doc false

@@ -1,8 +1,10 @@
-"""What stomp.py makes of bytes, and the bytes it makes of frames.
+"""Decodes and encodes frames with stomp.py.
 
-A line in, a line out. Frames are parted by `;`, and each is a command, a body and headers, parted
-by `,`, a header being `name=value`, all in hex. `read BYTES` answers with frames, and `!` where
-it raised an exception; `write FRAME` answers with bytes.
+Answers each line of input with a line. `read BYTES` answers with frames, after a `!` if stomp.py
+raised an exception. `write FRAME` answers with bytes.
+
+Everything is in hex. Frames are separated by `;`. A frame is a command, a body and headers, separated
+by `,`. A header is `name=value`.
 """
 import sys
 
@@ -10,7 +12,7 @@ from stomp import exception, transport, utils
 
 
 class Replay(transport.BaseTransport):
-    """Reads given bytes, and then the end of the stream."""
+    """Receives the given bytes, and then the end of the stream."""
 
     def __init__(self, data):
         super().__init__()

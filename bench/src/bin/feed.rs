@@ -1,16 +1,16 @@
-//! The other end of a benchmark, in a process of its own: `feed MODE FILE [MILLISECONDS]`.
+//! The peer of a benchmark, in a process of its own: `feed MODE FILE [MILLISECONDS]`.
 //!
-//! It listens on a free loopback port, which it prints, and greets each connection with a
-//! CONNECTED frame. Then, by the mode:
+//! It listens on a free loopback port, prints the port, and sends CONNECTED on each connection. Then
+//! the mode decides:
 //!
-//! * `flood`: sends the file again and again, as fast as it is taken;
-//! * `echo`: sends the file once for each read of something;
-//! * `paced`: sends the file, which is a MESSAGE, every so many milliseconds, with its time of sending
-//!   as a header;
-//! * `sink`: reads and sends nothing;
-//! * `beat`: sends an EOL every so many milliseconds.
+//! * `flood`: sends the file again and again, as fast as the client takes it;
+//! * `echo`: sends the file once for each read that returns bytes;
+//! * `paced`: sends the file, which is a MESSAGE, at the interval in milliseconds, and adds the time
+//!   of sending as a header;
+//! * `sink`: reads, and sends nothing;
+//! * `beat`: sends an EOL at the interval in milliseconds.
 //!
-//! It ends when its standard input does.
+//! It exits at the end of its standard input.
 
 use std::io::{Read, Result, Write, stdin};
 use std::net::{TcpListener, TcpStream};
@@ -20,7 +20,7 @@ use std::{env, fs, process, thread};
 
 const CONNECTED: &[u8] = b"CONNECTED\nversion:1.2\nheart-beat:1000,0\n\n\0\n";
 
-/// Enough for a loop over `write`, and a thousand of them.
+/// Enough for a loop over `write`, and small enough for a thousand threads.
 const STACK: usize = 64 * 1024;
 
 fn main() -> Result<()> {
@@ -58,7 +58,7 @@ fn main() -> Result<()> {
 }
 
 fn spawn(run: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
-    // That the other side closes is how every one of these ends.
+    // The error is dropped: it only says that the client has closed, which ends every thread.
     thread::Builder::new()
         .stack_size(STACK)
         .spawn(|| drop(run()))?;
@@ -85,8 +85,8 @@ fn sink(mut stream: TcpStream) -> Result<()> {
     Ok(())
 }
 
-/// The time of sending is that of the system's clock, in nanoseconds. A frame that is late does not
-/// make those after it late.
+/// The time of sending is in nanoseconds of the system's clock. If one frame is late, the frames after
+/// it are still sent at their own times.
 fn paced(mut stream: TcpStream, message: &[u8], interval: Duration) -> Result<()> {
     let rest = message.strip_prefix(b"MESSAGE\n").expect("a MESSAGE");
     let mut due = Instant::now();

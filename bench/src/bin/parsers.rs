@@ -1,7 +1,7 @@
-//! Decoders alone: `parsers FILE [ROUNDS]`, FILE being frames.
+//! Compares decoders without I/O: `parsers FILE [ROUNDS]`. The file holds frames.
 //!
-//! Each decodes the file once a round, in turn, and touches every header's value and the body.
-//! Prints a line for each round: bytes/s of ours, of `stomp-parser` and of `async-stomp`.
+//! In each round the decoders decode the file once, one after the other, and hand out headers and
+//! bodies. Prints a line for each round: bytes/s of ours, of `stomp-parser` and of `async-stomp`.
 
 use async_stomp::client::ClientCodec;
 use bytes::BytesMut;
@@ -12,7 +12,7 @@ use stomp::{Decoder, Options, Version};
 use stomp_parser::server::ServerFrame;
 use tokio_util::codec::Decoder as _;
 
-/// What a read gives: the decoders get the file in such pieces, where they take pieces.
+/// The size of a read. The decoders that take pieces get the file in pieces of this size.
 const READ: usize = 256 * 1024;
 
 fn main() {
@@ -55,8 +55,8 @@ fn ours(input: &[u8]) -> usize {
     count
 }
 
-/// The frames, each with its NUL: `stomp-parser` has to be given them one by one. Finding them is
-/// not counted as its work.
+/// The frames, each with its NUL, because `stomp-parser` takes only one frame at a time. The time for
+/// finding them is not measured.
 fn split(input: &[u8]) -> Vec<Vec<u8>> {
     let mut decoder: Decoder = Decoder::new(Some(Version::V1_2), Options::default());
     let (mut frames, mut rest) = (Vec::new(), input);
@@ -66,7 +66,7 @@ fn split(input: &[u8]) -> Vec<Vec<u8>> {
             return frames;
         }
         let frame = &before[..before.len() - rest.len()];
-        let start = frame.iter().position(|&octet| octet != b'\n').unwrap_or(0);
+        let start = frame.iter().position(|&byte| byte != b'\n').unwrap_or(0);
         frames.push(frame[start..].to_vec());
     }
 }

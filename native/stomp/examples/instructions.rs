@@ -1,15 +1,15 @@
-//! Decodes a fixed input once, for `script/instructions` to count what that takes.
+//! Decodes a fixed input once. `script/instructions` counts the instructions of that.
 //!
-//! `instructions CASE`; without a case, their names.
+//! Usage: `instructions CASE`. Without a case it prints the names of all cases.
 
 use std::env;
 use std::hint::black_box;
 use stomp::{Decoder, Options, Version, encode_head};
 
-/// What a read gives.
+/// The size of the pieces in which the decoder gets its input, as from a socket.
 const READ: usize = 256 * 1024;
 
-/// Its name, and what makes its input.
+/// The name of a case, and the function that makes its input.
 type Case = (&'static str, fn() -> Vec<u8>);
 
 const CASES: &[Case] = &[
@@ -34,21 +34,21 @@ fn main() {
     black_box(decode_all(&input()));
 }
 
-/// Its instructions are what is counted.
+/// `script/instructions` counts the instructions of this function, which it finds by its name.
 #[inline(never)]
 #[unsafe(no_mangle)]
 fn decode_all(input: &[u8]) -> usize {
     let mut decoder: Decoder = Decoder::new(Some(Version::V1_2), Options::default());
-    let mut octets = 0;
+    let mut bytes = 0;
     for mut piece in input.chunks(READ) {
         while let Some(frame) = decoder.next(&mut piece).expect("good frames") {
             for header in frame.headers() {
-                octets += header.name().len() + header.value().len();
+                bytes += header.name().len() + header.value().len();
             }
-            octets += frame.body.as_ref().len();
+            bytes += frame.body.as_ref().len();
         }
     }
-    octets
+    bytes
 }
 
 fn feed(body: usize, escapes: bool) -> Vec<u8> {

@@ -1,5 +1,5 @@
-//! Back-pressure: what was sent to one consumer and may still lie in its queue, and who has to wait
-//! until it has taken more.
+//! Back-pressure: counts the messages that may still be in a listener's mailbox, and decides which
+//! connections have to pause until the listener has taken more.
 //!
 //! ```text
 //!  sent ──► full ──► resume ──► Look ──► looked ──► Go       (there is room)
@@ -8,70 +8,74 @@
 //!                      └───────────────► Wait ──► woken ──► resume ──► Go
 //! ```
 //!
-//! Asking for the length of a queue may cost more than sending to it. So everything that was sent
-//! counts as still being there, and only when that is too much does somebody look.
+//! Asking for the length of a mailbox may cost more than sending to it. So every message that was
+//! sent counts as still being there. The length is asked for only when that count is too high.
 //!
-//! All connections that feed a consumer share one backlog. They are resumed in the order in which
-//! they were paused, each with its part of the room. Only the first of those who wait looks at the
-//! queue.
+//! All connections that feed a listener share one backlog. They are resumed in the order in which
+//! they were paused, and each gets a share of the room. Only the first connection that waits looks
+//! at the mailbox.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// Octets in a queue that are too many, whatever the mark is. The mark counts messages, and a
-/// message holds up to 256 frames, or one body of any size.
-const MAX_OCTETS: usize = 32 * 1024 * 1024;
+/// The limit in bytes, whatever the mark is. The mark counts messages only, and one message holds up
+/// to 256 frames, or one body of any size.
+const MAX_BYTES: usize = 32 * 1024 * 1024;
 
-/// A queue does not tell when it has become shorter. It is looked at after this time, and then
-/// after twice as long, up to what a consumer works off in one go. A consumer that has taken nothing
-/// for a second is not expected back that soon.
+/// Nothing announces that a mailbox has become shorter, so it is polled. The first pause is the
+/// shortest, and each pause is twice as long as the one before, up to the time that a listener
+/// needs for one batch of work. When nobody has been allowed to send for a second, the listener is
+/// probably stuck, and the pauses may grow longer.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(16);
 const STUCK_AFTER: Duration = Duration::from_secs(1);
 const LONGEST_STUCK_PAUSE: Duration = Duration::from_millis(128);
 
-/// After a pause of this length one message goes through, as a trial: what is in the queue may be
-/// messages of others, which stay there for good and must not stop a feed for ever. There is no next
-/// trial before this one has been taken: the queue is no longer than before.
+/// When nobody has been allowed to send for this long, one message goes through as a trial. The
+/// mailbox may be full of other processes' messages that the listener never takes, and these must
+/// not stop a feed for ever. The next trial has to wait until this one was taken, which means that
+/// the mailbox is no longer than before it.
 const TRIAL_AFTER: Duration = Duration::from_millis(250);
 
-/// A queue that others fill all the time never gets so short. If there are messages of theirs in it,
-/// a trial is forgotten after this time, the next one after twice as long, and so on up to a minute:
-/// the consumer may as well be one that takes nothing at all.
+/// A mailbox that other processes keep filling never gets that short again. If it holds messages of
+/// others, the next trial waits no longer than this. The time doubles with each such trial up to the
+/// maximum, because the listener may also be one that takes nothing at all.
 const TRIAL_EXPIRES: Duration = Duration::from_secs(1);
 const TRIAL_EXPIRES_MAX: Duration = Duration::from_secs(64);
 
-/// What a connection that has filled the queue is to do.
+/// What a connection that has filled the mailbox has to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resume {
-    /// Go on.
+    /// Continue to send.
     Go,
-    /// Look at the queue, and say how long it is, along with this: how many messages had been sent
-    /// before.
+    /// Call [`looked`](Backlog::looked) with the length of the mailbox and with this number, which
+    /// is how many messages had been sent before the look.
     Look(u64),
-    /// Wait to be woken. With a time: look again then.
+    /// Wait to be woken. With a duration: call [`resume`](Backlog::resume) again after it.
     Wait(Option<Duration>),
 }
 
-/// What one consumer has not taken yet, as far as is known.
+/// The messages that one listener has not taken yet, as far as is known.
 #[derive(Debug)]
 pub struct Backlog<W> {
-    /// The octets of each message that may still be in the queue, and of all of them.
+    /// The size of each message that may still be in the mailbox, oldest first.
     messages: VecDeque<usize>,
-    octets: usize,
-    /// Messages that were sent, in all.
+    /// The sum of `messages`.
+    bytes: usize,
+    /// Messages sent since the start.
     sent: u64,
-    /// Connections that wait, the first paused first, and the messages that are too many for each.
+    /// Connections that wait, in the order in which they were paused, each with its mark.
     waiting: VecDeque<(W, usize)>,
-    /// Connections that were resumed, and do not know it yet, with what they may send.
+    /// Connections that were resumed but do not know it yet, with the number of messages that each
+    /// may send.
     resumed: Vec<(W, usize)>,
     /// Messages that resumed connections may still send.
     granted: usize,
     pause: Duration,
     /// When somebody was last allowed to send.
     progress: Duration,
-    /// Until the last trial has been taken: the queue's length before it, and how many of its
-    /// messages counted as ours.
+    /// While a trial has not been taken: the length of the mailbox before it, and how many of the
+    /// messages in it counted as ours.
     trial: Option<(usize, usize)>,
     trial_expires: Duration,
 }
@@ -80,7 +84,7 @@ impl<W> Default for Backlog<W> {
     fn default() -> Self {
         Backlog {
             messages: VecDeque::new(),
-            octets: 0,
+            bytes: 0,
             sent: 0,
             waiting: VecDeque::new(),
             resumed: Vec::new(),
@@ -94,22 +98,23 @@ impl<W> Default for Backlog<W> {
 }
 
 impl<W: Copy + PartialEq> Backlog<W> {
-    /// Accounts for a message of `octets`, which takes one from the sender's `grant`. Whether the
-    /// sender, for which `mark` messages are too many, may send another one.
-    pub fn sent(&mut self, octets: usize, grant: &mut usize, mark: usize) -> bool {
-        self.messages.push_back(octets);
-        self.octets += octets;
+    /// Counts a message of `bytes` bytes as sent, and takes one from the sender's `grant` if there
+    /// is any. Returns whether the sender may send another message. `mark` is the number of messages
+    /// in the mailbox at which the sender has to pause.
+    pub fn sent(&mut self, bytes: usize, grant: &mut usize, mark: usize) -> bool {
+        self.messages.push_back(bytes);
+        self.bytes += bytes;
         self.sent += 1;
         if *grant > 0 {
             *grant -= 1;
             self.granted -= 1;
         }
         let room = *grant > 0 || self.waiting.is_empty() && self.room(mark) > 0;
-        room && self.octets < MAX_OCTETS
+        room && self.bytes < MAX_BYTES
     }
 
-    /// `who` has filled the queue, waited for its time, or was woken. With `Go`, what it may send
-    /// before others who wait is in `grant`.
+    /// `who` calls this when it has filled the mailbox, after a pause, and when it was woken. With
+    /// `Go`, `grant` is the number of messages that it may send ahead of those that still wait.
     pub fn resume(&mut self, who: W, grant: &mut usize, mark: usize) -> Resume {
         if let Some(at) = self.resumed.iter().position(|&(other, _)| other == who) {
             *grant += self.resumed.swap_remove(at).1;
@@ -129,8 +134,8 @@ impl<W: Copy + PartialEq> Backlog<W> {
         Resume::Wait(None)
     }
 
-    /// `who` was told to look when so many messages had been `sent`, and there are `queued` messages
-    /// in the queue. Everybody in `woken` has to call [`resume`](Self::resume). Never answers `Look`.
+    /// The answer to `Look(sent)`: there are `queued` messages in the mailbox. Every connection that
+    /// is put into `woken` has to call [`resume`](Self::resume). Never returns `Look`.
     pub fn looked(
         &mut self,
         who: W,
@@ -140,18 +145,18 @@ impl<W: Copy + PartialEq> Backlog<W> {
         now: Duration,
         woken: &mut Vec<W>,
     ) -> Resume {
-        // What was sent meanwhile may have come too late to be among them.
+        // Messages that were sent during the look may not be counted in `queued`.
         let queued = queued + (self.sent - sent) as usize;
         while self.messages.len() > queued {
             self.take_oldest();
         }
         match self.waiting.front().copied() {
-            None if self.room(mark) > 0 && self.octets < MAX_OCTETS => return Resume::Go,
+            None if self.room(mark) > 0 && self.bytes < MAX_BYTES => return Resume::Go,
             None => {
                 self.wait(who, grant, mark);
                 self.start_pause(now);
             }
-            // Somebody else began to wait meanwhile, and looks.
+            // Another connection began to wait during the look. It is the one that looks now.
             Some((first, _)) if first != who => return self.wait(who, grant, mark),
             Some(_) if self.is_low(mark) => self.resume_in_turn(mark, now, woken),
             Some(_) if self.may_try(queued, now) => {
@@ -163,7 +168,7 @@ impl<W: Copy + PartialEq> Backlog<W> {
             Some(_) => self.pause = self.longest_pause(now).min(self.pause * 2),
         }
         match woken.first() {
-            // It was the first of those who waited.
+            // `who` was the first that waited, so it is the first in `woken`.
             Some(_) => {
                 woken.swap_remove(0);
                 self.resume(who, grant, mark)
@@ -172,9 +177,10 @@ impl<W: Copy + PartialEq> Backlog<W> {
         }
     }
 
-    /// Whether the consumer has taken half of what is too much, so that it is worth while to go on.
+    /// Whether the mailbox is down to half of the limits. To resume with less room is not worth its
+    /// cost.
     fn is_low(&self, mark: usize) -> bool {
-        self.messages.len() + self.granted <= mark / 2 && self.octets < MAX_OCTETS / 2
+        self.messages.len() + self.granted <= mark / 2 && self.bytes < MAX_BYTES / 2
     }
 
     /// Whether it is time for a trial.
@@ -182,11 +188,11 @@ impl<W: Copy + PartialEq> Backlog<W> {
         let paused = now.saturating_sub(self.progress);
         match self.trial {
             None => {}
-            // It has not been sent yet.
+            // The trial has not been sent yet.
             Some(_) if self.granted > 0 => return false,
             Some((before, ours)) if queued <= before => {
                 self.forget_trial();
-                // What was taken was ours, if it was not one of others.
+                // The listener has taken a message since the trial. Assume that it was ours.
                 while self.messages.len() > ours {
                     self.take_oldest();
                 }
@@ -194,7 +200,7 @@ impl<W: Copy + PartialEq> Backlog<W> {
             Some(_)
                 if paused >= self.trial_expires
                     && queued > self.messages.len()
-                    && self.octets < MAX_OCTETS =>
+                    && self.bytes < MAX_BYTES =>
             {
                 self.trial_expires = TRIAL_EXPIRES_MAX.min(self.trial_expires * 2);
             }
@@ -220,11 +226,11 @@ impl<W: Copy + PartialEq> Backlog<W> {
         self.waiting.front().map(|&(who, _)| who)
     }
 
-    /// Divides the room among those who wait, and wakes them. If it does not do for all, the first
-    /// of the others has to look from now on.
+    /// Divides the room among the connections that wait, and wakes them. If there is not enough room
+    /// for all, the first of the others is woken too, because it has to look from now on.
     fn resume_in_turn(&mut self, mark: usize, now: Duration, woken: &mut Vec<W>) {
         self.forget_trial();
-        // With a mark of 0 or 1 there is no room, and one message is let through all the same.
+        // With a mark of 0 there is never any room. One message goes through all the same.
         let mut room = self.room(mark).max(1);
         let share = (room / self.waiting.len()).max(1);
         while let Some(&(_, own_mark)) = self.waiting.front()
@@ -251,13 +257,13 @@ impl<W: Copy + PartialEq> Backlog<W> {
         self.progress = now;
     }
 
-    /// The connection has nothing to send: what it was granted is for others.
+    /// The connection has nothing to send, so others may use its grant.
     pub fn give_back(&mut self, grant: &mut usize) {
         self.granted -= std::mem::take(grant);
     }
 
-    /// The connection is over. If others wait for it to look, the one that has to call
-    /// [`resume`](Self::resume) in its place.
+    /// The connection has ended. If it was the one that looks and others wait, returns the one that
+    /// has to call [`resume`](Self::resume) in its place.
     pub fn leave(&mut self, who: W, grant: &mut usize) -> Option<W> {
         let unused = self.resumed.iter().filter(|(other, _)| *other == who);
         *grant += unused.map(|(_, messages)| messages).sum::<usize>();
@@ -273,7 +279,7 @@ impl<W: Copy + PartialEq> Backlog<W> {
     }
 
     fn take_oldest(&mut self) {
-        self.octets -= self.messages.pop_front().unwrap_or(0);
+        self.bytes -= self.messages.pop_front().unwrap_or(0);
     }
 }
 

@@ -7,7 +7,7 @@ fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-/// A backlog and its consumer's queue, which takes messages in order.
+/// A backlog and its listener's mailbox, from which messages are taken in order.
 #[derive(Default)]
 struct Queue {
     backlog: Backlog<usize>,
@@ -16,7 +16,7 @@ struct Queue {
     length: usize,
     first: usize,
     now: Duration,
-    /// Whether a connection may send.
+    /// Whether each connection may send.
     free: Vec<bool>,
 }
 
@@ -30,10 +30,10 @@ impl Queue {
         }
     }
 
-    fn send(&mut self, who: usize, octets: usize) {
+    fn send(&mut self, who: usize, bytes: usize) {
         self.length += 1;
         self.sent[who] += 1;
-        self.free[who] = self.backlog.sent(octets, &mut self.grants[who], MARK);
+        self.free[who] = self.backlog.sent(bytes, &mut self.grants[who], MARK);
         if !self.free[who] {
             self.resume(who);
         }
@@ -59,22 +59,22 @@ impl Queue {
         answer
     }
 
-    /// The first of those who wait looks, as it does from time to time.
+    /// The first connection that waits looks, as it does after each pause.
     fn poll(&mut self) {
         if let Some(first) = self.backlog.first_waiting() {
             self.look(first);
         }
     }
 
-    /// Everybody sends as much as they may.
-    fn flood(&mut self, octets: usize) {
+    /// All connections send as much as they may.
+    fn flood(&mut self, bytes: usize) {
         while self.free.contains(&true) {
-            // In turn, as they share the processors; each time another one is the first.
+            // They share the processors, so they send in turn, and each time another one begins.
             self.first += 1;
             for who in 0..self.free.len() {
                 let who = (self.first + who) % self.free.len();
                 if self.free[who] {
-                    self.send(who, octets);
+                    self.send(who, bytes);
                 }
             }
         }
@@ -86,7 +86,7 @@ fn waiting(queue: &Queue) -> Vec<usize> {
 }
 
 #[test]
-fn a_consumer_that_keeps_up_is_looked_at_once_in_as_many_messages_as_the_mark() {
+fn the_mailbox_of_a_listener_that_keeps_up_is_looked_at_once_per_mark() {
     let mut backlog = Backlog::default();
     let mut grant = 0;
     for _ in 1..MARK {
@@ -97,11 +97,11 @@ fn a_consumer_that_keeps_up_is_looked_at_once_in_as_many_messages_as_the_mark() 
     let mut woken = Vec::new();
     let answer = backlog.looked(1, &mut grant, MARK, (64, 0), ms(0), &mut woken);
     assert_eq!((answer, woken.len()), (Resume::Go, 0));
-    assert_eq!((backlog.messages.len(), backlog.octets), (0, 0));
+    assert_eq!((backlog.messages.len(), backlog.bytes), (0, 0));
 }
 
 #[test]
-fn paused_at_the_mark_and_resumed_at_half_of_it() {
+fn a_connection_is_paused_at_the_mark_and_resumed_at_half_of_it() {
     let mut queue = Queue::with(1);
     queue.flood(SMALL);
     assert_eq!(queue.length, MARK);
@@ -114,7 +114,7 @@ fn paused_at_the_mark_and_resumed_at_half_of_it() {
 }
 
 #[test]
-fn connections_of_one_consumer_share_the_mark_and_get_equal_parts() {
+fn connections_to_one_listener_share_the_mark_and_get_equal_shares() {
     for connections in [2, 8, 50, 100] {
         let mut queue = Queue::with(connections);
         let mut longest = 0;
@@ -132,7 +132,7 @@ fn connections_of_one_consumer_share_the_mark_and_get_equal_parts() {
 }
 
 #[test]
-fn the_first_paused_is_the_first_resumed() {
+fn connections_are_resumed_in_the_order_of_their_pauses() {
     let mut queue = Queue::with(3);
     for who in [2, 0, 1] {
         while queue.free[who] {
@@ -147,7 +147,7 @@ fn the_first_paused_is_the_first_resumed() {
 }
 
 #[test]
-fn with_room_for_some_only_the_others_stay_in_their_order() {
+fn without_room_for_all_the_others_keep_waiting_in_their_order() {
     let mut queue = Queue::with(50);
     queue.flood(SMALL);
     let order: Vec<usize> = waiting(&queue);
@@ -159,13 +159,13 @@ fn with_room_for_some_only_the_others_stay_in_their_order() {
 }
 
 #[test]
-fn what_is_granted_and_not_used_is_for_others() {
+fn an_unused_grant_is_given_to_others() {
     let mut queue = Queue::with(2);
     queue.flood(SMALL);
     queue.length = 0;
     queue.poll();
     assert_eq!(queue.grants, [32, 32]);
-    // One has nothing to send.
+    // The second connection has nothing to send.
     queue.free[1] = false;
     queue.backlog.give_back(&mut queue.grants[1]);
     queue.flood(SMALL);
@@ -173,7 +173,7 @@ fn what_is_granted_and_not_used_is_for_others() {
 }
 
 #[test]
-fn the_end_of_a_connection_leaves_nothing_behind_and_the_next_one_looks() {
+fn when_a_connection_ends_its_grant_is_free_and_the_next_one_looks() {
     let mut queue = Queue::with(3);
     queue.flood(SMALL);
     let [first, next] = [0, 1].map(|at| queue.backlog.waiting[at].0);
@@ -189,7 +189,7 @@ fn the_end_of_a_connection_leaves_nothing_behind_and_the_next_one_looks() {
 }
 
 #[test]
-fn a_resumed_connection_that_ends_before_it_knows_gives_back_its_part() {
+fn a_connection_that_ends_before_it_knows_that_it_was_resumed_gives_back_its_grant() {
     let mut backlog = Backlog::default();
     let (mut grant, mut woken) = (0, Vec::new());
     while backlog.sent(SMALL, &mut grant, MARK) {}
@@ -206,19 +206,19 @@ fn a_resumed_connection_that_ends_before_it_knows_gives_back_its_part() {
 }
 
 #[test]
-fn what_is_sent_while_somebody_looks_is_not_taken_for_taken() {
+fn messages_sent_during_a_look_count_as_still_in_the_mailbox() {
     let mut backlog = Backlog::default();
     let (mut grant, mut woken) = (0, Vec::new());
     while backlog.sent(SMALL, &mut grant, MARK) {}
     assert_eq!(backlog.resume(1, &mut grant, MARK), Resume::Look(64));
-    // The queue had 10 messages, and then came 5 more.
+    // The look found 10 messages. 5 more were sent after it.
     (0..5).for_each(|_| _ = backlog.sent(SMALL, &mut grant, MARK));
     backlog.looked(1, &mut grant, MARK, (64, 10), ms(0), &mut woken);
     assert_eq!(backlog.messages.len(), 15);
 }
 
 #[test]
-fn two_that_look_at_once_do_not_both_look_from_then_on() {
+fn of_two_connections_that_look_at_once_only_one_looks_again() {
     let mut backlog = Backlog::default();
     let (mut grant, mut woken) = (0, Vec::new());
     while backlog.sent(SMALL, &mut grant, MARK) {}
@@ -232,7 +232,7 @@ fn two_that_look_at_once_do_not_both_look_from_then_on() {
 }
 
 #[test]
-fn pauses_grow_longer_up_to_a_limit() {
+fn pauses_double_up_to_a_limit() {
     let mut queue = Queue::with(1);
     queue.flood(SMALL);
     for pause in [2, 4, 8, 16, 16] {
@@ -247,9 +247,9 @@ fn pauses_grow_longer_up_to_a_limit() {
 }
 
 #[test]
-fn large_bodies_are_too_much_before_they_are_too_many() {
+fn large_bodies_reach_the_limit_in_bytes_before_the_mark() {
     let mut queue = Queue::with(2);
-    queue.flood(MAX_OCTETS / 4);
+    queue.flood(MAX_BYTES / 4);
     assert_eq!(queue.length, 5);
     queue.length = 2;
     queue.poll();
@@ -260,11 +260,11 @@ fn large_bodies_are_too_much_before_they_are_too_many() {
 }
 
 #[test]
-fn messages_of_others_that_stay_let_one_message_through_from_time_to_time() {
+fn messages_of_others_that_are_never_taken_do_not_stop_the_trials() {
     for others in [MARK / 2 + 1, MARK, MARK + 1, 10_000] {
         let mut queue = Queue::with(2);
         queue.flood(SMALL);
-        // The consumer takes ours, and leaves the others' where they are.
+        // The listener takes our messages and leaves those of others in the mailbox.
         queue.length = others;
         let before = queue.sent[0] + queue.sent[1];
         for _ in 0..1_000 {
@@ -276,14 +276,14 @@ fn messages_of_others_that_stay_let_one_message_through_from_time_to_time() {
         let through = queue.sent[0] + queue.sent[1] - before;
         assert!((35..=40).contains(&through), "{others}: {through}");
         assert!(queue.sent[0].abs_diff(queue.sent[1]) <= 2);
-        // Nor is what was taken remembered for ever.
+        // Messages that were taken are forgotten.
         let remembered = queue.backlog.messages.len();
         assert!(remembered <= MARK + 3, "{others}: {remembered}");
     }
 }
 
 #[test]
-fn messages_of_others_that_become_more_and_more_do_not_stop_it_either() {
+fn a_growing_number_of_messages_of_others_does_not_stop_the_trials() {
     let mut queue = Queue::with(1);
     queue.flood(SMALL);
     queue.length = 1_000;
@@ -297,7 +297,7 @@ fn messages_of_others_that_become_more_and_more_do_not_stop_it_either() {
 }
 
 #[test]
-fn a_consumer_that_takes_nothing_gets_one_more_message_and_then_none() {
+fn a_listener_that_takes_nothing_gets_one_trial_and_then_nothing() {
     let mut queue = Queue::with(1);
     queue.flood(SMALL);
     for _ in 0..10_000 {
@@ -309,21 +309,21 @@ fn a_consumer_that_takes_nothing_gets_one_more_message_and_then_none() {
 }
 
 #[test]
-fn a_consumer_that_takes_nothing_gets_no_more_than_the_limit_of_octets_whoever_else_sends_to_it() {
+fn a_listener_that_takes_nothing_gets_no_more_than_the_limit_in_bytes_whoever_else_sends_to_it() {
     let mut queue = Queue::with(1);
-    queue.flood(MAX_OCTETS / 100);
+    queue.flood(MAX_BYTES / 100);
     queue.length += 10;
     for _ in 0..100_000 {
         queue.now += ms(10);
         queue.poll();
-        queue.flood(MAX_OCTETS / 100);
+        queue.flood(MAX_BYTES / 100);
     }
-    assert!(queue.backlog.octets <= MAX_OCTETS + MAX_OCTETS / 100);
+    assert!(queue.backlog.bytes <= MAX_BYTES + MAX_BYTES / 100);
     assert!(queue.sent[0] <= 101, "{}", queue.sent[0]);
 }
 
 #[test]
-fn each_connection_is_granted_what_its_own_mark_allows() {
+fn a_grant_is_limited_by_the_own_mark_of_the_connection() {
     let mut backlog = Backlog::default();
     let (mut grant, mut woken) = (0, Vec::new());
     while backlog.sent(SMALL, &mut grant, 1_000) {}
@@ -337,7 +337,7 @@ fn each_connection_is_granted_what_its_own_mark_allows() {
 }
 
 #[test]
-fn a_slow_consumer_gets_no_more_than_it_takes() {
+fn a_slow_listener_gets_no_more_than_it_takes() {
     let mut queue = Queue::with(1);
     queue.flood(SMALL);
     queue.length += 100;

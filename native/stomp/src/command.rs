@@ -13,14 +13,14 @@ macro_rules! commands {
             /// Every command, in declaration order: `ALL[c as usize] == c`.
             pub const ALL: &'static [Command] = &[$(Command::$variant),+];
 
-            /// The command as it stands on the wire.
+            /// The command as it is written on the wire.
             pub const fn as_str(self) -> &'static str {
                 match self {
                     $(Command::$variant => $wire),+
                 }
             }
 
-            /// The command that `line` (without its EOL) is, if it is one.
+            /// The command that `line` (without its EOL) names, if any.
             pub fn parse(line: &[u8]) -> Option<Command> {
                 const { assert!(Self::ALL.len() == 15) };
                 $(
@@ -34,7 +34,7 @@ macro_rules! commands {
     };
 }
 
-// MESSAGE first: it is nearly all a receiver sees.
+// `parse` tries them in this order. Nearly all frames that a receiver gets are MESSAGE.
 commands! {
     Message = "MESSAGE",
     Receipt = "RECEIPT",
@@ -54,8 +54,8 @@ commands! {
 }
 
 impl Command {
-    /// How many of `bytes` could be the beginning of a command. Less than `bytes.len()` means
-    /// that no further byte can make a command of it.
+    /// The length of the longest prefix of `bytes` that a command also begins with. If it is less than
+    /// `bytes.len()`, `bytes` cannot become a command, whatever follows.
     pub(crate) fn longest_prefix(bytes: &[u8]) -> usize {
         let common = |command: &Command| {
             let wire = command.as_str().as_bytes();
@@ -64,8 +64,8 @@ impl Command {
         Self::ALL.iter().map(common).max().unwrap_or(0)
     }
 
-    /// CONNECT, STOMP and CONNECTED agree on the version, so none of its rules apply to their
-    /// headers yet (STOMP 1.2, "Value Encoding").
+    /// CONNECT, STOMP and CONNECTED negotiate the version, so their headers are never escaped
+    /// (STOMP 1.2, "Value Encoding").
     pub(crate) const fn precedes_negotiation(self) -> bool {
         matches!(self, Command::Connect | Command::Stomp | Command::Connected)
     }
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn longest_prefix_tells_where_a_line_stops_being_a_command() {
+    fn longest_prefix_is_the_part_that_can_begin_a_command() {
         for (line, expected) in [("CONN", 4), ("CONNECTX", 7), ("HTTP/1.1", 0), ("SUBM", 3)] {
             assert_eq!(Command::longest_prefix(line.as_bytes()), expected, "{line}");
         }

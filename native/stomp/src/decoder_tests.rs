@@ -31,10 +31,10 @@ fn decoder(version: Version) -> Decoder {
     Decoder::new(Some(version), Options::default())
 }
 
-/// Decodes `bytes` whole, octet by octet and cut at every point, and insists on one result.
+/// Decodes `bytes` whole, byte by byte and cut at every point. All results have to be equal.
 fn decode_with(new: impl Fn() -> Decoder, bytes: &[u8]) -> Decoded {
     let whole = feed(new(), [bytes]);
-    assert_eq!(feed(new(), bytes.chunks(1)), whole, "octet by octet");
+    assert_eq!(feed(new(), bytes.chunks(1)), whole, "byte by byte");
     for cut in 0..=bytes.len() {
         let (left, right) = bytes.split_at(cut);
         assert_eq!(feed(new(), [left, right]), whole, "cut at {cut}");
@@ -85,7 +85,7 @@ fn eols_and_nuls_between_frames_are_skipped() {
 }
 
 #[test]
-fn a_line_feed_that_ends_a_body_belongs_to_it() {
+fn a_line_feed_at_the_end_of_a_body_belongs_to_the_body() {
     assert_frames("MESSAGE\n\nhi\n\0", &[message(&[], "hi\n")]);
 }
 
@@ -173,7 +173,7 @@ fn undefined_escapes_can_be_kept() {
 }
 
 #[test]
-fn headers_keep_order_repeats_blanks_and_colons() {
+fn headers_keep_their_order_repetitions_spaces_and_colons() {
     let bytes = "MESSAGE\nh:a\nh:b\nurl:http://x:1\nk:\n k : v \n\n\0";
     let headers = [
         ("h", "a"),
@@ -192,12 +192,12 @@ fn headers_without_name_or_colon_are_fatal() {
 }
 
 #[test]
-fn content_length_counts_octets_and_the_first_one_counts() {
+fn content_length_counts_bytes_and_only_the_first_one_counts() {
     let body = "MESSAGE\ncontent-length:5\ncontent-length:x\n\na\0b\0c\0";
     let headers = [("content-length", "5"), ("content-length", "x")];
     assert_frames(body, &[message(&headers, "a\0b\0c")]);
-    let octets = "MESSAGE\ncontent-length:2\n\né\0";
-    assert_frames(octets, &[message(&[("content-length", "2")], "é")]);
+    let two_bytes = "MESSAGE\ncontent-length:2\n\né\0";
+    assert_frames(two_bytes, &[message(&[("content-length", "2")], "é")]);
 }
 
 #[test]
@@ -213,7 +213,7 @@ fn content_length_is_honoured_on_every_command() {
 }
 
 #[test]
-fn a_wrong_content_length_is_fatal_and_nothing_resynchronises() {
+fn a_wrong_content_length_is_fatal() {
     let bytes = "MESSAGE\ncontent-length:9\n\nhi\0MESSAGE\n\nyo\0";
     assert_fault(bytes, Rule::BodyNotTerminated, 35);
     assert_fault(
@@ -237,7 +237,7 @@ fn a_wrong_content_length_is_fatal_and_nothing_resynchronises() {
 }
 
 #[test]
-fn what_cannot_become_a_command_is_refused_at_once() {
+fn bytes_that_cannot_become_a_command_are_refused_at_once() {
     for (bytes, offset) in [
         ("HTTP/1.1 400", 0),
         ("\x15\x03\x03", 0),
@@ -249,7 +249,7 @@ fn what_cannot_become_a_command_is_refused_at_once() {
 }
 
 #[test]
-fn frames_before_an_error_are_kept_and_the_error_repeats() {
+fn frames_before_an_error_are_returned_and_the_error_repeats() {
     let (frames, fault) = decode(Version::V1_2, "MESSAGE\n\na\0MESSAGE\n\nb\0BAD");
     assert_eq!(frames.len(), 2);
     assert_eq!(fault, Some((Rule::UnknownCommand, 23)));
@@ -263,7 +263,7 @@ fn frames_before_an_error_are_kept_and_the_error_repeats() {
 }
 
 #[test]
-fn counters_start_again_with_each_frame() {
+fn limits_count_from_zero_in_each_frame() {
     let options = Options {
         max_headers: 2,
         max_header_line: 18,
@@ -277,7 +277,7 @@ fn counters_start_again_with_each_frame() {
 }
 
 #[test]
-fn limits_hold_at_one_over_and_not_at_the_limit() {
+fn a_value_at_the_limit_is_accepted_and_one_more_is_refused() {
     let options = Options {
         max_headers: 2,
         max_header_line: 10,
@@ -303,7 +303,7 @@ fn limits_hold_at_one_over_and_not_at_the_limit() {
 }
 
 #[test]
-fn a_body_that_is_put_into_its_buffer_directly() {
+fn a_body_may_be_written_into_its_buffer_directly() {
     let mut decoder = decoder(Version::V1_2);
     let mut input = &b"MESSAGE\ncontent-length:5\n\nab"[..];
     assert!(decoder.wanting_body().is_none());
@@ -321,7 +321,7 @@ fn a_body_that_is_put_into_its_buffer_directly() {
 }
 
 #[test]
-fn memory_is_given_back_between_frames_only() {
+fn memory_is_released_between_frames_only() {
     let mut decoder = decoder(Version::V1_2);
     assert!(decoder.next(&mut &b"MESSAGE\nk:v\n"[..]).unwrap().is_none());
     decoder.release_memory();

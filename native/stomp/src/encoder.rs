@@ -5,27 +5,28 @@ use crate::scan::{find, find2};
 use crate::{Command, Escapes, Options, Version};
 use thiserror::Error;
 
-/// A frame that has no representation on the wire. Written anyway it would be read as another
-/// frame, or as several.
+/// A frame that cannot be written. If it were written anyway, the peer would read another frame, or
+/// several.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum EncodeError {
-    /// A header name may not be empty. The header's index.
+    /// A header has an empty name. Carries the header's index.
     #[error("header {0} has no name")]
     EmptyHeaderName(usize),
-    /// A CR, LF or, in a name, colon, where the version has no escape for it. The header's index.
+    /// A header holds a CR, an LF or, in its name, a colon, and the version has no escape for it.
+    /// Carries the header's index.
     #[error("header {0} has a character that this version cannot escape")]
     Unescapable(usize),
 }
 
-/// Appends a frame's command, its headers and the blank line to `out`; the body and a NUL are to
-/// follow. A `content-length` header is added where there is a body and none is given, so that
-/// the body may hold any octet (STOMP 1.2, "Header content-length").
+/// Appends a frame's command, its headers and the blank line to `out`. The caller appends the body
+/// and a NUL. If there is a body and no `content-length` header, one is added, so that the body may
+/// hold any byte (STOMP 1.2, "Header content-length").
 ///
-/// `version` is `None` before negotiation, when 1.2's escapes are used: only CONNECT and STOMP
-/// are sent then, and these are never escaped.
+/// `version` is `None` before negotiation. The escapes are those of 1.2 then, but only CONNECT and
+/// STOMP are sent before negotiation, and these are never escaped.
 ///
 /// # Errors
-/// A header that cannot be written. `out` is unspecified then.
+/// A header that cannot be written. The contents of `out` are unspecified then.
 pub fn encode_head<'a>(
     command: Command,
     headers: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
@@ -94,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_brings_its_content_length_unless_one_is_given() {
+    fn content_length_is_added_to_a_body_unless_it_is_given() {
         let send = |headers: &[(&str, &str)], length| {
             encoded(Command::Send, headers, length, Some(Version::V1_2)).unwrap()
         };
@@ -105,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_are_escaped_by_version_and_never_before_negotiation() {
+    fn headers_are_escaped_as_the_version_says_and_connect_is_not() {
         let headers = [("k:", "v\\\n")];
         let send = |version| encoded(Command::Send, &headers, 0, Some(version));
         assert_eq!(send(Version::V1_2).unwrap(), "SEND\nk\\c:v\\\\\\n\n\n");
@@ -116,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_be_read_as_something_else_is_refused() {
+    fn a_header_that_cannot_be_escaped_or_has_no_name_is_refused() {
         let refused = |command, header, version| encoded(command, &[header], 0, version);
         let injected = ("host", "/\nlogin:root");
         assert_eq!(

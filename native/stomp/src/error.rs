@@ -1,9 +1,9 @@
-//! Why bytes are not STOMP.
+//! Parse errors: the rule that was broken, and where.
 
 use thiserror::Error;
 
-/// How much of the offending line an error carries: enough to recognise what spoke (an HTTP
-/// status line, say), short enough for one log line.
+/// How many bytes of the offending line an error carries. That is enough to recognise another
+/// protocol (by an HTTP status line, for example), and short enough for one log line.
 const EXCERPT_MAX: usize = 40;
 
 /// The rule that was broken.
@@ -25,10 +25,10 @@ pub enum Rule {
     #[error("an escape that the negotiated version does not define")]
     UndefinedEscape,
     /// STOMP 1.2, "Header content-length".
-    #[error("a content-length that is not a number of octets")]
+    #[error("a content-length that is not a number of bytes")]
     InvalidContentLength,
-    /// STOMP 1.2, "Body": the frame is terminated by the NULL octet.
-    #[error("the octet after a body of known length is not NUL")]
+    /// STOMP 1.2, "Body": a NUL follows the body.
+    #[error("the byte after a body of known length is not NUL")]
     BodyNotTerminated,
     /// [`Options::max_header_line`](crate::Options::max_header_line).
     #[error("a header line longer than the limit")]
@@ -44,14 +44,15 @@ pub enum Rule {
     UnexpectedFirstFrame,
 }
 
-/// A rule that was broken, and where. Fatal: STOMP has no way to resynchronise.
+/// A rule that was broken, and where. It ends the connection, because STOMP has no way to
+/// resynchronise.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("{rule} at byte {offset}: \"{}\"", excerpt.escape_ascii())]
 pub struct ParseError {
-    /// What was broken.
+    /// The rule that was broken.
     pub rule: Rule,
-    /// The octet at which it was broken, counted from 0 at the start of the stream. The same
-    /// however the stream was cut into pieces.
+    /// The byte at which it was broken, counted from 0 at the start of the stream. It does not
+    /// depend on how the stream was cut into pieces.
     pub offset: u64,
     /// The beginning of the offending line, as far as it had arrived. Never the value of a
     /// `login` or `passcode` header.
@@ -70,7 +71,8 @@ impl ParseError {
     }
 }
 
-/// Cuts `line` before its value where that is a credential, however the name is written.
+/// Cuts the value off a `login` or `passcode` header, whatever the case of its name and the spaces
+/// around it.
 fn without_secret(line: &[u8]) -> &[u8] {
     let name_len = crate::scan::find(b':', line).unwrap_or(line.len());
     let name = line[..name_len].trim_ascii();
@@ -85,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_message_names_rule_place_and_bytes() {
+    fn the_message_has_the_rule_the_offset_and_the_excerpt() {
         let error = ParseError::new(Rule::UnknownCommand, 7, b"HTTP/1.1 400\x01");
         assert_eq!(
             error.to_string(),

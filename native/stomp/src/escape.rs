@@ -4,7 +4,7 @@ use crate::scan::find;
 use crate::{Command, Options, UndefinedEscapes, Version};
 use std::borrow::Cow;
 
-/// Which escapes are in force for a frame's headers.
+/// Which escapes apply to a frame's headers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Escapes {
     /// None: STOMP 1.0, and the frames that negotiate the version.
@@ -12,13 +12,14 @@ pub enum Escapes {
     Raw,
     /// STOMP 1.1: `\n`, `\c`, `\\`.
     V1_1(UndefinedEscapes),
-    /// STOMP 1.2: `\r` as well.
+    /// STOMP 1.2: those of 1.1, and `\r`.
     V1_2(UndefinedEscapes),
 }
 
 impl Escapes {
-    /// The escapes of a `command` frame. Before negotiation that can only be an ERROR that
-    /// explains a refusal: it is read as 1.2, and never refused itself for how it is escaped.
+    /// The escapes of a `command` frame. Before negotiation, the only frame with escapes is an ERROR
+    /// that explains a refusal. It is read as 1.2. Undefined escapes in it are kept, so that it is
+    /// never refused for its escapes.
     pub(crate) fn of(command: Command, version: Option<Version>, options: &Options) -> Escapes {
         match version {
             _ if command.precedes_negotiation() => Escapes::Raw,
@@ -46,8 +47,8 @@ impl Escapes {
         }
     }
 
-    fn encode(self, octet: u8) -> Option<u8> {
-        match octet {
+    fn encode(self, byte: u8) -> Option<u8> {
+        match byte {
             b'\n' => Some(b'n'),
             b':' => Some(b'c'),
             b'\\' => Some(b'\\'),
@@ -60,7 +61,7 @@ impl Escapes {
 /// Decodes the escapes in a header name or value.
 ///
 /// # Errors
-/// The index of the backslash that begins an undefined escape, where those are refused.
+/// The index of the backslash of an undefined escape, if undefined escapes are refused.
 pub fn unescape(text: &[u8], escapes: Escapes) -> Result<Cow<'_, [u8]>, usize> {
     let first = match find(b'\\', text) {
         Some(first) if escapes != Escapes::Raw => first,
@@ -76,8 +77,8 @@ pub fn unescape(text: &[u8], escapes: Escapes) -> Result<Cow<'_, [u8]>, usize> {
             continue;
         }
         match text.get(at + 1).and_then(|&next| escapes.decode(next)) {
-            Some(octet) => {
-                decoded.push(octet);
+            Some(byte) => {
+                decoded.push(byte);
                 at += 2;
             }
             None if escapes.undefined() == UndefinedEscapes::Keep => {
@@ -96,10 +97,10 @@ pub fn escape(text: &[u8], escapes: Escapes, out: &mut Vec<u8>) {
         out.extend_from_slice(text);
         return;
     }
-    for &octet in text {
-        match escapes.encode(octet) {
+    for &byte in text {
+        match escapes.encode(byte) {
             Some(code) => out.extend_from_slice(&[b'\\', code]),
-            None => out.push(octet),
+            None => out.push(byte),
         }
     }
 }
@@ -137,12 +138,12 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_do_borrows() {
+    fn text_without_escapes_is_borrowed() {
         assert!(matches!(unescape(b"plain", V1_2), Ok(Cow::Borrowed(_))));
     }
 
     #[test]
-    fn escape_is_the_inverse() {
+    fn unescape_reverts_escape() {
         let mut out = Vec::new();
         escape(b"a:\r\n\\", V1_2, &mut out);
         assert_eq!(out, br"a\c\r\n\\");

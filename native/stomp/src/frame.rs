@@ -5,25 +5,25 @@ use crate::head::{Line, Same};
 use crate::{Command, UndefinedEscapes};
 use std::borrow::Cow;
 
-/// One frame. Its bytes are where they arrived; nothing is copied until somebody asks.
+/// One frame. It borrows its bytes, and copies only where a header has to be unescaped.
 #[derive(Debug)]
 pub struct Frame<'a, B> {
     pub(crate) command: Command,
     pub(crate) escapes: Escapes,
     pub(crate) head: &'a [u8],
     pub(crate) lines: &'a [Line],
-    /// Stream position of the frame's first octet.
+    /// Stream position of the frame's first byte.
     pub(crate) offset: u64,
     /// The body, without the NUL that ends it.
     pub body: Body<'a, B>,
 }
 
-/// A body: in the input, or collected from several inputs.
+/// The body of a frame.
 #[derive(Debug)]
 pub enum Body<'a, B> {
-    /// It arrived in one piece.
+    /// It arrived in one piece, and is borrowed from the input.
     Borrowed(&'a [u8]),
-    /// It did not.
+    /// It was collected from several inputs.
     Owned(B),
 }
 
@@ -53,8 +53,8 @@ impl<'a, B> Frame<'a, B> {
         })
     }
 
-    /// The value of the first header called `name`; of repeated headers only the first counts
-    /// (STOMP 1.2, "Repeated Header Entries").
+    /// The value of the first header called `name`. If a header is repeated, only the first one
+    /// counts (STOMP 1.2, "Repeated Header Entries").
     pub fn header(&self, name: &[u8]) -> Option<Cow<'a, [u8]>> {
         self.headers()
             .find(|header| *header.name() == *name)
@@ -72,8 +72,8 @@ pub struct Header<'a> {
 }
 
 impl<'a> Header<'a> {
-    /// What it has in common with the header at the same place of the frame that the decoder gave
-    /// before: what was made of that one may be used again.
+    /// What it has in common with the header at the same place of the decoder's previous frame. A
+    /// caller can use again what it made from that header.
     pub fn same(&self) -> Same {
         self.same
     }
@@ -89,7 +89,7 @@ impl<'a> Header<'a> {
     }
 }
 
-/// The decoder let no undefined escape through unless it is to be kept, so this cannot fail.
+/// Cannot fail: the decoder has refused undefined escapes, unless they are to be kept.
 fn decode(text: &[u8], escapes: Escapes) -> Cow<'_, [u8]> {
     let lenient = match escapes {
         Escapes::Raw => return Cow::Borrowed(text),

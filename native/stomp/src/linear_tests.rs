@@ -1,15 +1,15 @@
-//! Decoding is linear however its input is cut: each octet is examined a fixed number of times,
-//! by searches for the end of its line, for its colon, for what is special in a header, and for
-//! the end of its body. Counted, so that no slow machine can fail it.
+//! Decoding takes linear time however the input is cut: each byte is examined a fixed number of
+//! times, by the searches for the end of a line, for the colon, for special bytes in a header, and
+//! for the end of a body. The tests count, so they cannot fail on a slow machine.
 
 use crate::scan::count;
 use crate::{Decoder, Options, Version};
 
-/// A header octet is searched for a LF, a colon and specials; the octet that ends one search may
-/// begin the next.
+/// The most searches that examine one byte of a header: for LF, for the colon and for special bytes.
+/// The byte that ends one search may also begin the next.
 const SEARCHES: usize = 4;
 
-/// With something to unescape: for CR, for a backslash, and by the check of the escapes too.
+/// The same if there are escapes: also for CR, for a backslash, and by the check of the escapes.
 const SEARCHES_WITH_ESCAPES: usize = 8;
 
 fn examined(input: &[u8], piece: usize) -> usize {
@@ -27,7 +27,7 @@ fn assert_linear(part: &[u8], times: usize, end: &[u8], searches: usize) {
         let examined = examined(&input, piece);
         assert!(
             examined <= searches * input.len(),
-            "{examined} octets examined of {} in pieces of {piece}",
+            "{examined} bytes examined of {} in pieces of {piece}",
             input.len()
         );
     }
@@ -44,8 +44,8 @@ fn many_frames() {
 }
 
 #[test]
-fn frames_that_are_almost_alike() {
-    // Each line is that of the frame before but for its last octet, or its first.
+fn frames_that_are_almost_equal() {
+    // Each line differs from that of the frame before in its last byte or in its first.
     for line in ["name:an almost alike value ", "", "x"] {
         let frame = |n: usize| {
             let lines: String = (0..50).map(|at| format!("h{at}:{line}{n}\n")).collect();
@@ -98,6 +98,6 @@ fn a_long_body_of_known_length_is_not_examined_at_all() {
 }
 
 #[test]
-fn heart_beats_are_looked_at_once_and_searched_for_nothing() {
+fn heart_beats_need_no_search() {
     assert_eq!(examined(&[b'\n'; 10_000], 1), 0);
 }

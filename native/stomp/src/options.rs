@@ -1,23 +1,23 @@
-//! What a receiver accepts: limits, and how strict it is.
+//! A receiver's limits, and how strict it is.
 
-/// 64 KiB. The longest header lines that real feeds send are selectors and JSON put into a
-/// header, a few KiB; a line without end must not grow without end.
+/// 64 KiB. The longest header lines of real feeds are selectors and JSON, which take a few KiB. A
+/// line that never ends must not use up the memory.
 pub const DEFAULT_MAX_HEADER_LINE: usize = 64 * 1024;
 
-/// 1000. Brokers add about ten headers and JMS applications some dozens.
+/// 1000. Brokers add about ten headers, JMS applications some dozens.
 pub const DEFAULT_MAX_HEADERS: usize = 1000;
 
-/// 100 MiB. Above any message that the common brokers pass in their own default configuration
-/// (ActiveMQ: 100 MiB a frame), and well below what would put a VM in danger.
+/// 100 MiB. In their default configurations the common brokers pass no larger message (ActiveMQ:
+/// 100 MiB a frame), and it is far less than what would endanger a VM.
 pub const DEFAULT_MAX_BODY: u64 = 100 * 1024 * 1024;
 
 /// What to do with an escape that the version does not define, such as `\t`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum UndefinedEscapes {
-    /// A fatal error, as the specification's MUST has it ("Value Encoding").
+    /// A fatal error, which is a MUST of the specification (STOMP 1.2, "Value Encoding").
     #[default]
     Refuse,
-    /// Kept as they stand. For brokers that write backslashes unescaped.
+    /// Keep it as it is. For brokers that do not escape backslashes.
     Keep,
 }
 
@@ -25,13 +25,13 @@ pub enum UndefinedEscapes {
 /// to it is accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Longest header line in octets, without its EOL.
+    /// Longest header line in bytes, without its EOL.
     pub max_header_line: usize,
     /// Most header lines in one frame.
     pub max_headers: usize,
-    /// Largest body in octets; `u64::MAX` for none.
+    /// Largest body in bytes; `u64::MAX` for no limit.
     pub max_body: u64,
-    /// What an undefined escape means.
+    /// What to do with an undefined escape.
     pub undefined_escapes: UndefinedEscapes,
 }
 

@@ -1,36 +1,36 @@
-//! The searches that decoding consists of. They are here in one place so that the tests can count
-//! the octets that were examined: that decoding is linear is proved by counting, not by timing.
+//! All searches of the decoder. They are in one place so that tests can count the bytes that were
+//! examined: the tests show by counting, not by timing, that decoding is linear.
 
-/// Where `needle` is first in `octets`.
+/// The first index of `needle`.
 #[inline]
-pub(crate) fn find(needle: u8, octets: &[u8]) -> Option<usize> {
-    examined(memchr::memchr(needle, octets), octets)
+pub(crate) fn find(needle: u8, bytes: &[u8]) -> Option<usize> {
+    examined(memchr::memchr(needle, bytes), bytes)
 }
 
-/// Where either octet is first in `octets`.
+/// The first index of either byte.
 #[inline]
-pub(crate) fn find2(one: u8, other: u8, octets: &[u8]) -> Option<usize> {
-    examined(memchr::memchr2(one, other, octets), octets)
+pub(crate) fn find2(one: u8, other: u8, bytes: &[u8]) -> Option<usize> {
+    examined(memchr::memchr2(one, other, bytes), bytes)
 }
 
-/// Where any of three octets is first in `octets`.
+/// The first index of any of the three bytes.
 #[inline]
-pub(crate) fn find3(one: u8, two: u8, three: u8, octets: &[u8]) -> Option<usize> {
-    examined(memchr::memchr3(one, two, three, octets), octets)
+pub(crate) fn find3(one: u8, two: u8, three: u8, bytes: &[u8]) -> Option<usize> {
+    examined(memchr::memchr3(one, two, three, bytes), bytes)
 }
 
-/// How many octets `one` and `other` have in common from their start on.
+/// The length of the common prefix of `one` and `other`.
 #[inline]
 pub(crate) fn common_prefix(one: &[u8], other: &[u8]) -> usize {
     let blocks = common_chunks::<32>(one, other);
     let words = blocks + common_chunks::<8>(&one[blocks..], &other[blocks..]);
-    let octets = one[words..].iter().zip(&other[words..]);
-    let common = words + octets.take_while(|(one, other)| one == other).count();
+    let bytes = one[words..].iter().zip(&other[words..]);
+    let common = words + bytes.take_while(|(one, other)| one == other).count();
     examined(Some(common), one);
     common
 }
 
-/// The same in whole chunks, which are compared at once.
+/// The same in whole chunks of `N` bytes. The bytes of a chunk are compared at once.
 #[inline]
 fn common_chunks<const N: usize>(one: &[u8], other: &[u8]) -> usize {
     let chunks = one.as_chunks::<N>().0.iter().zip(other.as_chunks::<N>().0);
@@ -38,11 +38,11 @@ fn common_chunks<const N: usize>(one: &[u8], other: &[u8]) -> usize {
 }
 
 #[inline]
-fn examined(found: Option<usize>, octets: &[u8]) -> Option<usize> {
+fn examined(found: Option<usize>, bytes: &[u8]) -> Option<usize> {
     #[cfg(test)]
-    count::add(found.map_or(octets.len(), |at| at + 1));
+    count::add(found.map_or(bytes.len(), |at| at + 1));
     #[cfg(not(test))]
-    let _ = octets;
+    let _ = bytes;
     found
 }
 
@@ -54,11 +54,11 @@ pub(crate) mod count {
         static EXAMINED: Cell<usize> = const { Cell::new(0) };
     }
 
-    pub(super) fn add(octets: usize) {
-        EXAMINED.set(EXAMINED.get() + octets);
+    pub(super) fn add(bytes: usize) {
+        EXAMINED.set(EXAMINED.get() + bytes);
     }
 
-    /// The octets that were examined on this thread since the last call.
+    /// The bytes that were examined on this thread since the last call.
     pub(crate) fn take() -> usize {
         EXAMINED.take()
     }

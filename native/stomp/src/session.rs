@@ -1,5 +1,5 @@
-//! The receiving side of a connection: what the first frame must be, which version was
-//! negotiated, and when silence means death.
+//! The receiving side of a connection: which first frame is allowed, which version was negotiated,
+//! and when silence becomes a time-out.
 //!
 //! ```text
 //!                     CONNECTED                agree
@@ -12,16 +12,16 @@ use crate::{BodyBuffer, Command, Decoder, Frame, ParseError, Rule, Version};
 use bytes::BytesMut;
 use std::time::Duration;
 
-/// 5 s from the start until CONNECTED has arrived: Barytherium's figure from its first release.
+/// 5 s from the start until CONNECTED has arrived, as in Barytherium's first release.
 pub const DEFAULT_FIRST_FRAME_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long silence may last.
+/// The time-outs of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
     /// How long CONNECTED may take.
     pub first_frame_timeout: Duration,
-    /// How late a heart-beat may be, beyond the agreed interval (STOMP 1.2, "Heart-beating", asks
-    /// for a margin of error). `None`: as long again as the interval itself.
+    /// How late a heart-beat may be after the agreed interval (STOMP 1.2, "Heart-beating", asks for
+    /// a margin of error). `None`: as long as the interval itself.
     pub heartbeat_allowance: Option<Duration>,
 }
 
@@ -42,41 +42,44 @@ enum Stage {
     Connected,
 }
 
-/// What has happened on the connection.
+/// What a session has received.
 #[derive(Debug)]
 pub enum Event<'a, B> {
-    /// The CONNECTED frame. The session waits for [`Session::agree`] now: no silence counts.
+    /// The CONNECTED frame. There is no time-out until [`Session::agree`] is called.
     Connected(Frame<'a, B>),
-    /// An ERROR frame instead of CONNECTED. Not every broker closes after it, and none takes
-    /// anything more, so the session is over.
+    /// An ERROR frame instead of CONNECTED. The session is over: not every broker closes the
+    /// connection then, but none accepts another frame.
     Refused(Frame<'a, B>),
     /// Any other frame.
     Frame(Frame<'a, B>),
 }
 
-/// A connection's receiving side. Instants are durations since any fixed moment.
+/// The receiving side of a connection. Each `now` is the time since one fixed moment, which may be
+/// any.
 #[derive(Debug)]
 pub struct Session<B = BytesMut> {
     decoder: Decoder<B>,
     timing: Timing,
     stage: Stage,
-    /// What CONNECTED said, until the frame that borrows the decoder is gone.
+    /// The version in CONNECTED. It is set at the next call only, because the CONNECTED frame borrows
+    /// the decoder.
     negotiated: Option<Version>,
-    /// The first frame was neither CONNECTED nor ERROR. The decoder remembers all other errors.
+    /// Set when the first frame was neither CONNECTED nor ERROR. The decoder remembers all other
+    /// errors.
     failed: Option<ParseError>,
-    /// The agreed interval; zero for none.
+    /// The agreed interval; zero for no heart-beats.
     heartbeat: Duration,
     started: Duration,
     last_activity: Duration,
 }
 
 impl<B: BodyBuffer> Session<B> {
-    /// A session that awaits CONNECTED. `decoder` may have got part of it.
+    /// A session that waits for CONNECTED. `decoder` may already hold a part of it.
     pub fn new(decoder: Decoder<B>, timing: Timing, now: Duration) -> Self {
         Self::at(Stage::AwaitingFirst, decoder, timing, now)
     }
 
-    /// A session that was connected before, with the version that `decoder` follows.
+    /// A session that is already connected, with the version of `decoder`.
     pub fn connected(decoder: Decoder<B>, timing: Timing, now: Duration) -> Self {
         Self::at(Stage::Connected, decoder, timing, now)
     }
@@ -102,8 +105,8 @@ impl<B: BodyBuffer> Session<B> {
     /// Takes the next frame from `input`, as [`Decoder::next`] does.
     ///
     /// # Errors
-    /// As [`Decoder::next`]; and a first frame other than CONNECTED or ERROR (STOMP 1.2,
-    /// "Connecting"), which is repeated as any other error.
+    /// Those of [`Decoder::next`], and a first frame other than CONNECTED or ERROR (STOMP 1.2,
+    /// "Connecting"). Like any other error, it is returned again by each later call.
     pub fn next<'a, 'i: 'a>(
         &'a mut self,
         input: &mut &'i [u8],
@@ -144,25 +147,26 @@ impl<B: BodyBuffer> Session<B> {
         }
     }
 
-    /// Starts the heart-beats that were agreed on: the peer promised a byte every `interval`
-    /// (STOMP 1.2, "Heart-beating"); zero for no promise.
+    /// Starts the agreed heart-beats: the peer has to send at least one byte every `interval`
+    /// (STOMP 1.2, "Heart-beating"). Zero means that it does not have to.
     pub fn agree(&mut self, interval: Duration, now: Duration) {
         self.stage = Stage::Connected;
         self.heartbeat = interval;
         self.last_activity = now;
     }
 
-    /// Bytes arrived, any bytes; or we were not reading, so silence was nobody's fault.
+    /// Restarts the heart-beat's time-out. Call it when bytes have arrived, whatever they are, and
+    /// when reading was paused, because silence then says nothing about the peer.
     pub fn touch(&mut self, now: Duration) {
         self.last_activity = now;
     }
 
-    /// Whether nothing but EOLs has come yet.
+    /// Whether the first frame has not been returned yet.
     pub fn awaits_first(&self) -> bool {
         self.stage == Stage::AwaitingFirst
     }
 
-    /// When silence becomes a time-out; `None` for never.
+    /// When the session times out; `None` for never.
     pub fn deadline(&self) -> Option<Duration> {
         match self.stage {
             Stage::AwaitingFirst => Some(self.started + self.timing.first_frame_timeout),

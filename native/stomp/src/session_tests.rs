@@ -23,7 +23,7 @@ fn connect(session: &mut Session, heartbeat: Duration) {
 }
 
 #[test]
-fn connected_comes_first_and_what_follows_is_decoded_by_its_version() {
+fn connected_sets_the_version_of_the_frames_after_it() {
     let mut session = session();
     let bytes = [CONNECTED, b"MESSAGE\nk:a\\nb\r\n\n\0"].concat();
     let mut input = &bytes[..];
@@ -39,7 +39,7 @@ fn connected_comes_first_and_what_follows_is_decoded_by_its_version() {
 }
 
 #[test]
-fn an_error_first_is_a_refusal_after_which_nothing_is_read() {
+fn after_an_error_as_first_frame_nothing_is_read() {
     let mut session = session();
     let mut input = &b"ERROR\nmessage:no\n\n\0CONNECTED\n\n\0GARBAGE"[..];
     let Some(Event::Refused(frame)) = session.next(&mut input).unwrap() else {
@@ -52,7 +52,7 @@ fn an_error_first_is_a_refusal_after_which_nothing_is_read() {
 }
 
 #[test]
-fn any_other_first_frame_is_an_error_at_its_first_octet() {
+fn any_other_first_frame_is_an_error_at_its_first_byte() {
     for cut in 0..6 {
         let mut session = session();
         let (mut left, mut right) = b"\n\nMESSAGE\n\nhi\0".split_at(cut);
@@ -63,7 +63,7 @@ fn any_other_first_frame_is_an_error_at_its_first_octet() {
 }
 
 #[test]
-fn any_other_first_frame_is_the_end_whatever_follows() {
+fn an_unexpected_first_frame_is_an_error_for_good() {
     let mut session = session();
     let mut input = &b"MESSAGE\n\nhi\0CONNECTED\n\n\0"[..];
     let first = session.next(&mut input).map(|_| ()).unwrap_err();
@@ -72,7 +72,7 @@ fn any_other_first_frame_is_the_end_whatever_follows() {
 }
 
 #[test]
-fn a_session_goes_on_with_what_a_decoder_has_got_of_a_frame() {
+fn a_session_continues_a_frame_that_its_decoder_has_begun() {
     let mut decoder: Decoder =
         Decoder::new(Some(Version::V1_2), Options::default()).starting_at(100);
     assert!(decoder.next(&mut &b"MESSAGE\n\nhal"[..]).unwrap().is_none());
@@ -84,14 +84,14 @@ fn a_session_goes_on_with_what_a_decoder_has_got_of_a_frame() {
 }
 
 #[test]
-fn five_seconds_until_connected_however_much_trickles_in() {
+fn connected_has_to_arrive_within_five_seconds_whatever_else_arrives() {
     let mut session = session();
     session.touch(START + ms(4000));
     assert_eq!(session.deadline(), Some(START + ms(5000)));
 }
 
 #[test]
-fn no_deadline_while_negotiating_or_without_heartbeats() {
+fn there_is_no_deadline_while_negotiating_or_without_heartbeats() {
     let mut session = session();
     assert!(session.next(&mut &CONNECTED[..]).unwrap().is_some());
     assert_eq!(session.deadline(), None);
@@ -100,7 +100,7 @@ fn no_deadline_while_negotiating_or_without_heartbeats() {
 }
 
 #[test]
-fn twice_the_heartbeat_since_the_last_octet() {
+fn the_deadline_is_twice_the_heartbeat_after_the_last_byte() {
     let mut session = session();
     connect(&mut session, ms(300));
     assert_eq!(session.deadline(), Some(START + ms(600)));

@@ -1,4 +1,4 @@
-//! Protocol versions and what they change on the wire.
+//! Protocol versions, and how they differ on the wire.
 
 /// A STOMP version, as negotiated by CONNECTED's `version` header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -7,14 +7,14 @@ pub enum Version {
     V1_0,
     /// STOMP 1.1: escapes `\n`, `\c` and `\\`, lines end in LF.
     V1_1,
-    /// STOMP 1.2: `\r` as well, and lines may end in CR LF.
+    /// STOMP 1.2: the escapes of 1.1 and `\r`, and lines may end in CR LF.
     V1_2,
 }
 
 impl Version {
     /// The version that a CONNECTED frame announces. A 1.0 server sends no `version` header
-    /// (STOMP 1.1, "Protocol Negotiation"); a version that we do not know can only be newer, and
-    /// 1.2 is the closest that we have.
+    /// (STOMP 1.1, "Protocol Negotiation"). An unknown version can only be newer, so it is treated
+    /// as 1.2, the newest one that we know.
     pub fn of_connected(header: Option<&[u8]>) -> Version {
         match header {
             None | Some(b"1.0") => Version::V1_0,
@@ -23,7 +23,7 @@ impl Version {
         }
     }
 
-    /// The version named `text`, if it is one that exists.
+    /// The version called `text`, if there is one.
     pub fn parse(text: &[u8]) -> Option<Version> {
         match text {
             b"1.0" => Some(Version::V1_0),
@@ -43,8 +43,8 @@ impl Version {
     }
 }
 
-/// Whether lines may end in CR LF, which also makes a bare CR an error. Before negotiation the
-/// peer may already be speaking 1.2.
+/// Whether lines may end in CR LF; then a bare CR is an error. Lines may also end in CR LF before
+/// negotiation, because the peer may already speak 1.2.
 pub(crate) fn allows_crlf(version: Option<Version>) -> bool {
     !matches!(version, Some(Version::V1_0 | Version::V1_1))
 }

@@ -1,4 +1,5 @@
-//! Decoding frames that lie whole in the input allocates nothing, once it has seen the like.
+//! Decoding a frame that is whole in the input allocates nothing if a frame of the same size came
+//! before.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -10,17 +11,17 @@ thread_local! {
 
 struct Counting;
 
-// SAFETY: all of it is the system's allocator's doing; the count is of this thread alone and
+// SAFETY: every call is passed on to the system's allocator. The counter is thread-local and
 // allocates nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller's promises are passed on.
+        // SAFETY: the caller keeps the contract of `alloc`, which is the same for `System`.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: as above.
+        // SAFETY: the caller keeps the contract of `dealloc`, which is the same for `System`.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -29,25 +30,26 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 fn decode(decoder: &mut Decoder, mut input: &[u8]) -> usize {
-    let mut octets = 0;
+    let mut bytes = 0;
     while let Some(frame) = decoder.next(&mut input).expect("good frames") {
-        octets += frame.body.as_ref().len();
-        octets += frame
+        bytes += frame.body.as_ref().len();
+        bytes += frame
             .headers()
             .map(|header| header.value().len())
             .sum::<usize>();
     }
-    octets
+    bytes
 }
 
 #[test]
-fn none_for_a_frame() {
+fn a_whole_frame_needs_no_allocation() {
     let frame = |n: usize| {
         format!("MESSAGE\nsubscription:0\nmessage-id:{n}\nack:{n}\ncontent-length:5\n\nhello\0\n")
     };
     let input: String = (0..10_000).map(frame).collect();
     let mut decoder = Decoder::new(Some(Version::V1_2), Options::default());
-    // Longer numbers than any that follow: what is kept for comparison does not have to grow.
+    // The decoder keeps a copy of each head. This one has longer numbers than all that follow, so
+    // the copy does not have to grow.
     decode(&mut decoder, frame(100_000).as_bytes());
     let before = ALLOCATIONS.get();
     assert!(decode(&mut decoder, input.as_bytes()) > 10_000);

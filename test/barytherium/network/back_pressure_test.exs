@@ -7,7 +7,7 @@ defmodule Barytherium.Network.BackPressureTest do
   @frame "MESSAGE\nmessage-id:1\ncontent-length:1024\n\n" <> :binary.copy("x", 1024) <> "\0"
   @frames 100_000
 
-  # A listener that does nothing until it is told to count: then it takes what comes.
+  # A listener that takes nothing until it is told to count. Then it takes all messages.
   defp slow_listener do
     test = self()
 
@@ -45,7 +45,7 @@ defmodule Barytherium.Network.BackPressureTest do
     %{receiver: receiver, peer: peer, socket: socket, listener: listener, stats: stats}
   end
 
-  # Sends from a process of its own, because it is to be held up.
+  # Sends from a process of its own, because back-pressure has to block it.
   defp flood(%{peer: peer} = connection) do
     frames = :binary.copy(@frame, 100)
 
@@ -66,20 +66,20 @@ defmodule Barytherium.Network.BackPressureTest do
   end
 
   for transport <- Peer.transports() do
-    test "a slow listener holds up the peer, loses nothing, and nobody is dead (#{transport})" do
+    test "a slow listener blocks the peer, and loses nothing (#{transport})" do
       connection = slow_listener() |> start([], unquote(transport), 50) |> flood()
       await_pause(connection)
 
-      # Several heart-beats long the receiver reads nothing, and neither ends nor sends.
+      # The receiver reads nothing for several heart-beats. It must not time out.
       refute_receive {:"$gen_cast", {:barytherium, :disconnect, _reason}}, 500
       assert Process.alive?(connection.sender)
-      # The mark, and one that was tried meanwhile.
+      # The mark, and one trial message.
       assert queued(connection.listener) <= 65
 
       send(connection.listener, :count)
       monitor = connection.monitor
       assert_receive {:DOWN, ^monitor, :process, _sender, :normal}, 30_000
-      # All of it was sent; what is missing in the end can only have been lost.
+      # Everything was sent, so frames that are missing in the end were lost.
       Peer.close(connection.peer)
       assert_receive {:"$gen_cast", {:barytherium, :disconnect, :closed}}, 30_000
       send(connection.listener, {:report, @frames})
@@ -99,7 +99,7 @@ defmodule Barytherium.Network.BackPressureTest do
     assert queued(connection.listener) in 7..8
   end
 
-  test "what was read when reading stops comes first, and in order" do
+  test "frames that were read before the pause are delivered first, and in order" do
     test = self()
 
     listener =
@@ -109,7 +109,7 @@ defmodule Barytherium.Network.BackPressureTest do
       end)
 
     connection = start(listener, high_water_mark: 1)
-    # In one read, and too many for one message.
+    # They are read at once, and are too many for one message.
     Peer.send(connection.peer, for(n <- 1..3_000, do: "MESSAGE\nn:#{n}\n\n\0"))
     await_pause(connection)
     send(listener, :take)
@@ -137,7 +137,7 @@ defmodule Barytherium.Network.BackPressureTest do
     assert pauses(connection) == 0
   end
 
-  test "a loop whose listener is its own process does not wait for itself" do
+  test "loop/1 does not wait for its caller if that is the listener" do
     {socket, peer} = Peer.pair()
     spawn_link(fn -> Peer.send(peer, :binary.copy(@frame, 20_000)) && Peer.close(peer) end)
     test = self()
@@ -162,18 +162,18 @@ defmodule Barytherium.Network.BackPressureTest do
       connection
     end
 
-    test "the end of the listener is the end", %{listener: listener} = connection do
+    test "the end of the listener ends the connection", %{listener: listener} = connection do
       Process.unlink(listener)
       Process.exit(listener, :kill)
       assert_disconnect(:closed, connection.receiver)
     end
 
-    test "the socket closed by its owner is the end", connection do
+    test "closing the socket ends the connection", connection do
       Connection.close(connection.socket)
       assert_disconnect(:closed, connection.receiver)
     end
 
-    test "a kill leaves nothing", %{receiver: receiver} = connection do
+    test "killing the receiver leaves nothing behind", %{receiver: receiver} = connection do
       Process.unlink(receiver)
       Process.exit(receiver, :kill)
       Connection.close(connection.socket)
@@ -183,19 +183,19 @@ defmodule Barytherium.Network.BackPressureTest do
     end
   end
 
-  test "stats count what came" do
+  test "stats count frames, bytes and time" do
     connection = start(slow_listener(), [])
     assert {0, 0, _slices, _waits, 0, _parse, nil} = Native.stats(connection.stats)
     Peer.send(connection.peer, [@frame, @frame, "\n"])
-    octets = 2 * byte_size(@frame) + 1
-    eventually(fn -> elem(Native.stats(connection.stats), 1) == octets end)
-    # Once it waits, everything before has been counted.
+    bytes = 2 * byte_size(@frame) + 1
+    eventually(fn -> elem(Native.stats(connection.stats), 1) == bytes end)
+    # When it waits, everything before has been counted.
     eventually(fn -> elem(Native.stats(connection.stats), 3) > 0 end)
-    assert {2, ^octets, slices, waits, 0, parse_time, idle} = Native.stats(connection.stats)
+    assert {2, ^bytes, slices, waits, 0, parse_time, idle} = Native.stats(connection.stats)
     assert slices >= waits
     assert parse_time > 0
     assert idle < 10_000
-    # The time since the last activity goes on.
+    # The time since the last activity grows.
     eventually(fn -> elem(Native.stats(connection.stats), 6) > idle end)
   end
 end

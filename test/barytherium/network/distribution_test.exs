@@ -33,7 +33,7 @@ defmodule Barytherium.Network.DistributionTest do
     assert_disconnect(:closed, receiver)
   end
 
-  test "a network on another node is told of the end", context do
+  test "a network process on another node gets the disconnect", context do
     {socket, peer} = Peer.pair()
     {:ok, receiver} = Receiver.start_link(socket, self(), context.remote, self())
     Peer.send(peer, "GARBAGE")
@@ -42,7 +42,7 @@ defmodule Barytherium.Network.DistributionTest do
     assert_receive {:DOWN, ^monitor, :process, ^receiver, _reason}
   end
 
-  test "a callback process on another node is connected, gets frames, and the end", context do
+  test "a callback process on another node gets connect, frames and disconnect", context do
     listener = Peer.listen(:tcp)
     {:ok, _network} = Network.start_link(context.remote, "127.0.0.1", Peer.port(listener))
     peer = Peer.accept(listener)
@@ -54,7 +54,7 @@ defmodule Barytherium.Network.DistributionTest do
     assert_receive {:forwarded, {:"$gen_cast", {:barytherium, :disconnect, :closed}}}
   end
 
-  test "the end of the listener's node is the end of the loop", %{node: node, remote: remote} do
+  test "the end of the listener's node ends the loop", %{node: node, remote: remote} do
     {socket, _peer} = Peer.pair()
     {:ok, receiver} = Receiver.start_link(socket, remote, self(), self())
     :erpc.cast(node, :erlang, :halt, [])

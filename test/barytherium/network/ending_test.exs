@@ -16,7 +16,7 @@ defmodule Barytherium.Network.EndingTest do
     sender
   end
 
-  # What was cast to this process until the disconnect, and what came after it.
+  # The number of frames before the disconnect, and its reason.
   defp until_disconnect(frames \\ 0) do
     receive do
       {:"$gen_cast", {:barytherium, :frames, {more, _sender}}} ->
@@ -29,7 +29,7 @@ defmodule Barytherium.Network.EndingTest do
     end
   end
 
-  # Takes everything that is cast to it, the first frames only when it is told to.
+  # Takes no frames after CONNECTED until it is told to. Then it takes everything.
   def slow_callback(test) do
     assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, sender}}}
     headers = [{"heart-beat", "50,0"}]
@@ -38,11 +38,11 @@ defmodule Barytherium.Network.EndingTest do
     send(test, {:sender, sender})
     assert_receive :take, 10_000
     send(test, {:took, until_disconnect()})
-    # Its end would be the network's, and so the test's.
+    # If it ended, the network would end too, and with it the test.
     Process.sleep(:infinity)
   end
 
-  test "what the peer sent before it closed is delivered, though heart-beats fail" do
+  test "what the peer sent before it closed is delivered, although sending heart-beats fails" do
     test = self()
     callback = spawn_link(fn -> slow_callback(test) end)
     {network, peer} = connect(callback, high_water_mark: 2)
@@ -56,17 +56,17 @@ defmodule Barytherium.Network.EndingTest do
     end
 
     Peer.send(peer, "ERROR\nmessage:bye\n\n\0")
-    # Unread heart-beats make this a reset, which would take the frames along.
+    # Unread heart-beats would turn the close into a reset, which would discard the frames.
     {:ok, _beats} = Connection.recv(peer, 0, 1_000)
     Peer.close(peer)
-    # Long enough for some heart-beats to fail; to ask the sender would put them off.
+    # Long enough for some heart-beats to fail. A call to the sender would delay them.
     assert Process.alive?(sender)
     refute_receive {:took, _frames}, 500
     send(callback, :take)
     assert_receive {:took, {41, :closed}}, 5_000
   end
 
-  test "a peer that does not read is a time-out, after which no frame comes" do
+  test "a peer that does not read is a time-out, and no frame comes after it" do
     options = [send_timeout: 100, send_buffer: 4096, first_frame_timeout: 60_000]
     {_network, peer} = connect(self(), options)
     sender = sender()
@@ -75,7 +75,7 @@ defmodule Barytherium.Network.EndingTest do
     pump = fn pump -> if Connection.send(peer, frames) == :ok, do: pump.(pump) end
     spawn(fn -> pump.(pump) end)
     large = %Frame{command: :send, body: String.duplicate("x", 20_000_000)}
-    # What is too much is found when there is more to write.
+    # The socket's driver takes the first write. The next one waits for it, and times out.
     Sender.write(sender, [large])
     Sender.write(sender, [%Frame{command: :send, body: "more"}])
     assert {frames, :timeout} = until_disconnect()
@@ -83,17 +83,17 @@ defmodule Barytherium.Network.EndingTest do
     refute_receive {:"$gen_cast", _message}, 200
   end
 
-  test "a TLS peer that does not read holds nobody up" do
+  test "a TLS peer that does not read does not block the network process" do
     options = [secure: true, verify: :verify_none, send_buffer: 4096, first_frame_timeout: 300]
     {network, _peer} = connect(self(), options, :tls)
     large = %Frame{command: :send, body: String.duplicate("x", 20_000_000)}
     Sender.write(sender(), [large])
     assert {0, :timeout} = until_disconnect()
-    # It answers, although the socket is not closed as long as the peer does not read.
+    # It answers although the socket cannot be closed until the peer reads.
     assert %{frames: 0} = Network.stats(network)
   end
 
-  test "a network that is stopped takes its sender along" do
+  test "stopping a network stops its sender" do
     {network, _peer} = connect()
     sender = sender()
     monitor = Process.monitor(sender)
@@ -101,16 +101,16 @@ defmodule Barytherium.Network.EndingTest do
     assert_receive {:DOWN, ^monitor, :process, ^sender, :shutdown}
   end
 
-  test "what is written before CONNECTED waits for it, and is escaped by its version" do
+  test "frames written before CONNECTED wait for it, and are escaped by its version" do
     {_network, peer} = connect()
     sender = sender()
     send = %Frame{command: :send, headers: [{"x", "a:b"}]}
     Sender.write(sender, [%Frame{command: :connect}, send])
     Sender.write(sender, [send])
-    # Only 1.2 could escape this one.
+    # 1.0 cannot escape this one, so it is dropped.
     Sender.write(sender, [%Frame{command: :send, headers: [{"x", "two\nlines"}]}])
     Sender.write(sender, [%Frame{command: :send, headers: [{"x", "c"}]}])
-    # It has taken them all by now.
+    # When the sender answers, it has taken all of them.
     :sys.get_state(sender)
     assert {:ok, "CONNECT\n\n\0"} = Connection.recv(peer, 0, 2_000)
     assert {:error, :timeout} = Connection.recv(peer, 0, 50)
@@ -120,7 +120,7 @@ defmodule Barytherium.Network.EndingTest do
     assert {:ok, ^written} = Connection.recv(peer, byte_size(written), 2_000)
   end
 
-  test "heart-beats beyond all measure end nothing" do
+  test "huge heart-beat values do not end the connection" do
     for header <- ["99999999999999999999999,0", "0,99999999999"] do
       {network, peer} = connect()
       headers = [{"heart-beat", "5000,5000"}]
@@ -135,7 +135,7 @@ defmodule Barytherium.Network.EndingTest do
     end
   end
 
-  test "a listener that is a name gets its frames before the disconnect" do
+  test "a listener given by name gets its frames before the disconnect" do
     Process.register(self(), __MODULE__)
     {socket, peer} = Peer.pair()
     Peer.send(peer, "MESSAGE\n\n\0MESSAGE\n\n\0GARBAGE")
@@ -147,7 +147,7 @@ defmodule Barytherium.Network.EndingTest do
   end
 
   for network <- [:pid, :name, :name_and_node] do
-    test "a closed socket is told to a network that is a #{network}" do
+    test "a network given by #{network} is told that the socket is closed" do
       Process.register(self(), __MODULE__)
       name = %{pid: self(), name: __MODULE__, name_and_node: {__MODULE__, node()}}
       {socket, _peer} = Peer.pair()
@@ -157,7 +157,7 @@ defmodule Barytherium.Network.EndingTest do
     end
   end
 
-  test "what was read, and not yet decoded, comes before a disconnect of this side" do
+  test "bytes that were read are decoded and delivered before a disconnect of this side" do
     test = self()
 
     listener =
@@ -170,7 +170,7 @@ defmodule Barytherium.Network.EndingTest do
     state = %{socket: socket, listener_pid: listener, network_pid: self(), sender_pid: self()}
     state = Map.merge(state, %{hb_recv: 0, options: [high_water_mark: 1], stats: stats})
     {:ok, receiver} = Receiver.start_loop(state)
-    # Read at once, and more than one message.
+    # They are read at once, and are more than one message.
     bytes = :binary.copy("MESSAGE\n\n\0", 1_000)
     Peer.send(peer, bytes)
     eventually(fn -> elem(Barytherium.Native.stats(stats), 1) == byte_size(bytes) end)
@@ -180,7 +180,7 @@ defmodule Barytherium.Network.EndingTest do
     assert_receive {:took, 1_000}
   end
 
-  # All that have arrived.
+  # The number of frames that have arrived.
   defp count_frames(count \\ 0) do
     receive do
       {:"$gen_cast", {:barytherium, :frames, {frames, _sender}}} ->
@@ -190,7 +190,7 @@ defmodule Barytherium.Network.EndingTest do
     end
   end
 
-  test "messages arrive in their order in a mailbox off the heap, though others send to it" do
+  test "messages arrive in order in an off-heap mailbox that other processes send to" do
     test = self()
     {:ok, callback} = Task.start_link(fn -> record_order(test, 200) end)
     Process.flag(:message_queue_data, :on_heap)
@@ -207,7 +207,7 @@ defmodule Barytherium.Network.EndingTest do
     for other <- others, do: Process.unlink(other) && Process.exit(other, :kill)
   end
 
-  # What comes for each of `count` connections, one after the other.
+  # Reports the order of messages for each of `count` connections, one after the other.
   defp record_order(test, count) do
     Process.flag(:message_queue_data, :off_heap)
     for _n <- 1..count, do: send(test, {:order, order([])})
@@ -223,7 +223,7 @@ defmodule Barytherium.Network.EndingTest do
         order(Enum.reduce(frames, order, &[&1.command | &2]))
 
       {:"$gen_cast", {:barytherium, :disconnect, _reason}} ->
-        # What was overtaken comes now.
+        # A message that the disconnect overtook would come now.
         late = receive(do: ({:"$gen_cast", _late} -> [:late]), after: (20 -> []))
         Enum.reverse(late ++ [:disconnect | order])
 
@@ -232,7 +232,7 @@ defmodule Barytherium.Network.EndingTest do
     end
   end
 
-  # As much as the callback process can take, however slow the machine is.
+  # Sends as much as the callback process can take, however slow the machine is.
   defp disturb(callback) do
     {:message_queue_len, queued} = Process.info(callback, :message_queue_len)
     if queued < 500, do: for(_n <- 1..50, do: send(callback, :other))
@@ -247,7 +247,7 @@ defmodule Barytherium.Network.EndingTest do
       end
     end
 
-    test "a descriptor that is too high to be polled is refused, and closed" do
+    test "a descriptor that is too high to be polled is refused and closed" do
       shell = "ulimit -Sn 256; exec elixir \"$@\""
       {output, 0} = run_fixture("bash", ["-c", shell, "elixir"], "descriptors.exs", [])
       assert output =~ "reasons: [:emfile]"
@@ -257,12 +257,12 @@ defmodule Barytherium.Network.EndingTest do
     defp run_fixture(command, before \\ [], file, args) do
       beams = Path.join(Mix.Project.app_path(), "ebin")
       args = [command] ++ before ++ ["-pa", beams, "test/fixtures/#{file}" | args]
-      # A halting VM does not heed a signal that it could.
+      # A halting VM may ignore signals that can be ignored.
       System.cmd("timeout", ["-s", "KILL", "60" | args], stderr_to_stdout: true)
     end
   end
 
-  test "a connection whose peer is gone before the loop starts reads nobody else's" do
+  test "a connection that was closed before the loop starts reads no other connection's bytes" do
     listener = Peer.listen(:tcp)
     port = Peer.port(listener)
 
@@ -271,7 +271,7 @@ defmodule Barytherium.Network.EndingTest do
       Peer.close(peer)
       test = self()
       loop = Task.async(fn -> Receiver.loop(connected_state(socket, test)) end)
-      # It is likely to get the number of a descriptor that was just closed.
+      # This socket is likely to get the number of a descriptor that was just closed.
       {:ok, other} = Connection.connect({127, 0, 0, 1}, port)
       peer = Peer.accept(listener)
       Peer.send(other, "MESSAGE\n\nnot yours\0")
@@ -282,7 +282,7 @@ defmodule Barytherium.Network.EndingTest do
     end
   end
 
-  # Of a stream that is connected already.
+  # For a stream that has had its CONNECTED already.
   defp connected_state(socket, test),
     do: %{loop_state(socket, test) | parse_state: Frame.parse_state(), hb_recv: 0}
 

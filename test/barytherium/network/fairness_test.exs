@@ -1,11 +1,11 @@
 defmodule Barytherium.Network.FairnessTest do
   use Barytherium.ReceiverCase, async: false
 
-  # More than there are dirty I/O threads.
+  # More connections than dirty I/O threads.
   @floods 2 * :erlang.system_info(:dirty_io_schedulers)
   @frames :binary.copy("MESSAGE\ndestination:/topic/a\n\n0123456789\0", 2_000)
 
-  # Takes all it gets, and says how many frames that were when asked.
+  # Takes all frames, and reports their number when asked.
   defp count(frames \\ 0) do
     receive do
       {:"$gen_cast", {:barytherium, :frames, {more, _sender}}} -> count(frames + length(more))
@@ -31,7 +31,8 @@ defmodule Barytherium.Network.FairnessTest do
     frames
   end
 
-  # Until each of them has gone on by 100,000 frames: by then none has gone on by much more.
+  # Waits until each listener got 100,000 more frames, and checks that none of them got far fewer than
+  # the mean.
   defp await_more(listeners) do
     before = Enum.map(listeners, &frames/1)
     more = fn -> listeners |> Enum.zip(before) |> Enum.map(fn {one, n} -> frames(one) - n end) end
@@ -40,7 +41,7 @@ defmodule Barytherium.Network.FairnessTest do
     assert Enum.min(more) > 0.25 * Enum.sum(more) / length(more), inspect(more)
   end
 
-  test "connections that flood hold up neither each other, nor a quiet one, nor the VM's files" do
+  test "floods block neither each other, nor a quiet connection, nor the VM's file operations" do
     {_receiver, peer, _socket} = start_connected()
     floods = for _n <- 1..@floods, do: flood()
     await_more(floods)

@@ -9,7 +9,7 @@ defmodule Barytherium.Network.HeartBeatTest do
   defp headers(nil), do: []
   defp headers(value), do: [{"heart-beat", value}, {"heart-beat", "1,1"}]
 
-  test "the larger of what one side sends and the other wants; none if either is none" do
+  test "the interval is the larger of the two values, or none if either is zero" do
     assert agree("100,200", "300,400") == {400, 300}
     assert agree("500,200", "100,400") == {500, 200}
     assert agree("0,200", "300,400") == {0, 300}
@@ -17,13 +17,13 @@ defmodule Barytherium.Network.HeartBeatTest do
     assert agree("100,200", "0,0") == {0, 0}
   end
 
-  test "absent means none, and a blank is tolerated" do
+  test "no header means no heart-beats, and spaces are tolerated" do
     assert agree(nil, "300,400") == {0, 0}
     assert agree("100,200", nil) == {0, 0}
     assert agree("10000, 10000", "10000 ,10000") == {10_000, 10_000}
   end
 
-  test "what is not two numbers means none, with a warning" do
+  test "a header that is not two numbers means no heart-beats, and is logged" do
     for value <- ["", "1", "1,2,3", "a,b", "-1,5", "1.5,2"] do
       assert capture_log(fn -> assert agree(value, "300,400") == {0, 0} end) =~ "heart-beat"
     end

@@ -1,17 +1,17 @@
 defmodule Barytherium.Network.LifeCycleTest do
-  # Counts descriptors of the whole VM, so nothing may run beside it.
+  # Not async, because the tests count descriptors of the whole VM.
   use Barytherium.ReceiverCase, async: false
 
   alias Barytherium.{Native, Network}
 
-  # What is counted must be back to where it was, however a connection ends.
+  # Checks that `fun`, called `count` times, leaves no descriptor.
   defp assert_same_descriptors(count, fun) do
     before = descriptors()
     for n <- 1..count, do: fun.(n)
     eventually(fn -> descriptors() <= before end)
   end
 
-  # Besides descriptors: the native side's connections, processes, ports, and our monitors.
+  # Everything that a connection might leave behind.
   defp counts do
     {:monitors, monitors} = Process.info(self(), :monitors)
     {:monitored_by, monitored_by} = Process.info(self(), :monitored_by)
@@ -25,7 +25,7 @@ defmodule Barytherium.Network.LifeCycleTest do
     }
   end
 
-  # What an earlier test left to end by itself may have been counted before, but not after.
+  # There may be fewer than before, because processes of an earlier test may have ended meanwhile.
   defp assert_back_at(before) do
     eventually(fn ->
       :erlang.garbage_collect()
@@ -40,7 +40,7 @@ defmodule Barytherium.Network.LifeCycleTest do
     Connection.close(socket)
   end
 
-  test "300 connections leave no descriptor, whoever ends them" do
+  test "300 connections, one after the other, leave no descriptor, whoever ends them" do
     assert_same_descriptors(300, fn n ->
       {receiver, peer, socket} = start_connected()
 
@@ -77,7 +77,7 @@ defmodule Barytherium.Network.LifeCycleTest do
       {receiver, peer, socket} = if rem(n, 3) == 0, do: start_receiver(), else: start_connected()
 
       if rem(n, 3) == 2 do
-        # Killed in a slice, or close to one.
+        # The receiver is killed in a slice, or close to one.
         spawn_link(fn -> Connection.send(peer, ["MESSAGE\ncontent-length:5000000\n\n", body]) end)
       end
 
@@ -88,7 +88,7 @@ defmodule Barytherium.Network.LifeCycleTest do
     end)
   end
 
-  test "a network that is killed, at any stage, leaves nothing" do
+  test "killed networks leave nothing, at any stage" do
     Process.flag(:trap_exit, true)
     listener = Peer.listen(:tcp)
     counts = counts()
@@ -117,7 +117,7 @@ defmodule Barytherium.Network.LifeCycleTest do
       {:ok, socket} = Connection.connect({127, 0, 0, 1}, port)
       peer = Peer.accept(listener)
       {:ok, receiver} = Receiver.start_link(socket, self(), self(), self())
-      # A reset, so that no port is left to wait.
+      # With a reset, no port stays in TIME_WAIT.
       Peer.reset(peer)
       monitor = Process.monitor(receiver)
       assert_receive {:DOWN, ^monitor, :process, ^receiver, _reason}
@@ -129,7 +129,7 @@ defmodule Barytherium.Network.LifeCycleTest do
     assert :erlang.memory(:total) < memory + 16 * 1024 * 1024
   end
 
-  test "loading the library's module again is refused, and what runs goes on" do
+  test "loading the native module again is refused, and connections continue" do
     {receiver, peer, _socket} = start_connected()
     :code.purge(Native)
     assert {:error, :on_load_failure} = :code.load_file(Native)
@@ -139,7 +139,7 @@ defmodule Barytherium.Network.LifeCycleTest do
     assert_disconnect(:closed, receiver)
   end
 
-  test "connections go on however often the receiver's module is loaded again" do
+  test "connections continue when the receiver's module is loaded again" do
     connections = for _n <- 1..3, do: start_connected()
 
     for _time <- 1..3 do
@@ -155,7 +155,7 @@ defmodule Barytherium.Network.LifeCycleTest do
     end
   end
 
-  test "the end of an idle connection's listener ends the loop" do
+  test "the loop of an idle connection ends with its listener" do
     for transport <- [:tcp, :socket] do
       listener = spawn(fn -> Process.sleep(:infinity) end)
       {socket, peer} = Peer.pair(transport)
@@ -166,11 +166,11 @@ defmodule Barytherium.Network.LifeCycleTest do
     end
   end
 
-  test "a socket closed by its owner is noticed while frames come one by one" do
+  test "closing the socket is noticed while frames arrive one by one" do
     {socket, peer} = Peer.pair()
     frame = "MESSAGE\n\n\0"
 
-    # Each frame brings the next: the loop always finds one when it looks again.
+    # Each frame makes the peer send the next, so the loop finds one whenever it reads.
     listener =
       spawn_link(fn ->
         Stream.repeatedly(fn -> receive(do: (_frames -> Connection.send(peer, frame))) end)
@@ -187,7 +187,7 @@ defmodule Barytherium.Network.LifeCycleTest do
     assert_disconnect(:closed, receiver)
   end
 
-  test "a listener that is gone ends the loop" do
+  test "the loop ends if the listener had ended before the start" do
     {socket, peer} = Peer.pair()
     {listener, monitor} = spawn_monitor(fn -> :ok end)
     assert_receive {:DOWN, ^monitor, :process, ^listener, _reason}

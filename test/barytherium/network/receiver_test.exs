@@ -26,12 +26,12 @@ defmodule Barytherium.Network.ReceiverTest do
         assert_disconnect(:closed, receiver)
       end
 
-      test "octet by octet it is the same" do
+      test "frames may arrive byte by byte" do
         {receiver, peer, _socket} = start_receiver(@transport)
-        Peer.send_octets(peer, connected_bytes())
+        Peer.send_bytes(peer, connected_bytes())
         assert [%Frame{command: :connected}] = receive_frames()
         reply_heart_beats(0)
-        Peer.send_octets(peer, ["\r\n", message(1, "a\0b")] |> IO.iodata_to_binary())
+        Peer.send_bytes(peer, ["\r\n", message(1, "a\0b")] |> IO.iodata_to_binary())
 
         headers = [{"n", "1"}, {"content-length", "3"}]
         assert receive_frames() == [%Frame{command: :message, headers: headers, body: "a\0b"}]
@@ -39,14 +39,14 @@ defmodule Barytherium.Network.ReceiverTest do
         assert_disconnect(:closed, receiver)
       end
 
-      test "silence before CONNECTED is a time-out, and trickling does not help" do
+      test "no CONNECTED in time is a time-out, even if a part of it arrives" do
         {receiver, peer, _socket} = start_receiver(@transport, first_frame_timeout: 100)
         Peer.send(peer, "CONN")
         assert_disconnect(:timeout, receiver)
         Peer.assert_closed(peer)
       end
 
-      test "a heart-beat that dies is a time-out" do
+      test "missing heart-beats are a time-out" do
         {receiver, peer, _socket} = start_connected(@transport, [], 300)
         started = System.monotonic_time(:millisecond)
         assert_disconnect(:timeout, receiver)
@@ -54,14 +54,14 @@ defmodule Barytherium.Network.ReceiverTest do
         Peer.assert_closed(peer)
       end
 
-      test "any octet keeps a connection alive, also in mid-frame" do
+      test "any byte keeps a connection alive, also in mid-frame" do
         opts = [heartbeat_receive_allowance: 2_000]
         {receiver, peer, _socket} = start_connected(@transport, opts, 100)
 
-        for octet <- ["\n", "\n", "M", "ESSAGE\n\n", "b"] do
-          # The pace is the test: together longer than one interval and its allowance, each less.
+        for bytes <- ["\n", "\n", "M", "ESSAGE\n\n", "b"] do
+          # Each pause is shorter than the interval and its allowance. All of them together are longer.
           Process.sleep(450)
-          Peer.send(peer, octet)
+          Peer.send(peer, bytes)
         end
 
         Peer.send(peer, "\0")
@@ -70,7 +70,7 @@ defmodule Barytherium.Network.ReceiverTest do
         assert_disconnect(:closed, receiver)
       end
 
-      test "an ERROR first is delivered alone, and is the end, though the peer does not close" do
+      test "an ERROR as first frame is delivered alone, and ends the connection" do
         {receiver, peer, _socket} = start_receiver(@transport)
 
         log =
@@ -92,7 +92,7 @@ defmodule Barytherium.Network.ReceiverTest do
         Peer.assert_closed(peer)
       end
 
-      test "a peer that closes in mid-frame; what was whole came first" do
+      test "when a peer closes in mid-frame, whole frames are delivered first" do
         {receiver, peer, _socket} = start_connected(@transport)
         Peer.send(peer, [message(1), message(2), "MESSAGE\nn:3\n\nhalf"])
         Peer.close(peer)
@@ -100,14 +100,14 @@ defmodule Barytherium.Network.ReceiverTest do
         assert_disconnect(:closed, receiver)
       end
 
-      test "the socket closed by its owner" do
+      test "closing the socket ends the connection" do
         {receiver, peer, socket} = start_connected(@transport)
         assert :ok = Connection.close(socket)
         assert_disconnect(:closed, receiver)
         Peer.assert_closed(peer)
       end
 
-      test "a body of 20 MB without content-length" do
+      test "a body of 20 MB without content-length is received" do
         {receiver, peer, _socket} = start_connected(@transport)
         body = String.duplicate("0123456789", 2_000_000)
         sending = Task.async(fn -> Peer.send(peer, ["MESSAGE\n\n", body, 0]) end)
@@ -117,7 +117,7 @@ defmodule Barytherium.Network.ReceiverTest do
         assert_disconnect(:closed, receiver)
       end
 
-      test "a binary body of 1 MB, and what follows it at once" do
+      test "a binary body of 1 MB, and a frame right after it, are received" do
         {receiver, peer, _socket} = start_connected(@transport)
         body = :crypto.strong_rand_bytes(1_000_000)
         Peer.send(peer, [message(1, body), message(2)])
@@ -136,12 +136,12 @@ defmodule Barytherium.Network.ReceiverTest do
             "an undefined escape": "MESSAGE\nk:a\\tb\n",
             "a bare carriage return": "MESSAGE\nk:a\rb\n",
             "a negative content-length": "MESSAGE\ncontent-length:-1\n",
-            "a content-length without end":
+            "a content-length of 30 digits":
               "MESSAGE\ncontent-length:#{String.duplicate("9", 30)}\n",
             "a body longer than its length": "MESSAGE\ncontent-length:1\n\nxy\0",
             "a body over the limit": "MESSAGE\ncontent-length:104857601\n"
           ] do
-        test "#{name} is a parse error at once, after what was good" do
+        test "#{name} is a parse error at once, after the frames before it" do
           {receiver, peer, _socket} = start_connected(@transport)
           Peer.send(peer, [message(1), message(2), unquote(bytes)])
           assert numbers(receive_frames(2)) == [1, 2]
@@ -152,7 +152,7 @@ defmodule Barytherium.Network.ReceiverTest do
     end
   end
 
-  test "five seconds for CONNECTED, unless told otherwise" do
+  test "by default CONNECTED may take five seconds" do
     {receiver, _peer, _socket} = start_receiver()
     started = System.monotonic_time(:millisecond)
     monitor = Process.monitor(receiver)
@@ -175,7 +175,7 @@ defmodule Barytherium.Network.ReceiverTest do
     end
   end
 
-  test "killing the receiver frees its descriptor, and the peer sees the end" do
+  test "killing the receiver closes the connection" do
     Process.flag(:trap_exit, true)
     {receiver, peer, socket} = start_connected()
     Process.exit(receiver, :kill)
@@ -198,29 +198,29 @@ defmodule Barytherium.Network.ReceiverTest do
     end
   end
 
-  # Every path to a dirty thread waits for a processor where all are busy.
+  # Each move to a dirty thread may have to wait for a processor.
   for transport <- [:tcp, :socket] do
     test "a connection that has little to read is never read on another thread (#{transport})" do
       {receiver, peer, _socket} = start_connected(unquote(transport))
       :erlang.trace(receiver, true, [:call])
       :erlang.trace_pattern({Barytherium.Network.Parser, :receive_slice, 1}, true, [])
 
-      # More messages than the high-water mark.
+      # These are more messages than the high-water mark.
       for n <- 1..300 do
         Peer.send(peer, message(n))
         assert numbers(receive_frames()) == [n]
       end
 
-      # In pieces, with pauses that let the loop wait in mid-frame.
+      # A frame in pieces.
       for piece <- ["MESS", "AGE\nn:", "1\ncontent-length:5", "\n\nbo", "dy!", "\0"] do
         Peer.send(peer, piece)
-        # The pause is the case: the loop waits in mid-frame.
+        # The loop has to wait in mid-frame.
         Process.sleep(10)
       end
 
       assert [%Frame{body: "body!"}] = receive_frames()
 
-      # Larger than what is read at once.
+      # These are larger than one read.
       for n <- 1..5 do
         Peer.send(peer, message(n, String.duplicate("x", 50_000)))
         assert numbers(receive_frames()) == [n]
@@ -232,7 +232,7 @@ defmodule Barytherium.Network.ReceiverTest do
     end
   end
 
-  test "messages that are not for it, and who looks at it, put off no time-out" do
+  test "stray messages and calls of :sys do not delay a time-out" do
     {receiver, _peer, _socket} = start_connected(:tcp, [], 200)
 
     looking =
@@ -244,16 +244,16 @@ defmodule Barytherium.Network.ReceiverTest do
       end)
 
     Process.unlink(looking.pid)
-    # It looks for longer than this waits.
+    # The task goes on for longer than this waits.
     assert_disconnect(:timeout, receiver)
     Process.exit(looking.pid, :kill)
   end
 
-  test "a kept frame keeps no other in memory: neither bodies nor headers" do
+  test "a frame keeps no other frame in memory, neither bodies nor headers" do
     {_receiver, peer, _socket} = start_connected()
     long = fn letter -> String.duplicate(letter, 100) end
 
-    # In one read; the large body is in another frame, and read in parts.
+    # The frames are sent at once. The large body in the middle takes several reads.
     Peer.send(peer, [
       "MESSAGE\nheader:#{long.("h")}\n\n#{long.("b")}\0",
       "MESSAGE\nheader:#{long.("i")}\n\n#{String.duplicate("x", 200_000)}\0",
@@ -273,7 +273,7 @@ defmodule Barytherium.Network.ReceiverTest do
 
       looping =
         Task.async(fn ->
-          # To search so many for each frame would take minutes.
+          # It would take minutes to search this mailbox for each frame.
           for n <- 1..100_000, do: send(self(), {:select, :of, :somebody, n})
           :ok = Receiver.loop(loop_state(socket, test))
           Process.info(self(), :message_queue_len)
@@ -293,7 +293,7 @@ defmodule Barytherium.Network.ReceiverTest do
       assert Task.await(looping) == {:message_queue_len, 100_000}
     end
 
-    test "does not wait for its caller, if that is the listener, by whatever name" do
+    test "does not wait for its caller if that is the listener, as a pid or by name" do
       Process.register(self(), __MODULE__)
 
       for name <- [self(), __MODULE__, {__MODULE__, node()}] do
@@ -317,7 +317,7 @@ defmodule Barytherium.Network.ReceiverTest do
       receive do: (disconnect -> send(test, disconnect))
     end
 
-    test "a parse state that was used is the caller's mistake" do
+    test "raises if the parse state was used before" do
       {socket, _peer} = Peer.pair()
       {:ok, [], state} = Frame.parse_all("MESS")
       {:ok, [], _state} = Frame.parse_all("AGE", state)
@@ -338,7 +338,7 @@ defmodule Barytherium.Network.ReceiverTest do
       Peer.assert_closed(peer)
     end
 
-    test "starts in mid-frame where a parse state says so, connected where hb_recv does" do
+    test "continues a frame from its parse state, and skips CONNECTED if hb_recv is given" do
       {socket, peer} = Peer.pair()
       test = self()
       {:ok, [], state} = Frame.parse_all("MESSAGE\nk:v\n\nbo")
@@ -362,14 +362,14 @@ defmodule Barytherium.Network.ReceiverTest do
       assert Task.await(looping) == :ok
     end
 
-    test "on a closed socket it is closed" do
+    test "on a closed socket ends with :closed" do
       {socket, _peer} = Peer.pair()
       Connection.close(socket)
       {:ok, receiver} = Receiver.start_link(socket, self(), self(), self())
       assert_disconnect(:closed, receiver)
     end
 
-    test "an active socket, or one that cuts packets, is refused" do
+    test "refuses an active socket, and one with a packet option" do
       for option <- [[active: true], [packet: 4]] do
         {socket, _peer} = Peer.pair()
         :ok = :inet.setopts(socket, option)

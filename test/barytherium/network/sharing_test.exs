@@ -1,11 +1,11 @@
 defmodule Barytherium.Network.SharingTest do
-  @moduledoc "Several connections, or others, that send to one callback process."
+  @moduledoc "Several connections, and other processes, that send to one callback process."
   use Barytherium.ReceiverCase, async: false
 
   alias Barytherium.Native
 
   @mark 64
-  # Some turns for each of 50 connections.
+  # Enough for several turns of each of 50 connections.
   @messages 1_500
   @mib 1024 * 1024
   @frames :binary.copy("MESSAGE\ndestination:/topic/a\n\n0123456789\0", 1_000)
@@ -20,7 +20,7 @@ defmodule Barytherium.Network.SharingTest do
         socket: socket,
         listener_pid: listener,
         network_pid: self(),
-        # What a listener tells connections apart by.
+        # The listener tells the connections apart by this.
         sender_pid: id,
         hb_recv: 0,
         options: opts,
@@ -33,8 +33,8 @@ defmodule Barytherium.Network.SharingTest do
 
   defp pump(peer, frames), do: Connection.send(peer, frames) == :ok && pump(peer, frames)
 
-  # Takes `count` messages, a millisecond each: how many from whom, and the longest that its mailbox
-  # was meanwhile.
+  # Takes `count` messages, one each millisecond. Reports how many came from each connection, and the
+  # greatest length of its mailbox.
   defp slow_callback(count) do
     test = self()
     spawn_link(fn -> take(count, %{}, 0, test) end)
@@ -47,14 +47,14 @@ defmodule Barytherium.Network.SharingTest do
 
     receive do
       {:"$gen_cast", {:barytherium, :frames, {_frames, sender}}} ->
-        # The callback's work.
+        # The work of the callback process.
         Process.sleep(1)
         take(count - 1, Map.update(taken, sender, 1, &(&1 + 1)), max(longest, length), test)
     end
   end
 
   for count <- [2, 8, 50] do
-    test "#{count} connections to one slow callback get equal parts, and share the mark" do
+    test "#{count} connections to one slow callback process get equal shares, and share the mark" do
       count = unquote(count)
       callback = slow_callback(@messages)
       connections = for _n <- 1..count, do: connect(callback)
@@ -65,11 +65,11 @@ defmodule Barytherium.Network.SharingTest do
     end
   end
 
-  test "connections that are killed while they wait leave nobody waiting" do
+  test "when waiting connections are killed, the others continue" do
     callback = spawn_link(&take_when_told/0)
     connections = for _n <- 1..4, do: connect(callback)
     eventually(fn -> Enum.all?(connections, &(pauses(&1) > 0)) end)
-    # Whichever of them it is that looks at the mailbox.
+    # Any of the four may be the one that looks at the mailbox.
     {last, killed} = List.pop_at(connections, Enum.random(0..3))
 
     for %{receiver: receiver} <- killed do
@@ -91,9 +91,9 @@ defmodule Barytherium.Network.SharingTest do
     receive do: ({:"$gen_cast", _frames} -> take_all())
   end
 
-  # A few more than half of the mark, the mark, and far more.
+  # One more than half of the mark, the mark, and far more.
   for others <- [33, 64, 10_000] do
-    test "a listener with #{others} messages that it never takes still gets frames" do
+    test "a listener with #{others} messages of others that it never takes still gets frames" do
       test = self()
 
       listener =
@@ -105,7 +105,7 @@ defmodule Barytherium.Network.SharingTest do
 
       assert_receive :ready
       connections = for _n <- 1..2, do: connect(listener)
-      # More than are sent before somebody looks at the mailbox for the first time.
+      # More messages than are sent before the first look at the mailbox.
       for _n <- 1..80, do: assert_receive(:frames, 5_000)
       for connection <- connections, do: eventually(fn -> pauses(connection) > 0 end)
       for _n <- 1..4, do: assert_receive(:frames, 5_000)
@@ -114,7 +114,7 @@ defmodule Barytherium.Network.SharingTest do
 
   defp take_frames(test) do
     receive do
-      # Slowly enough to be behind.
+      # Slowly, so that the mailbox fills.
       {:"$gen_cast", {:barytherium, :frames, {_frames, _sender}}} ->
         Process.sleep(1)
         send(test, :frames)
@@ -123,19 +123,19 @@ defmodule Barytherium.Network.SharingTest do
     take_frames(test)
   end
 
-  test "a listener that takes nothing gets no more than the mark and one message" do
+  test "a listener that takes nothing gets no more messages than the mark and one" do
     listener = spawn_link(fn -> Process.sleep(:infinity) end)
     for n <- 1..100, do: send(listener, {:never, n})
     connection = connect(listener)
     eventually(fn -> pauses(connection) > 0 end)
     before = queued(listener)
-    # Several times as long as a trial takes to come.
+    # Several times the time before a trial.
     Process.sleep(1_000)
     assert queued(listener) <= before + 1
     assert before <= 100 + @mark
   end
 
-  test "a process that starts the receiver, and is its listener, is not sent more than the mark" do
+  test "a process that starts the receiver and is its listener gets no more than the mark" do
     test = self()
 
     listener =
@@ -146,16 +146,16 @@ defmodule Barytherium.Network.SharingTest do
         Process.sleep(:infinity)
       end)
 
-    # Its frames begin with CONNECTED, again and again.
+    # The peer sends CONNECTED again and again, but only the first one has to be answered.
     reply_heart_beats(0)
     eventually(fn -> queued(listener) >= @mark end)
-    # As long as it would take to be far more.
+    # Without the limit there would be far more after this time.
     Process.sleep(200)
     assert queued(listener) <= @mark + 1
   end
 
   for {kind, name} <- [name: __MODULE__, "name and node": {__MODULE__, node()}] do
-    test "a listener that is a #{kind} is not sent more than the mark" do
+    test "a listener given by #{kind} gets no more than the mark" do
       listener = spawn_link(fn -> Process.sleep(:infinity) end)
       Process.register(listener, __MODULE__)
       connection = connect(unquote(Macro.escape(name)))
@@ -165,9 +165,9 @@ defmodule Barytherium.Network.SharingTest do
     end
   end
 
-  # The VM tells its memory only with its own allocators.
+  # `:erlang.memory/1` works only with the VM's own allocators.
   @tag :memory
-  test "many short headers count as what they take up in memory" do
+  test "many short headers count with the memory that they take up" do
     frame = fn name -> ["MESSAGE\n", List.duplicate([name, ":\n"], 900), "\n\0"] end
     frames = IO.iodata_to_binary(List.duplicate([frame.("a"), frame.("b")], 200))
     listener = spawn_link(fn -> Process.sleep(:infinity) end)
@@ -178,7 +178,7 @@ defmodule Barytherium.Network.SharingTest do
     assert queued(listener) in 16..64
   end
 
-  test "nothing is left of a listener's account when its connections are gone" do
+  test "a listener's account is gone when its connections are" do
     eventually(fn -> Native.live_accounts() == 0 end)
     listener = spawn_link(fn -> Process.sleep(:infinity) end)
     connections = for _n <- 1..3, do: connect(listener)

@@ -3,13 +3,13 @@ defmodule Barytherium.Brokers.ActiveMQ do
 
   @jars "/usr/share/activemq/lib"
 
-  @doc "What is missing, as a sentence, or nil."
+  @doc "A sentence that says what is missing, or nil."
   def missing do
     unless File.exists?(Path.join(@jars, "activemq-stomp.jar")),
       do: "ActiveMQ is not installed: run script/bootstrap brokers"
   end
 
-  # Of key stores that nobody else reads.
+  # Not a secret: nobody else reads these key stores.
   @password "password"
 
   def prepare!(directory, port, tls) do
@@ -42,7 +42,7 @@ defmodule Barytherium.Brokers.ActiveMQ do
     [{"HOME", directory}]
   end
 
-  # Java reads no PEM files.
+  # ActiveMQ cannot read PEM files.
   defp key_store!(directory, server) do
     path = Path.join(directory, "server.p12")
     files = ["-in", server[:certfile], "-inkey", server[:keyfile], "-out", path]
@@ -69,7 +69,7 @@ defmodule Barytherium.Brokers.ActiveMQ do
     home = [
       "-Dactivemq.home=/usr/share/activemq",
       "-Dactivemq.base=#{directory}",
-      # Without them, Java 17 keeps the broker from reading its own configuration.
+      # Without these, the broker cannot read its own configuration on Java 17.
       "--add-opens=java.base/java.lang=ALL-UNNAMED",
       "--add-opens=java.base/java.util=ALL-UNNAMED"
     ]

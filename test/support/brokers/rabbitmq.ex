@@ -3,7 +3,7 @@ defmodule Barytherium.Brokers.RabbitMQ do
 
   alias Barytherium.Broker
 
-  @doc "What is missing, as a sentence, or nil."
+  @doc "A sentence that says what is missing, or nil."
   def missing do
     unless launcher("rabbitmq-server"),
       do: "RabbitMQ is not installed: run script/bootstrap brokers"
@@ -27,7 +27,7 @@ defmodule Barytherium.Brokers.RabbitMQ do
     [
       {"HOME", directory},
       {"ERL_EPMD_ADDRESS", "127.0.0.1"},
-      # So that it can be ended before it has seen that its node is gone.
+      # `cleanup/1` may kill this epmd before it has noticed that its node is gone.
       {"ERL_EPMD_RELAXED_COMMAND_CHECK", "1"},
       {"ERL_EPMD_PORT", to_string(Broker.free_port())},
       {"RABBITMQ_DIST_PORT", to_string(Broker.free_port())},
@@ -43,7 +43,7 @@ defmodule Barytherium.Brokers.RabbitMQ do
 
   def command(_directory), do: {launcher("rabbitmq-server"), []}
 
-  # The launcher is a shell script around the VM, which writes its own pid.
+  # The launcher is a shell script, so its pid is not that of the VM. The VM writes its pid to a file.
   def pid(_opened, directory), do: directory |> Path.join("pid") |> File.read!() |> String.trim()
 
   def cleanup(broker) do
@@ -51,7 +51,7 @@ defmodule Barytherium.Brokers.RabbitMQ do
     System.cmd("epmd", ["-port", port, "-kill"], stderr_to_stdout: true)
   end
 
-  @doc "How many messages the broker has in `queue`, ready or not acknowledged."
+  @doc "The number of messages in `queue`, including those that wait for an acknowledgement."
   def messages(broker, queue) do
     args = ["--quiet", "list_queues", "--no-table-headers", "name", "messages"]
 

@@ -1,5 +1,5 @@
-//! What must hold for any bytes. The fuzzer's targets call these, and so does a test on the stable
-//! toolchain that mutates the same seeds (`tests/suite/mutation.rs`).
+//! Checks that must hold for any bytes. The fuzzer's targets call them. So does a test that mutates
+//! the same seeds on the stable toolchain (`tests/suite/mutation.rs`).
 
 use std::time::Duration;
 use stomp::{
@@ -7,13 +7,13 @@ use stomp::{
     UndefinedEscapes, Version, escape, unescape,
 };
 
-/// Octets in front of the input that say how it is read; see [`Plan::new`].
+/// The number of bytes in front of the input that say how it is read, see [`Plan::new`].
 pub const PLAN: usize = 4;
 
-/// Inputs up to this length are also fed octet by octet.
-const OCTETS_MAX: usize = 4096;
+/// Inputs up to this length are also fed byte by byte.
+const BYTEWISE_MAX: usize = 4096;
 
-/// A body buffer that never reserves what has not arrived, as far as it can see.
+/// A body buffer that reserves nothing before the bytes arrive.
 #[derive(Debug)]
 struct Body(Vec<u8>);
 
@@ -76,14 +76,14 @@ impl Plan<'_> {
         pieces
     }
 
-    /// The most that an unfinished frame may take up.
+    /// The most bytes that may be buffered of an unfinished frame.
     fn most_buffered(&self) -> usize {
         let line = self.options.max_header_line + 2;
         line * (self.options.max_headers + 2) + self.options.max_body as usize + self.input.len()
     }
 }
 
-/// What came out, without borrowing from what went in.
+/// The frames and the error of a run, without borrows.
 #[derive(Debug, PartialEq)]
 struct Outcome {
     frames: Vec<(Command, Vec<u8>, Vec<u8>)>,
@@ -112,11 +112,11 @@ fn drive<'a>(
             let before = input.len();
             match next(&mut input) {
                 Ok(Some(frame)) => {
-                    assert!(input.len() < before, "a frame out of nothing");
+                    assert!(input.len() < before, "a frame that took no input");
                     frames.push(frame);
                 }
                 Ok(None) => {
-                    assert!(input.is_empty(), "input left behind");
+                    assert!(input.is_empty(), "input was left");
                     break;
                 }
                 Err(error) => {
@@ -154,7 +154,7 @@ fn receive(plan: &Plan, pieces: &[&[u8]]) -> Outcome {
             None => return Ok(None),
             Some(Event::Frame(frame)) => (copy(&frame), false),
             Some(Event::Refused(frame)) => {
-                assert!(first, "refused too late");
+                assert!(first, "refused after the first frame");
                 let frame = copy(&frame);
                 assert!(session.next(input)?.is_none() && input.is_empty());
                 assert_eq!(session.deadline(), None);
@@ -169,11 +169,11 @@ fn receive(plan: &Plan, pieces: &[&[u8]]) -> Outcome {
             assert_eq!(session.deadline(), None);
             session.agree(Duration::from_millis(plan.cuts), now);
         }
-        let deadline = session.deadline().expect("silence has an end");
+        let deadline = session.deadline().expect("a deadline after CONNECTED");
         assert!(deadline > now);
         now += Duration::from_millis(1);
         session.touch(now);
-        assert!(session.deadline().expect("still") > deadline);
+        assert!(session.deadline().expect("a deadline after touch") > deadline);
         Ok(Some(frame))
     })
 }
@@ -182,32 +182,32 @@ fn same_however_cut(data: &[u8], run: impl Fn(&Plan, &[&[u8]]) -> Outcome) {
     let Some(plan) = Plan::new(data) else { return };
     let whole = run(&plan, &[plan.input]);
     assert_eq!(run(&plan, &plan.pieces()), whole, "in pieces");
-    if plan.input.len() <= OCTETS_MAX {
-        let octets: Vec<&[u8]> = plan.input.chunks(1).collect();
-        assert_eq!(run(&plan, &octets), whole, "octet by octet");
+    if plan.input.len() <= BYTEWISE_MAX {
+        let bytes: Vec<&[u8]> = plan.input.chunks(1).collect();
+        assert_eq!(run(&plan, &bytes), whole, "byte by byte");
     }
     if let Some((_, offset)) = whole.error {
         assert!(
             offset <= plan.input.len() as u64,
-            "an error beyond the input"
+            "the error is beyond the input"
         );
     }
 }
 
-/// Any bytes give the same frames and the same error however they are cut, and never more in
-/// memory than the limits allow.
+/// The same bytes give the same frames and the same error however they are cut. Never more is
+/// buffered than the limits allow.
 pub fn decoder(data: &[u8]) {
     same_however_cut(data, decode);
 }
 
-/// The same for a connection from its start; and its first frame is what it has to be, and its
-/// deadlines move on.
+/// A session gives the same frames and the same error however its bytes are cut. In addition, its
+/// first frame is CONNECTED or ERROR, and its deadline moves with each frame.
 pub fn session(data: &[u8]) {
     same_however_cut(data, receive);
 }
 
-/// Escaping is undone by unescaping, and unescaping anything gives text that is no longer, or the
-/// place of a backslash.
+/// Unescaping reverts escaping. Unescaping anything gives either a text that is not longer than the
+/// input, or the index of a backslash.
 pub fn escapes(data: &[u8]) {
     for undefined in [UndefinedEscapes::Refuse, UndefinedEscapes::Keep] {
         for escapes in [

@@ -1,5 +1,5 @@
-//! Writes the conformance cases and what brokers were recorded to send as seeds:
-//! `seeds DIRECTORY`, which gets one directory for each target.
+//! Writes the conformance cases and the recordings of brokers as seeds, into one directory for each
+//! target: `seeds DIRECTORY`.
 
 #[path = "../../tests/suite/support.rs"]
 #[allow(dead_code)]

@@ -1,14 +1,14 @@
-//! Runs the conformance cases: whole, octet by octet, and cut at every point; short ones also cut
+//! Runs the conformance cases: whole, byte by byte, and cut at every point. Short ones are also cut
 //! at every pair of points.
 
 use crate::support::{Case, Outcome, OwnedFrame, Start, cases, recordings, run};
 use std::collections::HashSet;
 use stomp::{Command, EncodeError, Options, Version, encode_head};
 
-/// Up to this length every pair of cuts is tried: the square of it is still quick.
+/// Inputs up to this length are cut at every pair of points. The time grows with the square.
 const PAIRS_MAX: usize = 64;
 
-/// All ways to cut an input that are tried.
+/// All the ways in which an input is cut.
 pub fn ways(input: &[u8]) -> Vec<Vec<&[u8]>> {
     let mut ways = vec![vec![input], input.chunks(1).collect()];
     for cut in 0..=input.len() {
@@ -29,7 +29,7 @@ fn decoding() -> impl Iterator<Item = Case> {
 }
 
 #[test]
-fn every_case_gives_its_frames_and_its_error_however_it_is_cut() {
+fn every_case_is_decoded_as_it_says_however_it_is_cut() {
     for case in decoding() {
         let expected: Outcome = (case.frames.clone(), case.error.clone());
         for &start in &case.starts {
@@ -42,7 +42,7 @@ fn every_case_gives_its_frames_and_its_error_however_it_is_cut() {
 }
 
 #[test]
-fn every_case_about_encoding_gives_its_bytes_or_its_error() {
+fn every_case_about_encoding_is_encoded_as_it_says() {
     for case in cases() {
         let Some(frame) = &case.encodes else { continue };
         for &start in &case.starts {
@@ -82,12 +82,16 @@ fn encode(frame: &OwnedFrame, version: Version) -> Result<Vec<u8>, String> {
 fn names_of_cases_are_unique() {
     let mut seen = HashSet::new();
     for case in cases() {
-        assert!(seen.insert(case.name.clone()), "{} twice", case.name);
+        assert!(
+            seen.insert(case.name.clone()),
+            "there are two cases called {}",
+            case.name
+        );
     }
 }
 
 #[test]
-fn what_brokers_were_recorded_to_send_is_read() {
+fn recordings_of_brokers_are_decoded() {
     for (name, bytes) in recordings() {
         let (frames, error) = run(Start::New, Options::default(), [&bytes[..]]);
         let messages = frames

@@ -1,5 +1,4 @@
-//! The counts in `guides/conformance.md` are those of the cases: `UPDATE_GUIDES=1` writes them,
-//! otherwise they are checked.
+//! Checks the counts of cases in `guides/conformance.md`. `UPDATE_GUIDES=1` writes them instead.
 
 use crate::conformance::ways;
 use crate::support::{Case, cases};
@@ -61,6 +60,9 @@ fn the_guide_has_the_counts() {
     if env::var_os("UPDATE_GUIDES").is_some() {
         fs::write(&path, [before, BEGIN, &counted, END, after].concat()).unwrap();
     } else {
-        assert_eq!(found, counted, "UPDATE_GUIDES=1 cargo test writes it");
+        assert_eq!(
+            found, counted,
+            "`UPDATE_GUIDES=1 cargo test` updates the guide"
+        );
     }
 }

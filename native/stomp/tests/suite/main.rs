@@ -1,4 +1,4 @@
-//! The suites that share the conformance cases, as one program.
+//! The test suites that use the conformance cases, as one program.
 
 #[path = "../../fuzz/src/checks.rs"]
 mod checks;

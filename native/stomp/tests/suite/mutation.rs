@@ -1,13 +1,14 @@
-//! What the fuzzer checks, on the stable toolchain and in seconds: its seeds, mutated.
+//! Mutates the fuzzer's seeds and checks what the fuzzer checks. It needs only the stable toolchain
+//! and takes seconds.
 
 use crate::{checks, support};
 use proptest::prelude::Rng;
 use proptest::test_runner::{RngAlgorithm, TestRng};
 
-/// Mutations of each seed. With some 300 seeds this takes a few seconds in a debug build.
+/// Mutations for each seed. With some 300 seeds this takes a few seconds in a debug build.
 const MUTATIONS: usize = 40;
 
-/// What a mutation puts in: what has a meaning somewhere.
+/// Bytes that mean something to the decoder. Mutations insert them.
 const TOKENS: &[&[u8]] = &[
     b"\n",
     b"\r\n",
@@ -59,7 +60,8 @@ fn mutate_all(check: impl Fn(&[u8])) {
         check(&seed);
         let mut bytes = seed.clone();
         for round in 0..MUTATIONS {
-            // Most mutations are of a mutation, but never too far from something that is valid.
+            // Mutations accumulate, but start again from the seed so that they stay close to
+            // valid input.
             if round % 5 == 0 {
                 bytes.clone_from(&seed);
             }

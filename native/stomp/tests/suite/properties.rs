@@ -8,17 +8,18 @@ use stomp::{Command, Options, UndefinedEscapes, Version, encode_head};
 
 const VERSIONS: &[Version] = &[Version::V1_0, Version::V1_1, Version::V1_2];
 
-/// Octets that mean something to a parser, more often than the others.
-fn octets(length: std::ops::Range<usize>) -> impl Strategy<Value = Vec<u8>> {
-    let octet = prop_oneof![
+/// Any bytes, but more often those that mean something to a parser.
+fn bytes(length: std::ops::Range<usize>) -> impl Strategy<Value = Vec<u8>> {
+    let byte = prop_oneof![
         3 => select(b"\n\r:\\\0nrc".as_slice()),
         3 => select(b"abc xyz019-".as_slice()),
         1 => any::<u8>(),
     ];
-    vec(octet, length)
+    vec(byte, length)
 }
 
-/// Frames as a feed has them: of few header lines, so that most are those of the frame before.
+/// Frames like those of a feed. They are made of few different headers, so that most header lines
+/// repeat those of the frame before.
 fn feed() -> impl Strategy<Value = Vec<OwnedFrame>> {
     let pair = |name: &str, value: &str| (name.into(), value.into());
     let header = select(vec![
@@ -30,7 +31,7 @@ fn feed() -> impl Strategy<Value = Vec<OwnedFrame>> {
         pair("b", ""),
     ]);
     let command = select(vec![Command::Message, Command::Message, Command::Error]);
-    let frame = (command, vec(header, 0..4), octets(0..3));
+    let frame = (command, vec(header, 0..4), bytes(0..3));
     let frame = frame.prop_map(|(command, headers, body)| OwnedFrame {
         command,
         headers,
@@ -40,16 +41,15 @@ fn feed() -> impl Strategy<Value = Vec<OwnedFrame>> {
 }
 
 fn frames() -> impl Strategy<Value = OwnedFrame> {
-    let headers = vec((octets(1..12), octets(0..24)), 0..8);
-    (select(Command::ALL), headers, octets(0..64)).prop_map(|(command, headers, body)| OwnedFrame {
+    let headers = vec((bytes(1..12), bytes(0..24)), 0..8);
+    (select(Command::ALL), headers, bytes(0..64)).prop_map(|(command, headers, body)| OwnedFrame {
         command,
         headers,
         body,
     })
 }
 
-/// None for a frame that the version cannot express, see
-/// `the_newest_version_can_write_any_frame`.
+/// `None` if the version cannot express the frame, see `version_1_2_can_write_any_frame`.
 fn encode(frame: &OwnedFrame, version: Version) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     let headers = frame.headers.iter().map(|(n, v)| (&n[..], &v[..]));
@@ -66,7 +66,7 @@ fn encode(frame: &OwnedFrame, version: Version) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// What the encoder adds.
+/// The frame with the header that the encoder adds.
 fn with_content_length(mut frame: OwnedFrame) -> OwnedFrame {
     if !frame.body.is_empty() {
         let length = frame.body.len().to_string().into_bytes();
@@ -75,7 +75,7 @@ fn with_content_length(mut frame: OwnedFrame) -> OwnedFrame {
     frame
 }
 
-/// `input` cut at `cuts`, which wrap around.
+/// `input` cut at `cuts`, each taken modulo the length.
 fn pieces<'a>(input: &'a [u8], cuts: &[usize]) -> Vec<&'a [u8]> {
     let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut % (input.len() + 1)).collect();
     cuts.sort_unstable();
@@ -87,7 +87,7 @@ fn pieces<'a>(input: &'a [u8], cuts: &[usize]) -> Vec<&'a [u8]> {
         .collect()
 }
 
-/// Bytes that look like frames, mostly: lines of them in any order.
+/// Bytes that look much like frames: parts of frames in any order.
 fn nearly_frames() -> impl Strategy<Value = Vec<u8>> {
     let parts = select(vec![
         &b"MESSAGE\n"[..],
@@ -105,7 +105,7 @@ fn nearly_frames() -> impl Strategy<Value = Vec<u8>> {
         b"\r",
         b":",
     ]);
-    let part = prop_oneof![4 => parts.prop_map(<[u8]>::to_vec), 1 => octets(0..6)];
+    let part = prop_oneof![4 => parts.prop_map(<[u8]>::to_vec), 1 => bytes(0..6)];
     vec(part, 0..24).prop_map(|parts| parts.concat())
 }
 
@@ -142,13 +142,13 @@ proptest! {
     }
 
     #[test]
-    fn the_newest_version_can_write_any_frame(frame in frames()) {
+    fn version_1_2_can_write_any_frame(frame in frames()) {
         let raw = matches!(frame.command, Command::Connect | Command::Connected | Command::Stomp);
         prop_assert!(raw || encode(&frame, Version::V1_2).is_some());
     }
 
     #[test]
-    fn any_split_gives_the_same(
+    fn any_split_gives_the_same_result(
         bytes in nearly_frames(),
         start in prop_oneof![
             Just(Start::New),

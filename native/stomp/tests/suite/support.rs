@@ -1,4 +1,5 @@
-//! What the test suites share: the conformance cases, and running bytes through a session.
+//! Shared by the test suites: reads the conformance cases, and runs bytes through a decoder or a
+//! session.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,18 +25,19 @@ impl OwnedFrame {
     }
 }
 
-/// Frames, and the rule that was broken after them, with the octet.
+/// The frames, and the rule that was broken after them with the offset of the byte that broke it.
 pub type Outcome = (Vec<OwnedFrame>, Option<(String, u64)>);
 
-/// How a case's bytes are read.
+/// The state in which the reading of a case begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// Before the first frame.
+    /// A session before its first frame.
     New,
+    /// A decoder with a negotiated version.
     Connected(Version),
 }
 
-/// Feeds `pieces` and collects what comes out.
+/// Decodes `pieces` and collects the frames and the error.
 pub fn run<'a>(
     start: Start,
     options: Options,
@@ -85,7 +87,7 @@ fn collect<'a>(
     (frames, None)
 }
 
-/// The rule's name as Elixir and the case files have it: `UnknownCommand` is `unknown_command`.
+/// The rule's name as in Elixir and in the case files: `UnknownCommand` becomes `unknown_command`.
 fn rule_name(error: &ParseError) -> String {
     let mut name = String::new();
     for letter in format!("{:?}", error.rule).chars() {
@@ -211,7 +213,7 @@ fn parse_frame(text: &str) -> OwnedFrame {
     }
 }
 
-/// The quoted strings in `text`, as octets.
+/// The quoted strings in `text`, as bytes.
 fn strings(text: &str) -> Vec<Vec<u8>> {
     let mut strings = Vec::new();
     let mut chars = text.chars();
@@ -224,12 +226,12 @@ fn strings(text: &str) -> Vec<Vec<u8>> {
 }
 
 fn string(chars: &mut std::str::Chars) -> Vec<u8> {
-    let mut octets = Vec::new();
+    let mut bytes = Vec::new();
     loop {
         match chars.next().expect("a closing quote") {
-            '"' => return octets,
-            '\\' => octets.push(escaped(chars)),
-            c => octets.extend(c.to_string().bytes()),
+            '"' => return bytes,
+            '\\' => bytes.push(escaped(chars)),
+            c => bytes.extend(c.to_string().bytes()),
         }
     }
 }
@@ -248,7 +250,7 @@ fn escaped(chars: &mut std::str::Chars) -> u8 {
     }
 }
 
-/// What brokers were recorded to send: `(name, bytes)`.
+/// Recordings of what brokers sent: `(name, bytes)`.
 pub fn recordings() -> Vec<(String, Vec<u8>)> {
     let directory = tests().join("recordings");
     let mut recordings = Vec::new();
@@ -264,8 +266,8 @@ pub fn recordings() -> Vec<(String, Vec<u8>)> {
     recordings
 }
 
-/// Seeds for the fuzzer: each case in each of its versions, and the recordings, behind the octets
-/// that the targets take for a plan.
+/// Seeds for the fuzzer: each case in each of its versions, and the recordings. The bytes in front of
+/// each are the plan that the targets read.
 pub fn seeds() -> Vec<(String, Vec<u8>)> {
     let mut seeds = Vec::new();
     for case in cases() {
@@ -289,7 +291,8 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
     seeds
 }
 
-/// Where these files are; the fuzzer's crate is one directory further down.
+/// The directory of these files. The fuzzer's crate, which also uses this file, is one directory
+/// further down.
 fn tests() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let tests = here.join("tests");

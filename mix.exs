@@ -1,4 +1,4 @@
-# The compiler has to exist before anything is compiled, also where this project is a dependency.
+# Mix needs this compiler before it compiles anything, also when this project is a dependency.
 Code.require_file("lib/mix/tasks/compile.barytherium_native.exs", __DIR__)
 
 defmodule Barytherium.MixProject do

@@ -1,9 +1,9 @@
 defmodule Barytherium.Connection do
   @moduledoc """
-  A connection over TCP or TLS: passive, binary and raw.
+  Opens and uses passive, binary, raw sockets over TCP or TLS.
 
-  What is returned by `connect/3` is a socket of `:gen_tcp` or `:ssl`, and either kind does for
-  every function here and for `Barytherium.Network.Receiver`.
+  `connect/3` returns a socket of `:gen_tcp` or `:ssl`. All functions here and
+  `Barytherium.Network.Receiver` take both kinds.
   """
 
   require Logger
@@ -11,38 +11,43 @@ defmodule Barytherium.Connection do
   alias Barytherium.Connection.Tls
   alias Barytherium.Network.Options
 
-  # A TLS record: with the driver's own default, of 1,460 bytes, `:ssl` reads in so small pieces
-  # that it reaches a quarter of the throughput.
+  # The size of a TLS record. With the driver's default of 1,460 bytes `:ssl` reads in such small
+  # pieces that it reaches only a quarter of the throughput.
   @tls_buffer 16 * 1024
 
-  # In milliseconds: enough for an alert to be written.
+  # In milliseconds. This is enough to write an alert.
   @longest_tls_close 1_000
 
-  # As `sockaddr_un` in Linux and macOS has it, less the NUL at its end.
+  # `sun_path` has 104 bytes on macOS and 108 on Linux. This is the smaller one without its NUL.
   @longest_path 103
 
   @type host :: :inet.hostname() | String.t() | :inet.socket_address()
   @type socket :: :gen_tcp.socket() | :ssl.sslsocket()
 
-  @typedoc "What `connect/3` takes: see `Barytherium.Network.start_link/4`."
+  @typedoc "An option of `connect/3`, see `Barytherium.Network.start_link/4`."
   @type option :: {atom(), term()} | atom()
 
   @doc """
-  Connects to `host`, which is a charlist, a string, an IP address or `{:local, path}`.
+  Connects to a server and returns the socket.
 
-  Options: `:secure`, `:connect_timeout`, `:send_timeout`, `:buffer`, `:receive_buffer` and
+  `host` is a charlist, a string, an IP address or `{:local, path}`. If a name has several addresses,
+  all of them are tried: first IPv4, then IPv6. The options `:inet` and `:inet6` restrict this.
+
+  Options are `:secure`, `:connect_timeout`, `:send_timeout`, `:buffer`, `:receive_buffer` and
   `:send_buffer` as for `Barytherium.Network.start_link/4`, and those of `:gen_tcp.connect/3` and
-  `:ssl.connect/3`. All addresses of a name are tried, first those of IPv4, then those of IPv6, unless
-  an option says which.
+  `:ssl.connect/3`.
 
-  With `secure: true` the server's certificate has to be one that the system trusts, for the host's
-  name or address. `:cacerts` or `:cacertfile` say whom to trust instead, `:server_name_indication`
-  which name is expected, and `verify: :verify_none` that anybody will do, which is logged.
+  With `secure: true` the server's certificate must be valid for the host's name or address, and the
+  system must trust it. These options change that:
 
-  The error is an atom: a POSIX one, `:nxdomain`, `:timeout`, the name of a TLS alert, or `:options`
-  for what `:ssl` could not use. What the atom leaves out is logged.
+    * `:cacerts` or `:cacertfile` - trust these CA certificates instead of the system's;
+    * `:server_name_indication` - expect this name;
+    * `verify: :verify_none` - do not verify the server. This is logged.
 
-  Raises `ArgumentError` for an option, a host or a port that cannot be meant.
+  The error is an atom: a POSIX error, `:nxdomain`, `:timeout`, the name of a TLS alert, or
+  `:options` for options that `:ssl` could not use. Further details are logged.
+
+  Raises `ArgumentError` for an invalid option, host or port.
   """
   @spec connect(host(), :inet.port_number(), [option()]) :: {:ok, socket()} | {:error, atom()}
   def connect(host, port, opts \\ []) do
@@ -58,7 +63,7 @@ defmodule Barytherium.Connection do
   end
 
   @doc false
-  # Raises `ArgumentError` for a host and port that cannot be connected to.
+  # Raises `ArgumentError` for an invalid host or port.
   @spec check_address!(term(), term()) :: :ok
   def check_address!({:local, path}, _port) do
     unless is_binary(path) or (is_list(path) and List.ascii_printable?(path)) do
@@ -98,7 +103,7 @@ defmodule Barytherium.Connection do
     end
   end
 
-  # Addresses with the option that they need.
+  # Returns `{address, options}` for each address. IPv6 needs the option `:inet6`.
   defp addresses({:local, _path} = host, _transport, _deadline), do: {:ok, [{host, []}]}
 
   defp addresses(host, transport, deadline) do
@@ -114,7 +119,7 @@ defmodule Barytherium.Connection do
   defp family(address) when tuple_size(address) == 8, do: [:inet6]
   defp family(_address), do: []
 
-  # `localhost` is a name, `127.0.0.1` is not.
+  # Returns `:error` for a name such as `localhost`.
   defp parse_address(host) when is_tuple(host), do: {:ok, host}
   defp parse_address(host) when is_atom(host), do: :error
 
@@ -137,14 +142,14 @@ defmodule Barytherium.Connection do
     if found == [], do: hd(results), else: {:ok, found}
   end
 
-  # Each address has an equal part of the time that is left.
+  # Each address gets an equal part of the time that is left.
   defp try_each([{address, family} | more], host, port, options, transport, deadline) do
     part = part(left(deadline), length(more) + 1)
     opts = socket_options(options, address) ++ family ++ transport
 
     case connect_to(address, host, port, options.secure, opts, part) do
-      # A server that is not trusted, or options that cannot be used, are no atoms: they are what
-      # there is to report.
+      # An error that is not an atom (an untrusted server, unusable options) is reported at once. No
+      # other address is tried after it.
       {:error, reason} when more != [] and is_atom(reason) ->
         others = try_each(more, host, port, options, transport, deadline)
         with {:error, other} when is_atom(other) <- others, do: {:error, reason}
@@ -155,7 +160,7 @@ defmodule Barytherium.Connection do
   end
 
   defp connect_to(address, _host, port, false, opts, timeout) do
-    # It has to come first.
+    # `:gen_tcp` wants `:inet_backend` to be the first option.
     {backend, opts} = Enum.split_with(opts, &match?({:inet_backend, _backend}, &1))
     :gen_tcp.connect(address, port(address, port), backend ++ opts, timeout)
   end
@@ -176,11 +181,11 @@ defmodule Barytherium.Connection do
   defp part(left, count), do: div(left, count)
 
   @doc false
-  # An atom for whatever a socket failed with. What the atom leaves out is logged.
+  # Converts an error of a socket to an atom, and logs what the atom leaves out.
   @spec reason(term()) :: atom()
   def reason(reason) when is_atom(reason), do: reason
 
-  # These say that the peer closes (RFC 8446, 6.1). Java sends the second one first.
+  # With these alerts the peer closes (RFC 8446, 6.1). Java sends `user_canceled` first.
   def reason({:tls_alert, {alert, _text}}) when alert in [:close_notify, :user_canceled],
     do: :closed
 
@@ -194,16 +199,19 @@ defmodule Barytherium.Connection do
     :options
   end
 
-  # With what was not written, of a socket of `inet_backend: :socket`.
+  # A socket of `inet_backend: :socket` returns the data that was not written.
   def reason({:timeout, _data}), do: :timeout
 
-  # It may hold data of the connection.
+  # The reason is not logged, because it may contain data of the connection.
   def reason(_other) do
     Logger.error("a connection failed for a reason that is not known")
     :closed
   end
 
-  @doc "Receives `length` octets, or with 0 what there is, within `timeout` milliseconds."
+  @doc """
+  Receives `length` bytes, or whatever is available if `length` is 0. Waits for at most `timeout`
+  milliseconds.
+  """
   @spec recv(socket(), non_neg_integer(), timeout()) :: {:ok, binary()} | {:error, term()}
   def recv(socket, length, timeout) do
     if tls?(socket),
@@ -211,13 +219,13 @@ defmodule Barytherium.Connection do
       else: :gen_tcp.recv(socket, length, timeout)
   end
 
-  @doc "Sends `data`, all of it."
+  @doc "Sends all of `data`."
   @spec send(socket(), iodata()) :: :ok | {:error, term()}
   def send(socket, data) do
     if tls?(socket), do: :ssl.send(socket, data), else: :gen_tcp.send(socket, data)
   end
 
-  @doc "Closes the socket. Closing a closed one is fine."
+  @doc "Closes the socket. It may already be closed."
   @spec close(socket()) :: :ok
   def close(socket) do
     if tls?(socket), do: close_tls(fn -> :ssl.close(socket) end), else: :gen_tcp.close(socket)
@@ -225,16 +233,16 @@ defmodule Barytherium.Connection do
   end
 
   @doc false
-  # Says that nothing more will be written: the peer gets what was, and then the end.
+  # Closes the socket for writing. The peer gets what was written, and then the end of the stream.
   @spec shutdown(socket()) :: :ok | {:error, term()}
   def shutdown(socket) do
     if tls?(socket), do: :ssl.shutdown(socket, :write), else: :gen_tcp.shutdown(socket, :write)
   end
 
   @doc false
-  # Discards what the peer still sends, until it closes, for `timeout` milliseconds at most. To close
-  # with that unread is a reset, which may take along what the peer has not read yet. Nobody else may
-  # be reading.
+  # Reads and discards what the peer still sends, until it closes, for at most `timeout` milliseconds.
+  # Closing with unread data would reset the connection, and the peer could lose what it has not read
+  # yet. No other process may read from the socket.
   @spec discard(socket(), non_neg_integer()) :: :ok
   def discard(socket, timeout), do: discard_until(socket, deadline(timeout))
 
@@ -246,8 +254,7 @@ defmodule Barytherium.Connection do
   end
 
   @doc false
-  # Closes without waiting for what is still to be sent: a peer that does not read would hold that
-  # up for minutes.
+  # Closes without waiting for unsent data. A peer that does not read could delay that for minutes.
   @spec abandon(socket()) :: :ok
   def abandon(socket) do
     linger = [linger: {true, 0}]
@@ -265,7 +272,7 @@ defmodule Barytherium.Connection do
     :ok
   end
 
-  # `:ssl.close/1` waits for what is still to be sent. It is not waited for longer than this.
+  # `:ssl.close/1` waits for unsent data. This function stops waiting after `@longest_tls_close`.
   defp close_tls(close) do
     {_pid, monitor} = spawn_monitor(close)
 
@@ -301,7 +308,7 @@ defmodule Barytherium.Connection do
       Enum.reject(sizes, &match?({_name, nil}, &1))
   end
 
-  # Small frames (acknowledgements, heart-beats) must not wait for one another.
+  # With Nagle's algorithm, small frames such as acknowledgements and heart-beats would be delayed.
   defp nagle({:local, _path}), do: []
   defp nagle(_host), do: [nodelay: true]
 end

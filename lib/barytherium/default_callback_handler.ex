@@ -1,7 +1,9 @@
 defmodule Barytherium.DefaultCallbackHandler do
   @moduledoc """
-  An example of a callback process, to read and to try things with: it connects, sends CONNECT
-  and then the given frames, logs what arrives and acknowledges it.
+  An example of a callback process.
+
+  It connects, sends CONNECT and then the given frames. It logs and acknowledges the frames that
+  arrive.
 
       Barytherium.DefaultCallbackHandler.start_link(
         "localhost",
@@ -26,9 +28,11 @@ defmodule Barytherium.DefaultCallbackHandler do
   @doc """
   Connects to `host` and `port`.
 
-  `virtual_host` is CONNECT's `host` header, `connect_headers` are further ones, and
-  `connected_frames` are written once CONNECTED has arrived. `opts` are those of
-  `Barytherium.Network.start_link/4`, `link_opts` those of `GenServer.start_link/3`.
+    * `virtual_host` - the `host` header of CONNECT;
+    * `connect_headers` - further headers of CONNECT;
+    * `connected_frames` - frames to write when CONNECTED has arrived;
+    * `opts` - options of `Barytherium.Network.start_link/4`;
+    * `link_opts` - options of `GenServer.start_link/3`.
   """
   @spec start_link(
           Connection.host(),
@@ -53,7 +57,7 @@ defmodule Barytherium.DefaultCallbackHandler do
     state = %{
       host: host,
       port: port,
-      # In a function: states are shown in logs, and these may hold a passcode.
+      # Logs show the state. The function hides the headers, which may hold a passcode.
       connect_headers: fn -> headers end,
       connected_frames: connected_frames,
       version: "1.0"
@@ -62,11 +66,11 @@ defmodule Barytherium.DefaultCallbackHandler do
     GenServer.start_link(__MODULE__, {state, opts}, link_opts)
   end
 
-  @doc "A child that starts with these arguments of `start_link/7`, as a tuple or a list."
+  @doc "A child specification. `args` are the arguments of `start_link/7`, in a tuple or a list."
   @spec child_spec(tuple() | list()) :: Supervisor.child_spec()
   def child_spec(args) do
     args = if is_tuple(args), do: Tuple.to_list(args), else: args
-    # In a function: a supervisor shows what it starts in its reports.
+    # A supervisor's reports show the start arguments. The function hides them.
     %{super([]) | start: {__MODULE__, :start_child, [fn -> args end]}}
   end
 
@@ -109,11 +113,10 @@ defmodule Barytherium.DefaultCallbackHandler do
   end
 
   @doc """
-  Logs a frame, or each of several, and acknowledges it, by the negotiated version, if it asks for
-  that.
+  Logs a frame or a list of frames, and acknowledges messages.
 
-  In 1.2 a message does so by its header `ack`. In 1.0 and 1.1 nothing tells; acknowledging what
-  needs it not does no harm.
+  In STOMP 1.2 a message needs an acknowledgement if it has the header `ack`. In 1.0 and 1.1 a
+  message does not tell, so every message is acknowledged. This does no harm.
   """
   @spec handle_frame(Frame.t() | [Frame.t()], pid(), Frame.version()) :: :ok
   def handle_frame(frames, sender_pid, version \\ "1.2")

@@ -8,16 +8,17 @@ defmodule Barytherium.Frame do
         body: "hello"
       }
 
-  Headers are a list of names and values in the order of the wire, unescaped, repeated ones
-  included. Of repeated headers only the first counts (STOMP 1.2, "Repeated Header Entries");
-  `headers_to_map/1` follows that. Names, values and bodies are octets; they need not be UTF-8.
+  `headers` is a list of `{name, value}`, unescaped and in the order on the wire. It includes
+  repeated headers. Of those only the first counts (STOMP 1.2, "Repeated Header Entries");
+  `headers_to_map/1` keeps only that one. Names, values and bodies may be any bytes. They need not
+  be UTF-8.
   """
 
   alias Barytherium.{Native, ParseError}
   alias Barytherium.Frame.Outgoing
   alias Barytherium.Network.Options
 
-  # Data of this size is parsed in a quarter of a millisecond. More is not on an ordinary scheduler.
+  # Parsing this many bytes takes 0.25 ms. More is parsed on a dirty scheduler.
   @inline_data 16 * 1024
 
   @enforce_keys [:command]
@@ -47,12 +48,12 @@ defmodule Barytherium.Frame do
           body: frame_body()
         }
 
-  @typedoc "A version of the protocol; `nil` before one is negotiated."
+  @typedoc "The version of STOMP, or `nil` before it is negotiated."
   @type version :: nil | String.t()
 
   @typedoc """
-  Where parsing goes on: what has arrived of a frame, and how to read it. In the middle of a frame
-  only the newest state of a stream can be gone on with.
+  The state of parsing a stream: the partial frame so far, the version and the limits. A state in
+  the middle of a frame can be used only once, so always continue with the newest state.
   """
   @opaque parse_state :: %{
             decoder: nil | reference(),
@@ -62,7 +63,7 @@ defmodule Barytherium.Frame do
           }
 
   @doc """
-  Headers as a map; the first of repeated headers wins.
+  Converts headers to a map. Of repeated headers it keeps the first.
 
       iex> Barytherium.Frame.headers_to_map([{"a", "1"}, {"a", "2"}])
       %{"a" => "1"}
@@ -71,10 +72,14 @@ defmodule Barytherium.Frame do
   def headers_to_map(headers), do: headers |> Enum.reverse() |> Map.new()
 
   @doc """
-  The state to start parsing a stream with.
+  The state for the start of a stream.
 
-  Options: `:version`, `"1.0"`, `"1.1"`, `"1.2"` (the default) or `nil` for a stream that begins
-  with a CONNECTED frame; and the limits of `Barytherium.Network.start_link/4`.
+  Options:
+
+    * `:version` - `"1.0"`, `"1.1"`, `"1.2"` (the default), or `nil` for a stream that begins with a
+      CONNECTED frame;
+    * `:max_header_line`, `:max_headers`, `:max_body` and `:escapes` - as for
+      `Barytherium.Network.start_link/4`.
   """
   @spec parse_state(keyword()) :: parse_state()
   def parse_state(opts \\ []) do
@@ -88,16 +93,16 @@ defmodule Barytherium.Frame do
     do: %{decoder: nil, version: version, offset: 0, limits: limits}
 
   @doc """
-  Parses all frames in `data`, which goes on where `state` ended.
+  Parses all frames in `data`, which continues the stream of `state`.
 
-  Returns the complete frames and the state for the data that follows; a partial frame is no
-  error. Data may come in pieces of any size: none of it is looked at twice. A CONNECTED frame sets
-  the version by which the frames after it are read. A body of at least 64 KiB that is half of
-  `data` or more is a part of it, and not a copy.
+  Returns the complete frames, and the state for the data that follows. A partial frame is not an
+  error. Data may come in pieces of any size; a partial frame is not parsed again from its start.
+  A CONNECTED frame sets the version for the frames after it. A body of at least 64 KiB that makes
+  up at least half of `data` is a part of `data` and not a copy.
 
-  On an error, the frames before it are in the exception's `:frames`.
+  After an error the frames before it are in the error's `:frames`.
 
-  Raises `ArgumentError` for a state in the middle of a frame that was gone on with before.
+  Raises `ArgumentError` for a state in the middle of a frame that was used before.
 
       iex> {:ok, [frame], _state} = Barytherium.Frame.parse_all("MESSAGE\\na:b\\n\\nhi\\0")
       iex> {frame.headers, frame.body}
@@ -114,7 +119,7 @@ defmodule Barytherium.Frame do
   end
 
   @doc false
-  # Raises for a state that `parse_all/2` would refuse.
+  # Raises for a state that `parse_all/2` raises for.
   @spec check_parse_state!(parse_state()) :: parse_state()
   def check_parse_state!(state), do: if(Native.is_used(state), do: raise_used(), else: state)
 
@@ -128,16 +133,21 @@ defmodule Barytherium.Frame do
   defp parse(data, state), do: Native.parse(data, state)
 
   @doc """
-  The frame's bytes, with headers escaped as `version` has it, and a `content-length` header
-  where there is a body and no such header.
+  Encodes the frame for the wire.
 
-  Names and values of headers may be anything that `to_string/1` takes (`nil` is an empty value),
-  and the body may be iodata or `nil`.
+  Headers are escaped according to `version`. A frame with a body gets a `content-length` header if
+  it has none. Header names and values may be anything that `to_string/1` takes (`nil` is an empty
+  value). The body may be iodata or `nil`.
 
-  Raises `ArgumentError` for a frame that cannot be written: an unknown command, an empty header
-  name, a `content-length` that is not the body's, or a line end that `version` has no escape for
-  (in a CONNECT frame, which is never escaped, for example). The message names the header, and not
-  its value.
+  Raises `ArgumentError` for a frame that cannot be written:
+
+    * the command is unknown;
+    * a header name is empty;
+    * the `content-length` header is not the length of the body;
+    * a header contains a line end, or a colon in its name, which `version` cannot escape. A CONNECT
+      frame, for example, is never escaped.
+
+  The exception names the header but does not show its value.
 
       iex> frame = %Barytherium.Frame{command: :ack, headers: [{"id", "T_1:2"}]}
       iex> IO.iodata_to_binary(Barytherium.Frame.format(frame))
@@ -157,17 +167,19 @@ defmodule Barytherium.Frame do
   end
 
   @doc """
-  The ACK frame for a MESSAGE that was received in `version` (STOMP 1.2, "ACK"): 1.2 answers to
-  the header `ack`, 1.1 to `message-id` and `subscription`, 1.0 to `message-id`.
+  Makes the ACK frame for a MESSAGE that was received in `version` (STOMP 1.2, "ACK").
 
-  `extra` are further headers, such as `receipt` or `transaction`. Raises `ArgumentError` if the
-  message lacks a header that its ACK needs: its subscription does not ask for acknowledgements.
+  In 1.2 it uses the message's header `ack`, in 1.1 `message-id` and `subscription`, in 1.0
+  `message-id`. `extra` are further headers, such as `receipt` or `transaction`.
+
+  Raises `ArgumentError` if the message lacks such a header. In 1.2 this means that its subscription
+  does not ask for acknowledgements.
   """
   @spec ack(t(), version(), frame_headers()) :: t()
   def ack(%__MODULE__{} = message, version \\ "1.2", extra \\ []),
     do: %__MODULE__{command: :ack, headers: ack_headers(message, version) ++ extra}
 
-  @doc "Whether `ack/3` can make an ACK for it: a MESSAGE with the headers that it needs."
+  @doc "Whether the frame is a MESSAGE with the headers that `ack/3` needs in `version`."
   @spec acknowledgeable?(t(), version()) :: boolean()
   def acknowledgeable?(%__MODULE__{command: command, headers: headers}, version \\ "1.2") do
     needed =
@@ -181,8 +193,10 @@ defmodule Barytherium.Frame do
   end
 
   @doc """
-  The version that a CONNECTED frame announces: a server of 1.0 sends none (STOMP 1.1, "Protocol
-  Negotiation"), and 1.2 is the closest to one that is not known.
+  The version that a CONNECTED frame announces.
+
+  It is 1.0 if the frame has no `version` header (STOMP 1.1, "Protocol Negotiation"). An unknown
+  version counts as 1.2.
   """
   @spec version(t()) :: version()
   def version(%__MODULE__{command: :connected, headers: headers}) do
@@ -193,7 +207,7 @@ defmodule Barytherium.Frame do
     end
   end
 
-  @doc "The NACK frame for a MESSAGE, as `ack/3`. STOMP 1.0 has none, and raises."
+  @doc "Makes the NACK frame for a MESSAGE, as `ack/3` does. Raises for 1.0, which has no NACK."
   @spec nack(t(), version(), frame_headers()) :: t()
   def nack(%__MODULE__{} = message, version \\ "1.2", extra \\ []) do
     if version == "1.0", do: raise(ArgumentError, "STOMP 1.0 has no NACK")
@@ -215,7 +229,7 @@ defmodule Barytherium.Frame do
   end
 
   defimpl Inspect do
-    # What a crash report or a log line shows of a frame must not hold credentials.
+    # Crash reports and log lines show frames. They must not show credentials.
     def inspect(%{headers: headers} = frame, opts) do
       proper? = is_list(headers) and not List.improper?(headers)
       headers = if proper?, do: Enum.map(headers, &hide/1), else: :not_a_list

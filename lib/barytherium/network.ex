@@ -1,31 +1,32 @@
 defmodule Barytherium.Network do
   @moduledoc """
-  A connection to a STOMP server: connects, and coordinates the sender and the receiver.
+  A connection to a STOMP server. This process connects, and starts the sender and the receiver.
 
   ## Messages
 
-  Everything is cast to the callback process (`handle_cast/2` in a GenServer):
+  The callback process gets these messages as casts (`handle_cast/2` in a GenServer):
 
-    * `{:barytherium, :connect, {:ok, sender_pid}}` - connected; the CONNECT frame is to be
-      written now, with `Barytherium.Network.Sender.write/2`;
-    * `{:barytherium, :connect, {:error, reason}}` - not connected: `:econnrefused`,
+    * `{:barytherium, :connect, {:ok, sender_pid}}` - the connection is open. Write the CONNECT frame
+      now, with `Barytherium.Network.Sender.write/2`;
+    * `{:barytherium, :connect, {:error, reason}}` - connecting failed: `:econnrefused`,
       `:nxdomain`, ...;
-    * `{:barytherium, :frames, {frames, sender_pid}}` - frames, see
+    * `{:barytherium, :frames, {frames, sender_pid}}` - frames from the server, see
       `Barytherium.Network.Receiver`;
-    * `{:barytherium, :disconnect, reason}` - the connection is over. Exactly once after a
-      successful connect, whatever sender and receiver both report, and the last message.
+    * `{:barytherium, :disconnect, reason}` - the connection has ended. This is the last message. It
+      comes exactly once after a successful connect, unless this process is stopped before.
 
-  The heart-beats are agreed on between the CONNECT frame that was written and the CONNECTED frame
-  that came (STOMP 1.2, "Heart-beating"), and both kept and watched from there.
+  The heart-beat intervals follow from the CONNECT and CONNECTED frames (STOMP 1.2,
+  "Heart-beating"). From CONNECTED on, heart-beats are sent and the server's are checked.
 
   ## Endings
 
-  The process goes on after a disconnect, without doing anything, until it is stopped, or the
-  callback process ends. While it is connected, either of these sends first what was written, and then
-  a DISCONNECT. That takes no longer than the option `send_timeout`, nor than 10 s. `close/2` does
-  the same and waits for the broker's answer.
+  After a disconnect the process stays idle until it is stopped or the callback process ends.
+
+  If either happens while it is connected, it first sends everything that was written, and then a
+  DISCONNECT. Sending takes at most `send_timeout`, and at most 10 s. `close/2` does the same and also
+  waits for the broker's answer.
   """
-  # Milliseconds that stopping may take: what was written is sent first.
+  # Milliseconds that sending may take when the process stops.
   @stop_timeout 10_000
 
   use GenServer, restart: :temporary, shutdown: @stop_timeout + 1_000
@@ -35,36 +36,37 @@ defmodule Barytherium.Network do
   alias Barytherium.{Connection, Frame, Native, Telemetry}
   alias Barytherium.Network.{Options, Receiver, Sender}
 
-  @typedoc "An option about the socket's buffers, as Barytherium 0.7 called it."
+  @typedoc "An option for the socket's buffers. The name is from Barytherium 0.7."
   @type network_buffer_option ::
           {:buffer | :receive_buffer | :send_buffer, pos_integer()}
 
   @doc """
-  Connects to `host` and `port`, at once and asynchronously, on behalf of `callback_pid`, which may
-  also be a registered name.
+  Starts a process that connects to `host` and `port`. It returns at once.
 
-  `host` is a charlist, a string, an IP address or `{:local, path}`.
+  `callback_pid` is the callback process, a pid or a registered name. It gets
+  `{:barytherium, :connect, result}` when connecting has ended. `host` is a charlist, a string, an IP
+  address or `{:local, path}`.
 
   ## Options
 
   #{Options.docs()}
 
-  Those of `:gen_tcp.connect/3` and, with `secure: true`, `:ssl.connect/3` are passed on: `:verify`,
-  `:cacertfile`, `:inet6` and so on. See `Barytherium.Connection.connect/3`.
+  Options of `:gen_tcp.connect/3` and, with `secure: true`, of `:ssl.connect/3` are passed on:
+  `:verify`, `:cacertfile`, `:inet6` and so on. See `Barytherium.Connection.connect/3`.
 
-  Raises `ArgumentError` for arguments and options that cannot be meant.
+  Raises `ArgumentError` for invalid arguments and options.
   """
   @spec start_link(pid() | atom(), Connection.host(), :inet.port_number(), [Connection.option()]) ::
           GenServer.on_start()
   def start_link(callback_pid, host, port, opts \\ []) do
-    # In the caller: a mistake in the arguments is its own.
+    # A mistake in the arguments raises in the caller.
     init = %{callback_handler: callback_pid, host: host, port: port, opts: opts}
     {init, _options} = check!(init)
     GenServer.start_link(__MODULE__, init)
   end
 
   @doc """
-  A child that starts with these arguments of `start_link/4`, as a tuple or a list.
+  A child specification. `args` are the arguments of `start_link/4`, in a tuple or a list.
   """
   @spec child_spec(tuple() | list()) :: Supervisor.child_spec()
   def child_spec(args) do
@@ -91,43 +93,49 @@ defmodule Barytherium.Network do
     do: raise(ArgumentError, "the callback process is not a pid: #{inspect(other)}")
 
   @doc """
-  Ends the connection in an orderly way: what was written is sent, then DISCONNECT with a receipt
-  (STOMP 1.2, "DISCONNECT"), and then the broker has `timeout` milliseconds to answer and close.
+  Closes the connection in an orderly way.
 
-  `:ok` when it has, or when there was no connection; otherwise `{:error, :timeout}`. The socket is
-  closed in any case, and the callback process gets its `{:barytherium, :disconnect, :closed}`. The
-  network process goes on until it is stopped.
+  Sends everything that was written, then a DISCONNECT with a receipt (STOMP 1.2, "DISCONNECT"), and
+  waits until the broker has closed the connection. All of this may take `timeout` milliseconds.
+
+  Returns `:ok` when the broker has closed, or if there was no connection, and otherwise
+  `{:error, :timeout}`. The socket is closed in either case. If there was a connection, the callback
+  process gets `{:barytherium, :disconnect, :closed}`. An attempt to connect is given up without a
+  message. The network process continues until it is stopped.
   """
   @spec close(GenServer.server(), timeout()) :: :ok | {:error, :timeout}
   def close(network, timeout \\ 5_000)
       when timeout == :infinity or (is_integer(timeout) and timeout in 0..0xFFFF_FFFF),
       do: GenServer.call(network, {:close, timeout}, :infinity)
 
-  # Milliseconds that the peer has to read what was written, and to close.
+  # How long the peer may take to read what was written and to close, in milliseconds.
   @longest_farewell 1_000
 
-  # Milliseconds between the delivery of CONNECTED and the call with it, at most.
+  # How long the receiver's call with CONNECTED may arrive after the callback process has got that
+  # frame, in milliseconds.
   @longest_agreement 100
 
-  # Milliseconds that a receiver may take to end when its socket has been closed: it may be in the
+  # How long a receiver may take to end after its socket was closed, in milliseconds. It may be in the
   # middle of a slice, or of `:ssl.recv/3`.
   @receiver_timeout 5_000
 
   @typedoc """
-  What a connection has received so far:
+  The counters of a connection since its start:
 
-    * `:frames` and `:octets` - what came, in all;
-    * `:slices` - calls of the native loop, `:waits` - times that it found nothing to read;
-    * `:pauses` - times that reading was stopped because the callback process was behind;
+    * `:frames` and `:bytes` - frames and bytes received;
+    * `:slices` - calls of the native receive loop;
+    * `:waits` - times that the loop found nothing to read;
+    * `:pauses` - times that reading stopped because the callback process was behind;
     * `:parse_time` - microseconds spent on decoding and on making terms;
-    * `:frames_written` - frames that were handed to the socket, and `:bytes_waiting` - bytes of those
-      that wait for it, see the option `max_send_queue`;
-    * `:last_activity` - when something came for the last time, in milliseconds of
-      `System.monotonic_time/1`; `nil` if nothing has.
+    * `:frames_written` - frames that were handed to the socket;
+    * `:bytes_waiting` - bytes of the frames that wait to be written, see the option
+      `max_send_queue`;
+    * `:last_activity` - the time of the last read, in milliseconds of `System.monotonic_time/1`, or
+      `nil` if nothing has been read.
   """
   @type stats :: %{
           frames: non_neg_integer(),
-          octets: non_neg_integer(),
+          bytes: non_neg_integer(),
           slices: non_neg_integer(),
           waits: non_neg_integer(),
           pauses: non_neg_integer(),
@@ -137,20 +145,21 @@ defmodule Barytherium.Network do
           last_activity: nil | integer()
         }
 
-  @doc "Counters of the connection, which are always on. They stay after a disconnect."
+  @doc "Returns the connection's counters. They are always on, and stay after a disconnect."
   @spec stats(GenServer.server()) :: stats()
   def stats(network), do: GenServer.call(network, :stats)
 
   @impl true
   def init(%{opts: opts} = init) do
-    # What was written is to be sent also when the callback process takes this one along.
+    # With this, `terminate/2` also runs when a linked callback process ends. It sends what was
+    # written.
     Process.flag(:trap_exit, true)
     {init, options} = check!(init)
     Process.monitor(init.callback_handler)
 
     state =
       init
-      # They may hold a key or a password.
+      # The options may hold a key or a password.
       |> Map.delete(:opts)
       |> Map.merge(%{
         is_connected: false,
@@ -163,7 +172,7 @@ defmodule Barytherium.Network do
         socket: nil,
         sender_pid: nil,
         receiver_pid: nil,
-        # Who waits for the end of the connection.
+        # Callers of `close/2`.
         closing: [],
         reason: nil,
         stats: Native.new_stats(),
@@ -176,7 +185,7 @@ defmodule Barytherium.Network do
   defp stop_timeout(:infinity), do: @stop_timeout
   defp stop_timeout(send_timeout), do: min(send_timeout, @stop_timeout)
 
-  # Connecting takes its time, in which this process answers.
+  # Connects in another process, so that this one can answer calls meanwhile.
   defp start_connector(%{host: host, port: port}, opts, timeout) do
     network = self()
     connector = spawn_link(fn -> connect(network, host, port, opts) end)
@@ -192,7 +201,8 @@ defmodule Barytherium.Network do
     with {:ok, socket} <- result, do: Connection.give(socket, network)
     send(network, {:connector, self(), result})
   catch
-    # What `:gen_tcp` and `:ssl` make of values that they cannot use. These may be secret.
+    # `:gen_tcp` and `:ssl` raise or exit for values that they cannot use. A value may be secret, so
+    # only the names are logged.
     _kind, _reason ->
       names = Enum.map(opts, &if(is_tuple(&1), do: elem(&1, 0), else: &1))
       Logger.error("one of the options cannot be used as it is: #{inspect(names)}")
@@ -223,7 +233,7 @@ defmodule Barytherium.Network do
       options: state.options,
       stats: state.stats,
       peer: {state.host, state.port},
-      # From the process that the frames come from: only so does it arrive before them for certain.
+      # The receiver sends this message. Only then is it certain to arrive before the frames.
       greeting: {:barytherium, :connect, {:ok, sender_pid}}
     }
   end
@@ -245,7 +255,7 @@ defmodule Barytherium.Network do
     {:reply, agreed, %{state | is_agreed: true}, :hibernate}
   end
 
-  # The receiver ends by the socket's end.
+  # When the socket ends, so does the receiver, which reports it here.
   defp write_disconnect(%{sender_pid: sender_pid, socket: socket}) do
     id = "close-#{System.unique_integer([:positive])}"
 
@@ -262,7 +272,7 @@ defmodule Barytherium.Network do
     callback(state, {:disconnect, reason})
     Telemetry.disconnect(state, reason, read_stats(state))
     Enum.each(state.closing, &GenServer.reply(&1, :ok))
-    # The receiver ends by the socket's end, if not for a reason of its own.
+    # This also ends the receiver, if it has not ended yet.
     Connection.close(state.socket)
     stop_sender(state.sender_pid)
 
@@ -277,13 +287,13 @@ defmodule Barytherium.Network do
      }, :hibernate}
   end
 
-  # The peer may have sent more before it closed: the receiver reads that, and finds the end.
+  # The peer has closed, but may have sent more before. The receiver reads that and then the end.
   def handle_cast({:barytherium, :send_failed, reason}, state)
       when reason in [:closed, :econnreset, :econnaborted, :epipe, :enotconn],
       do: {:noreply, state}
 
-  # The peer is there and does not read. The receiver ends with the socket, and reports that when
-  # it has delivered its last frame.
+  # The peer does not read. When the socket is closed, the receiver delivers its last frames, reports
+  # the end and ends.
   def handle_cast({:barytherium, :send_failed, reason}, %{socket: socket} = state) do
     if socket do
       Connection.abandon(socket)
@@ -319,7 +329,7 @@ defmodule Barytherium.Network do
     handle_cast({:barytherium, :disconnect, state.reason || :closed}, state)
   end
 
-  # Both do not end before the connection does, unless somebody ends them, or they crash.
+  # The sender and the receiver end before the connection only if they crash or are stopped.
   def handle_info({:EXIT, pid, _reason}, %{sender_pid: pid} = state) when pid != nil,
     do: handle_cast({:barytherium, :disconnect, :closed}, state)
 
@@ -327,20 +337,21 @@ defmodule Barytherium.Network do
       when pid != nil and reason != :normal,
       do: handle_cast({:barytherium, :disconnect, :closed}, state)
 
-  # It has nobody to read for: the callback process has ended, which is about to be heard here.
+  # The receiver ends like this when the callback process has ended. The `:DOWN` message of that is
+  # about to arrive.
   def handle_info({:EXIT, pid, :normal}, %{receiver_pid: pid} = state) when pid != nil,
     do: {:noreply, %{state | receiver_pid: nil}}
 
   def handle_info({:EXIT, pid, _reason}, %{connector: pid} = state) when pid != nil,
     do: connected({:error, :closed}, %{state | connector: nil})
 
-  # From a connector that was given up.
+  # The attempt to connect was already given up.
   def handle_info({:connector, _pid, {:ok, socket}}, state) do
     Connection.abandon(socket)
     {:noreply, state}
   end
 
-  # Of a connection that was made, or ended, in time; and of processes that have done their part.
+  # Timers that are no longer needed, and exits of processes that have done their work.
   def handle_info({:connect_timeout, _connector}, state), do: {:noreply, state}
   def handle_info(:end_receiver, state), do: {:noreply, state}
   def handle_info({:EXIT, _pid, _reason}, state), do: {:noreply, state}
@@ -351,7 +362,7 @@ defmodule Barytherium.Network do
   end
 
   @impl true
-  # What was written is sent, and the broker told, before the socket is closed.
+  # Sends what was written and a DISCONNECT before it closes the socket.
   def terminate(_reason, %{socket: nil} = state), do: stop_connector(state)
 
   def terminate(_reason, state) do
@@ -363,8 +374,9 @@ defmodule Barytherium.Network do
     end
   end
 
-  # The peer may not have read yet what was written, and it may still send. There is one reader at a
-  # time: the receiver, until it has found the end or has nobody to read for, and then this process.
+  # The peer may not have read everything yet, and it may still send. Only one process reads at a
+  # time: first the receiver, until it has found the end or the callback process has ended, and then
+  # this process.
   defp close_after_writing(%{socket: socket, receiver_pid: receiver}) do
     Connection.shutdown(socket)
     if await_end(receiver), do: Connection.discard(socket, @longest_farewell)
@@ -381,8 +393,8 @@ defmodule Barytherium.Network do
     end
   end
 
-  # The callback process may have got CONNECTED, and written something, sooner than this process was
-  # called with it. What was written waits for that.
+  # The callback process may get CONNECTED and write frames before the receiver calls this process
+  # with it. Until that call the sender holds these frames back.
   defp await_agreement(state) do
     receive do
       {:"$gen_call", from, {:connected_frame, frame}} ->
@@ -400,7 +412,7 @@ defmodule Barytherium.Network do
     Process.exit(pid, :kill)
     receive do: ({:DOWN, ^monitor, :process, ^pid, _reason} -> :ok)
 
-    # It may have connected at the last moment.
+    # The connector may have connected at the last moment.
     receive do
       {:connector, ^pid, {:ok, socket}} -> Connection.abandon(socket)
       {:connector, ^pid, _error} -> :ok
@@ -413,11 +425,11 @@ defmodule Barytherium.Network do
 
   defp read_stats(%{stats: stats, counters: counters}) do
     {frames_written, bytes_waiting} = Sender.counts(counters)
-    {frames, octets, slices, waits, pauses, parse_time, idle} = Native.stats(stats)
+    {frames, bytes, slices, waits, pauses, parse_time, idle} = Native.stats(stats)
 
     %{
       frames: frames,
-      octets: octets,
+      bytes: bytes,
       slices: slices,
       waits: waits,
       pauses: pauses,

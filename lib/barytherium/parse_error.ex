@@ -1,22 +1,22 @@
 defmodule Barytherium.ParseError do
   @moduledoc """
-  Bytes that are not STOMP, or more of them than a limit allows.
+  The error for bytes that are not STOMP, or that exceed a limit.
 
-    * `:rule` is what was broken, see `t:rule/0`;
-    * `:offset` is the octet at which, from 0 at the start of the stream (of the data given, for
-      `Barytherium.Frame.parse_all/2`);
-    * `:excerpt` is the beginning of the offending line, at most 40 octets of it, and never the
-      value of a `login` or `passcode` header;
-    * `:frames` are the frames that were complete before it (`Barytherium.Frame.parse_all/2`
-      only; a connection has delivered them).
+    * `:rule` - the rule that was broken, see `t:rule/0`;
+    * `:offset` - the position of the byte that broke it. It counts from 0 at the start of the
+      stream;
+    * `:excerpt` - the beginning of the offending line, at most 40 bytes. It never contains the value
+      of a `login` or `passcode` header;
+    * `:frames` - the complete frames before the error. Only `Barytherium.Frame.parse_all/2` sets
+      this; a connection has already delivered them.
 
-  A connection that ends with `{:barytherium, :disconnect, :parse_error}` logs this error once,
-  at level `:error`, with the exception itself as the metadata `:barytherium_parse_error`.
+  A connection that ends with `{:barytherium, :disconnect, :parse_error}` logs the error once, at
+  level `:error`. The log event has the exception as metadata `:barytherium_parse_error`.
   """
 
   @typedoc """
-  The broken rule: one of the specification's, or a limit (the last three; see
-  `Barytherium.Network`).
+  The broken rule. The last three are limits, see `Barytherium.Network.start_link/4`. The others are
+  rules of the specification.
   """
   @type rule ::
           :unknown_command

@@ -1,21 +1,23 @@
 defmodule Barytherium.Telemetry do
   @moduledoc """
-  Events for [`:telemetry`](https://hex.pm/packages/telemetry), if the application has it; this
-  library does not depend on it, and without it emits nothing.
+  The events that this library emits with [`:telemetry`](https://hex.pm/packages/telemetry).
 
-    * `[:barytherium, :connect]` - a connection was tried. Measurements: `:duration`, in native
+  They are emitted if the application includes `:telemetry`. This library does not depend on it.
+
+    * `[:barytherium, :connect]` - an attempt to connect ended. Measurements: `:duration`, in native
       time units. Metadata: `:host`, `:port`, `:result` (`:ok` or the reason) and `:network`, the
       pid of the `Barytherium.Network`.
     * `[:barytherium, :disconnect]` - a connection ended. Measurements: the counters of
-      `t:Barytherium.Network.stats/0` but `:last_activity`. Metadata: `:host`, `:port`, `:reason`
+      `t:Barytherium.Network.stats/0` except `:last_activity`. Metadata: `:host`, `:port`, `:reason`
       and `:network`.
     * `[:barytherium, :refused]` - the broker answered CONNECT with an ERROR. Measurements: none.
-      Metadata: `:message`, the ERROR's header of that name, `:listener` and `:network`.
-    * `[:barytherium, :pause]` - reading goes on after it was stopped, because the callback
-      process was behind. Measurements: `:duration`, in native time units. Metadata: `:listener`,
-      the process that was behind, and `:network`.
+      Metadata: `:message` (the `message` header of the ERROR), `:listener` (the callback process)
+      and `:network`.
+    * `[:barytherium, :pause]` - reading has resumed after a pause, which began because the callback
+      process was behind. Measurements: `:duration`, in native time units. Metadata: `:listener`
+      (the callback process) and `:network`.
 
-  Nothing is emitted for a frame or a read: `Barytherium.Network.stats/1` has their counts.
+  There are no events for single frames or reads. `Barytherium.Network.stats/1` counts those.
   """
 
   @doc false
@@ -59,8 +61,8 @@ defmodule Barytherium.Telemetry do
     })
   end
 
-  # Asked each time, because the application may load the library later; the answer costs less
-  # than a microsecond.
+  # Checked for each event, because the application may load `:telemetry` later. The check takes
+  # less than a microsecond.
   defp execute(event, measurements, metadata) do
     if function_exported?(:telemetry, :execute, 3),
       do: apply(:telemetry, :execute, [[:barytherium, event], measurements, metadata])

@@ -1,15 +1,17 @@
 defmodule Barytherium.TestBroker do
   @moduledoc """
-  A small STOMP broker on the loopback interface, for tests and for trying things without one.
+  A small STOMP broker on the loopback interface, for tests and experiments.
 
       {:ok, broker} = Barytherium.TestBroker.start_link(rate: 1_000)
       port = Barytherium.TestBroker.port(broker)
       Barytherium.Network.start_link(self(), "127.0.0.1", port)
 
-  It knows CONNECT and STOMP, SUBSCRIBE and UNSUBSCRIBE, SEND, receipts, DISCONNECT and
-  heart-beats, and lets anybody in. What is sent to a destination goes to those who are subscribed
-  to it at that moment: nothing is kept, acknowledgements are accepted and mean nothing, and
-  transactions are an error.
+  It supports CONNECT and STOMP, SUBSCRIBE and UNSUBSCRIBE, SEND, receipts, DISCONNECT and
+  heart-beats. It accepts any login.
+
+  A message goes to the clients that are subscribed to its destination at that moment. The broker
+  keeps no messages. It accepts ACK and NACK and ignores them. It answers BEGIN, COMMIT and ABORT with
+  an ERROR.
   """
   use GenServer, restart: :temporary
 
@@ -25,17 +27,17 @@ defmodule Barytherium.TestBroker do
   @doc """
   Starts a broker.
 
-    * `:port` - default 0, any free one; see `port/1`;
-    * `:rate` - MESSAGEs a second that each subscription gets on its own. Default 0: only what is
-      sent;
-    * `:body` - their body. Default: 256 octets;
-    * `:heart_beat` - what the broker offers to send and wants to receive, in milliseconds.
-      Default `{1000, 1000}`.
+    * `:port` - the port to listen on. Default: 0, any free port; see `port/1`;
+    * `:rate` - messages per second that the broker sends to each subscription by itself. Default: 0,
+      none;
+    * `:body` - the body of these messages. Default: 256 bytes of text;
+    * `:heart_beat` - the intervals in milliseconds at which the broker can send and wants to receive
+      heart-beats. Default: `{1000, 1000}`.
   """
   @spec start_link([option()]) :: GenServer.on_start()
   def start_link(opts \\ []), do: GenServer.start_link(__MODULE__, opts)
 
-  @doc "The port that the broker listens on."
+  @doc "Returns the port that the broker listens on."
   @spec port(GenServer.server()) :: :inet.port_number()
   def port(broker), do: GenServer.call(broker, :port)
 

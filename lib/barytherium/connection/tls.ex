@@ -1,11 +1,11 @@
 defmodule Barytherium.Connection.Tls do
   @moduledoc false
-  # The options of `:ssl.connect/4`, which differ between OTP's releases where nothing is said: a
-  # server is verified here on every one of them.
+  # The options of `:ssl.connect/4`. Its defaults differ between OTP releases. With these options the
+  # server is verified on every release.
 
   require Logger
 
-  @doc "Options for connecting to `host`, with what `opts` does not say."
+  @doc "Adds to `opts` the options that are missing for a connection to `host`."
   @spec options(term(), [term()]) :: [term()]
   def options(host, opts) do
     opts = Enum.map(opts, &charlist/1)
@@ -27,21 +27,21 @@ defmodule Barytherium.Connection.Tls do
 
   defp charlist(option), do: option
 
-  # The address is connected to, but the certificate is that of the name.
+  # `:ssl` is given an address to connect to, but the certificate must be for the name.
   defp name(host) when is_binary(host), do: name(to_charlist(host))
   defp name(host) when is_atom(host), do: name(Atom.to_charlist(host))
   defp name({:local, _path}), do: []
   defp name(host) when is_tuple(host), do: []
 
   defp name(host) do
-    # An address is not sent as a name: that it is the certificate's is checked all the same.
+    # Server name indication is for names only. `:ssl` checks the certificate for an address too.
     case :inet.parse_strict_address(host) do
       {:ok, _address} -> []
       {:error, :einval} -> [server_name_indication: host]
     end
   end
 
-  # With this a wildcard stands for one label.
+  # With this a wildcard in a certificate matches one label.
   defp hostname_check,
     do: [
       customize_hostname_check: [match_fun: :public_key.pkix_verify_hostname_match_fun(:https)]
@@ -69,7 +69,7 @@ defmodule Barytherium.Connection.Tls do
     end
   end
 
-  @doc "What `:ssl` says of options, without their values: one of them may be a key."
+  @doc "Describes an options error of `:ssl` without values, because one of them may be a key."
   @spec describe(term()) :: String.t()
   def describe({:options, {name, _value}}) when is_atom(name), do: to_string(name)
 

@@ -1,23 +1,23 @@
 defmodule Barytherium.Frame.Outgoing do
   @moduledoc false
-  # Frames as a user writes them: checked in the caller, whose mistakes they would be, and encoded
-  # by whoever knows the version.
+  # Frames that are to be written. `prepare/1` runs in the process that writes a frame, so that it
+  # raises there for a mistake. `encode/3` runs in a process that knows the negotiated version.
 
   alias Barytherium.{Frame, Native}
 
   @commands ~w(stomp connect disconnect ack nack begin commit abort send subscribe unsubscribe
                connected error message receipt)a
 
-  # What a header and a frame take up in memory while they wait, besides their bytes. To encode them
-  # takes about as long as to copy so much.
+  # Memory that a header and a frame take up while they wait, in addition to their bytes. Encoding
+  # them takes about as long as copying that many bytes.
   @header_cost 96
   @frame_cost 128
-  # So much is encoded in some 0.1 ms. More is not on an ordinary scheduler.
+  # Encoding this many bytes takes about 0.1 ms. More is encoded on a dirty scheduler.
   @large 128 * 1024
 
   @doc """
-  The frame with binaries for all that may be something else, and what it costs to encode it, in
-  bytes. Raises `ArgumentError` for what no version can write.
+  Converts the frame's headers and body to binaries. Returns the frame and its cost in bytes (see
+  `encode/3`). Raises `ArgumentError` for a frame that no version can write.
   """
   @spec prepare(Frame.t()) :: {Frame.t(), pos_integer()}
   def prepare(%Frame{command: command} = frame) do
@@ -33,12 +33,12 @@ defmodule Barytherium.Frame.Outgoing do
     raise ArgumentError, "not a %Barytherium.Frame{}: #{inspect(other)}"
   end
 
-  @doc "The bytes of prepared frames, which `cost` so much together."
+  @doc "Encodes prepared frames. `cost` is the sum of their costs."
   @spec encode([Frame.t()], non_neg_integer(), Frame.version()) :: Native.encoded()
   def encode(frames, cost, version) when cost > @large, do: Native.encode_large(frames, version)
   def encode(frames, _cost, version), do: Native.encode(frames, version)
 
-  @doc "A sentence about a frame that could not be encoded. It shows no values."
+  @doc "A message about a frame that could not be encoded. It shows no header values."
   @spec refusal(Frame.t(), atom(), non_neg_integer()) :: String.t()
   def refusal(%Frame{command: command, headers: headers}, reason, header) do
     {name, _value} = Enum.at(headers, header)
@@ -112,7 +112,7 @@ defmodule Barytherium.Frame.Outgoing do
       raise ArgumentError, "the body of this #{command} is neither a binary nor iodata"
   end
 
-  # A contradiction would be read as another frame, or as several.
+  # With a wrong content-length the peer would read another frame, or several.
   defp check_length(nil, _body, _command), do: :ok
 
   defp check_length({_name, value}, body, command) do
@@ -123,7 +123,7 @@ defmodule Barytherium.Frame.Outgoing do
     end
   end
 
-  # STOMP 1.2, "Value Encoding": these two are never escaped, so that any version can read them.
+  # STOMP 1.2, "Value Encoding": these frames are never escaped, so that any version can read them.
   defp check_raw(headers, command) when command in [:connect, :stomp, :connected] do
     for {name, value} <- headers,
         String.contains?(name, [":", "\r", "\n"]) or String.contains?(value, ["\r", "\n"]) do

@@ -1,10 +1,9 @@
 defmodule Barytherium.Frame.ValueEncoding do
   @moduledoc """
-  The escapes of header names and values (STOMP 1.2, "Value Encoding"): `\\r`, `\\n`, `\\c` for a
-  colon, and `\\\\`.
+  Escapes and unescapes text as in header names and values (STOMP 1.2, "Value Encoding").
 
-  `Barytherium.Frame` and the receive loop apply them where they belong; these functions are for
-  text that comes from elsewhere.
+  The escapes are `\\r`, `\\n`, `\\c` for a colon, and `\\\\`. `Barytherium.Frame` and the receive loop
+  escape and unescape headers themselves. These functions are for text from elsewhere.
   """
 
   alias Barytherium.Native
@@ -19,7 +18,7 @@ defmodule Barytherium.Frame.ValueEncoding do
   def encode(text) when is_binary(text), do: Native.escape(text)
 
   @doc """
-  Decodes the escapes in `text`. What is no escape of STOMP's stays as it is.
+  Unescapes `text`. Escapes that STOMP does not define stay as they are.
 
       iex> Barytherium.Frame.ValueEncoding.decode("a\\\\cb")
       "a:b"

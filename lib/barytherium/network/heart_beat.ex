@@ -1,18 +1,18 @@
 defmodule Barytherium.Network.HeartBeat do
   @moduledoc false
-  # The arithmetic of STOMP 1.2, "Heart-beating". A pair is {what a side sends, what it wants to
-  # receive}, in milliseconds, 0 for none.
+  # Calculates the heart-beat intervals (STOMP 1.2, "Heart-beating"). All are in milliseconds; 0
+  # means no heart-beats.
 
   require Logger
 
-  # The longest time that a `receive` takes: 49 days. A server may say more.
+  # The longest timeout of a `receive`: 49 days. A server may ask for more.
   @longest 0xFFFF_FFFF
 
   @type pair :: {non_neg_integer(), non_neg_integer()}
 
   @doc """
-  What both sides agree on, from the headers of the client's CONNECT and the server's CONNECTED:
-  `{hb_send, hb_recv}` as the client sees it.
+  The intervals that follow from the headers of the client's CONNECT and the server's CONNECTED.
+  Returns `{hb_send, hb_recv}` from the client's point of view.
   """
   @spec agree(Barytherium.Frame.frame_headers(), Barytherium.Frame.frame_headers()) :: pair()
   def agree(client_headers, server_headers) do

@@ -1,14 +1,14 @@
 defmodule Barytherium.Network.Options do
   @moduledoc false
-  # The options of `Barytherium.Network.start_link/4`: this table is their schema, their defaults
-  # and their documentation. Others are passed on to `:gen_tcp` and `:ssl`, from a list of those that
-  # make sense here.
+  # The options of `Barytherium.Network.start_link/4`. `@schema` holds their types, defaults and
+  # documentation. `@tcp`, `@tcp_flags` and `@tls` list the options that are passed on to `:gen_tcp`
+  # and `:ssl`.
 
   import Bitwise, only: [<<<: 2]
 
   @unlimited 0xFFFF_FFFF_FFFF_FFFF
-  # The longest time that a process can wait for, in milliseconds, and the largest buffer that the
-  # operating system can be asked for.
+  # The longest time that a process can wait, in milliseconds, and the largest socket buffer that can
+  # be requested from the operating system.
   @longest 0xFFFF_FFFF
   @largest (1 <<< 31) - 1
 
@@ -16,40 +16,52 @@ defmodule Barytherium.Network.Options do
     secure: {:boolean, false, "Connect with TLS."},
     connect_timeout:
       {:timeout, 10_000,
-       "Milliseconds that connecting may take: looking up the name, TCP and TLS together."},
+       "Milliseconds that connecting may take: name lookup, TCP and TLS together."},
     send_timeout: {:timeout, 10_000, "Milliseconds that a write may take."},
     max_send_queue:
       {:limit, 64 * 1024 * 1024,
-       "Bytes that may wait to be written, beyond which the connection ends with `:enobufs`. " <>
-         "May be `:infinity`."},
+       "Bytes that may wait to be written. If more wait, the connection ends with " <>
+         "`:enobufs`. May be `:infinity`."},
     buffer:
       {:buffer, nil,
-       "Bytes of the socket driver's own buffer. Default: the system's; with TLS 16 KiB."},
+       "Size of the socket driver's buffer in bytes. Default: the driver's, or 16 KiB with TLS."},
     receive_buffer:
-      {:buffer, nil, "Bytes of the kernel's receive buffer. Default: the system's."},
-    send_buffer: {:buffer, nil, "Bytes of the kernel's send buffer. Default: the system's."},
+      {:buffer, nil, "Size of the kernel's receive buffer in bytes. Default: the system's."},
+    send_buffer:
+      {:buffer, nil, "Size of the kernel's send buffer in bytes. Default: the system's."},
     first_frame_timeout:
-      {:time, 5_000, "Milliseconds until CONNECTED must have come, or else `:timeout`."},
+      {:time, 5_000,
+       "Milliseconds until CONNECTED must arrive. After that the connection ends with `:timeout`."},
     heartbeat_receive_allowance:
       {:time, nil,
-       "Milliseconds that a heart-beat may be late, beyond the agreed interval, before the " <>
-         "connection ends with `:timeout`. Default: as long again as the interval."},
+       "Milliseconds that the peer's heart-beat may be late, in addition to the agreed " <>
+         "interval. After that the connection ends with `:timeout`. Default: the interval."},
     high_water_mark:
       {:mark, 64,
-       "Messages in the callback process's mailbox at which no more is read from the socket, " <>
-         "until half of them are left. Each holds at most 256 frames, and some 1 MiB of them " <>
-         "or a larger one; 32 MiB are too many in any case. `:infinity` never stops reading."},
+       "Reading stops when the callback process has this many messages in its mailbox, and " <>
+         "resumes when half of them are left. A message holds at most 256 frames and about " <>
+         "1 MiB, or one larger frame. Reading also stops when " <>
+         "these messages hold 32 MiB. `:infinity`: reading never stops."},
     max_header_line:
-      {:size, 65_536, "Bytes of a header line, beyond which the peer is a `:parse_error`."},
-    max_headers: {:size, 1_000, "Header lines of a frame, likewise."},
-    max_body: {:limit, 100 * 1024 * 1024, "Bytes of a body, likewise. May be `:infinity`."},
+      {:size, 65_536,
+       "Maximum size of a header line in bytes. A longer one ends the connection with " <>
+         "`:parse_error`."},
+    max_headers:
+      {:size, 1_000,
+       "Maximum number of header lines in a frame. More end the connection with " <>
+         "`:parse_error`."},
+    max_body:
+      {:limit, 100 * 1024 * 1024,
+       "Maximum size of a body in bytes. A larger one ends the connection with " <>
+         "`:parse_error`. May be `:infinity`."},
     escapes:
       {:escapes, :strict,
-       "`:lenient` keeps escapes that STOMP does not define (`\\t`) as they are, instead of " <>
-         "refusing them, for brokers that write backslashes unescaped."}
+       "`:strict` ends the connection with `:parse_error` at an escape that STOMP does not " <>
+         "define (`\\t`). `:lenient` keeps such escapes as they are, for brokers that write " <>
+         "backslashes unescaped."}
   ]
 
-  # What `:gen_tcp.connect/3` takes. What the receive loop relies on is not among them: `:active`,
+  # Options of `:gen_tcp.connect/3`, except those that the receive loop sets itself: `:active`,
   # `:mode`, `:packet` and the like.
   @tcp ~w(bind_to_device delay_send exit_on_close fd high_msgq_watermark high_watermark ifaddr
           inet_backend ip ipv6_v6only keepalive linger low_msgq_watermark low_watermark netns nodelay
@@ -57,11 +69,11 @@ defmodule Barytherium.Network.Options do
           sndbuf tclass tcp_module tos ttl user_timeout)a
   @tcp_flags ~w(inet inet6 local)a
 
-  # What is so in any case, and may be said.
+  # These options are accepted because they repeat what the receive loop sets.
   @settled [:binary, {:mode, :binary}, {:active, false}, {:packet, :raw}, {:packet, 0}]
   @settled_names [:binary, :list, :mode, :active, :packet, :header, :deliver]
 
-  # What `:ssl.connect/3` takes from a client.
+  # Client options of `:ssl.connect/3`.
   @tls ~w(alpn_advertised_protocols allow_any_ca_purpose beast_mitigation cacertfile cacerts
           cert certfile certificate_authorities certs_keys ciphers client_preferred_next_protocols
           crl_cache crl_check customize_hostname_check cert_policy_opts depth early_data eccs fallback
@@ -73,7 +85,7 @@ defmodule Barytherium.Network.Options do
           srp_identity stapling supported_groups use_srtp use_ticket user_lookup_fun verify
           verify_fun versions)a
 
-  # Those of the receive loop, which `Receiver` takes, and of parsing alone.
+  # Options that concern parsing only.
   @parsing ~w(max_header_line max_headers max_body escapes)a
 
   @settled_text "the receive loop needs a passive, binary and raw socket"
@@ -102,8 +114,8 @@ defmodule Barytherium.Network.Options do
   end
 
   @doc """
-  Options with their defaults, and what is left for the transport. Raises `ArgumentError` for an
-  option that does not exist, or has a value that it cannot have.
+  Splits options into those of the schema, with their defaults, and those for the transport.
+  Raises `ArgumentError` for an unknown option or an invalid value.
   """
   @spec split([term()]) :: {t(), [term()]}
   def split(opts) when is_list(opts) do
@@ -117,10 +129,10 @@ defmodule Barytherium.Network.Options do
     {options, transport}
   end
 
-  # Without showing them: one may be a password.
+  # The message does not show them, because one may be a password.
   def split(_other), do: raise(ArgumentError, "the options are not a list")
 
-  # Of two, one part of a program could take the first and another the last.
+  # Of two equal names, some code would use the first value and other code the last.
   defp refuse_twice!(opts) do
     names = for option <- opts, name = name(option), name != :raw, do: name
 
@@ -130,7 +142,7 @@ defmodule Barytherium.Network.Options do
     end
   end
 
-  @doc "The same for options that are about parsing alone."
+  @doc "Checks options that concern parsing only. Returns them with all defaults."
   @spec parsing(keyword()) :: t()
   def parsing(opts) do
     case split(opts) do
@@ -143,14 +155,14 @@ defmodule Barytherium.Network.Options do
     end
   end
 
-  @doc "Those of `opts` that the receive loop takes."
+  @doc "The options in `opts` that the receive loop takes."
   @spec receiving([term()]) :: keyword()
   def receiving(opts) do
     names = ~w(first_frame_timeout heartbeat_receive_allowance high_water_mark)a ++ @parsing
     for {name, value} <- opts, name in names, do: {name, value}
   end
 
-  @doc "What the native parser is to accept."
+  @doc "The limits of the native parser."
   @spec limits(t()) :: map()
   def limits(options) do
     %{
@@ -161,7 +173,7 @@ defmodule Barytherium.Network.Options do
     }
   end
 
-  @doc "How the native connection is to behave, for a loop's state."
+  @doc "The options of the native connection, from the state of a receive loop."
   @spec connection(map(), boolean()) :: map()
   def connection(%{options: options, hb_recv: hb_recv} = loop, show_econnreset) do
     options
@@ -173,7 +185,8 @@ defmodule Barytherium.Network.Options do
     })
   end
 
-  # The listener of this loop waits for it to end: it takes nothing before.
+  # This loop's callback process waits for the loop to end. Until then it takes no messages, so
+  # back-pressure would stop the loop for ever.
   defp high_water_mark(%{own_listener: true}), do: nil
   defp high_water_mark(%{options: %{high_water_mark: :infinity}}), do: nil
   defp high_water_mark(%{options: %{high_water_mark: mark}}), do: mark
@@ -202,7 +215,7 @@ defmodule Barytherium.Network.Options do
     end
   end
 
-  # Values that `:gen_tcp` would end its caller for.
+  # `:gen_tcp` exits its caller for such values.
   defp check_value!({name, value}) do
     unless transport_value?(name, value),
       do: raise(ArgumentError, "invalid value for option #{inspect(name)}: #{inspect(value)}")
@@ -231,7 +244,7 @@ defmodule Barytherium.Network.Options do
   defp address?(value) when is_tuple(value), do: is_list(:inet.ntoa(value))
   defp address?(_other), do: false
 
-  # Whoever says how to verify a server does not mean a connection without TLS.
+  # A TLS option without `secure: true` is a mistake. The connection would not be encrypted.
   defp refuse_tls!(option) do
     if name(option) in @tls do
       raise ArgumentError,
@@ -242,7 +255,7 @@ defmodule Barytherium.Network.Options do
   defp name(option) when is_tuple(option) and tuple_size(option) > 0, do: elem(option, 0)
   defp name(option), do: option
 
-  # What is no name may be something else, with a password in it.
+  # A term that is not an atom may contain a password.
   defp shown(name) when is_atom(name), do: inspect(name)
   defp shown(_other), do: "that is no atom and no tuple with one"
 

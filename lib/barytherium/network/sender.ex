@@ -1,14 +1,14 @@
 defmodule Barytherium.Network.Sender do
   @moduledoc """
-  Writes frames to a connection, and the client's heart-beats.
+  Writes frames and the client's heart-beats to a connection.
 
-  `Barytherium.Network` starts it and passes its pid around: with
+  `Barytherium.Network` starts it. The callback process gets its pid with
   `{:barytherium, :connect, {:ok, sender_pid}}` and with every list of frames.
 
-  Frames that wait while others are being written are sent together, so the more there are the
-  faster it gets. When a write fails, or takes longer than the option `send_timeout`, or more waits
-  than the option `max_send_queue` allows, the connection ends with
-  `{:barytherium, :disconnect, reason}`.
+  Frames that wait while others are being written are then sent together, so throughput rises with
+  load. The connection ends with `{:barytherium, :disconnect, reason}` when a write fails, when it
+  takes longer than the option `send_timeout`, or when more bytes wait than the option
+  `max_send_queue` allows.
   """
   use GenServer, restart: :temporary
 
@@ -18,14 +18,14 @@ defmodule Barytherium.Network.Sender do
   alias Barytherium.Frame.Outgoing
   alias Barytherium.Network.{HeartBeat, Writer}
 
-  # An end of line, which is a heart-beat between frames.
+  # Between frames an EOL is a heart-beat.
   @beat "\n"
 
-  # So much is encoded and sent at once, in bytes: large enough that the calls cost little, and small
-  # enough to be encoded in 0.1 ms.
+  # Bytes that are encoded and sent at once. This is large enough to make the cost of the calls
+  # small, and small enough to be encoded in 0.1 ms.
   @batch 64 * 1024
 
-  # Places of the counters.
+  # Indexes of the counters.
   @written_frames 1
   @waiting_bytes 2
 
@@ -46,15 +46,15 @@ defmodule Barytherium.Network.Sender do
     do: {:counters.get(counters, @written_frames), :counters.get(counters, @waiting_bytes)}
 
   @doc """
-  Writes `frames`, one after the other.
+  Writes `frames` in order and returns at once.
 
-  Returns at once. Between CONNECT and CONNECTED nothing is written: what is given here waits until
-  the version is known by which its headers are escaped. A sender that is gone loses them, as a
-  connection that ends does.
+  Frames that are given between CONNECT and CONNECTED wait for CONNECTED, because the negotiated
+  version decides how headers are escaped. Frames are lost if the sender has ended, or if the
+  connection ends before they are written.
 
-  Raises `ArgumentError` for a frame that cannot be written, see `Barytherium.Frame.format/2`, and
-  for a sender that is no pid. A frame that only STOMP 1.2 could escape is, in an older version,
-  logged and dropped, with those that were to be written with it.
+  Raises `ArgumentError` if `sender_pid` is not a pid, or for a frame that cannot be written (see
+  `Barytherium.Frame.format/2`). If the negotiated version cannot escape a header that 1.2 could,
+  the error is logged and all frames of this call are dropped.
   """
   @spec write(pid(), [Frame.t()]) :: :ok
   def write(sender_pid, frames) do
@@ -63,23 +63,27 @@ defmodule Barytherium.Network.Sender do
   end
 
   @doc """
-  Writes `frames`, and waits until the socket has taken them: they are in the buffers of its driver
-  and of the operating system then, and the peer may not have got them.
+  Writes `frames` like `write/2`, and waits until the socket has taken them.
 
-  `{:error, reason}` if they could not be written: the reason that the connection ended for, or
-  `:unescapable` for a frame that the negotiated version cannot escape. It waits no longer than
-  `send_timeout` for each write that is before it, and before CONNECTED until that has come.
+  After `:ok` the frames are in the buffers of the socket's driver and of the operating system. The
+  peer may not have received them yet.
+
+  Returns `{:error, reason}` if the frames could not be written. `reason` is the reason why the
+  connection ended, or `:unescapable` for a header that the negotiated version cannot escape.
+
+  A call between CONNECT and CONNECTED waits for CONNECTED. Apart from that it waits at most
+  `send_timeout` for its own write and for each write before it.
   """
   @spec write(pid(), [Frame.t()], :sync) :: :ok | {:error, atom()}
   def write(sender_pid, frames, :sync) do
     {frames, cost} = prepare(sender_pid, frames)
     GenServer.call(sender_pid, {:write, frames, cost}, :infinity)
   catch
-    # It has ended, or ends meanwhile.
+    # The sender has ended, or ends during the call.
     :exit, _reason -> {:error, :closed}
   end
 
-  # In the caller, whose mistakes these would be, and not in the process that others write with too.
+  # Runs in the caller, so that a mistake raises there and not in the sender, which others use too.
   defp prepare(sender_pid, frames) when is_pid(sender_pid) and is_list(frames) do
     Enum.map_reduce(frames, 0, fn frame, sum ->
       {frame, cost} = Outgoing.prepare(frame)
@@ -97,12 +101,12 @@ defmodule Barytherium.Network.Sender do
     do: raise(ArgumentError, "not a list of frames: #{inspect(frames)}")
 
   @doc false
-  # The answer to the CONNECTED frame: `{hb_send, hb_recv}`.
+  # Tells the sender of the CONNECTED frame. Returns `{hb_send, hb_recv}`.
   @spec connected(pid(), Frame.t()) :: HeartBeat.pair()
   def connected(sender_pid, frame), do: GenServer.call(sender_pid, {:connected, frame}, :infinity)
 
   @doc false
-  # Writes what waits, and if the connection is connected a DISCONNECT with these headers.
+  # Writes the queued frames and then, after CONNECTED, a DISCONNECT with these headers.
   @spec finish(pid(), Frame.frame_headers(), timeout()) :: :ok | {:error, atom()}
   def finish(sender_pid, headers, timeout) do
     GenServer.call(sender_pid, {:finish, headers}, timeout)
@@ -112,13 +116,13 @@ defmodule Barytherium.Network.Sender do
   end
 
   @doc false
-  # Writes a DISCONNECT when it is its turn. Without a CONNECT there is nothing to disconnect from.
+  # Queues a DISCONNECT. Before a CONNECT there is nothing to disconnect from.
   @spec disconnect(pid(), Frame.frame_headers()) :: :ok | :not_connected
   def disconnect(sender_pid, headers), do: GenServer.call(sender_pid, {:disconnect, headers})
 
   @impl true
   def init({network_pid, socket, counters, max_queue}) do
-    # A link alone does not tell of a network that was stopped in the ordinary way.
+    # A link does not end this process when the network ends with reason `:normal`.
     Process.monitor(network_pid)
     {:ok, writer} = Writer.start_link(socket)
 
@@ -129,19 +133,19 @@ defmodule Barytherium.Network.Sender do
        counters: counters,
        max_queue: max_queue,
        version: nil,
-       # CONNECT's heart-beat header. Nothing else of it is kept.
+       # The heart-beat header of CONNECT. CONNECT's other headers may hold credentials.
        heart_beat: [],
-       # Writes between CONNECT and CONNECTED, the last one first; nil at any other time.
+       # Writes between CONNECT and CONNECTED, the latest first; nil before and after.
        held: nil,
-       # Writes that wait: `{frames, cost, from}`.
+       # Waiting writes: `{frames, cost, from}`.
        queue: :queue.new(),
        queued: 0,
-       # Who waits for what is being written; nil while nothing is.
+       # Callers that wait for the write in progress; nil if there is none.
        writing: nil,
        failed: nil,
-       # Whether a DISCONNECT has been written.
+       # Whether `disconnect/2` has queued a DISCONNECT.
        disconnecting: false,
-       # Milliseconds after which something has to be written, and when something was.
+       # The interval in which something must be written, and the time of the last write, in ms.
        interval: 0,
        last: 0
      }}
@@ -199,7 +203,7 @@ defmodule Barytherium.Network.Sender do
 
   def handle_info({:written, {:error, reason}}, state), do: {:noreply, fail(reason, state)}
 
-  # The beat follows the last byte that was written.
+  # A heart-beat is due one interval after the last write.
   def handle_info(:beat, %{failed: nil, interval: interval} = state) do
     left = state.last + interval - now()
 
@@ -225,7 +229,7 @@ defmodule Barytherium.Network.Sender do
   def handle_info(_stray, state), do: {:noreply, state}
 
   @doc false
-  # What waits may hold credentials.
+  # Waiting frames may hold credentials.
   def format_status(status) do
     status
     |> Map.replace(:message, "...")
@@ -233,8 +237,8 @@ defmodule Barytherium.Network.Sender do
     |> Map.replace_lazy(:state, &Map.drop(&1, [:queue, :held, :writing]))
   end
 
-  # What is written after CONNECT and before the version is known waits for it: how headers are
-  # escaped depends on it, and the callback process may have seen CONNECTED sooner than this one.
+  # Frames after CONNECT wait until the version is known, because it decides how headers are escaped.
+  # The callback process may see CONNECTED earlier than this process.
   defp accept({frames, cost, from} = write, %{version: nil} = state) do
     case Enum.split_while(frames, &(&1.command not in [:connect, :stomp])) do
       {_frames, []} when state.held == nil ->
@@ -280,7 +284,7 @@ defmodule Barytherium.Network.Sender do
     state
   end
 
-  # What is written alone may be larger than what may wait.
+  # A write may be larger than `max_queue` if nothing else waits.
   defp admit({_frames, cost, from}, %{queued: queued} = state, accept) do
     if queued > 0 and queued + cost > state.max_queue do
       Logger.error("Barytherium gives up a connection: #{queued + cost} bytes wait to be written")
@@ -290,7 +294,7 @@ defmodule Barytherium.Network.Sender do
     end
   end
 
-  # Writes the next batch, unless one is being written.
+  # Writes the next batch unless a write is in progress.
   defp pump(%{writing: nil, failed: nil} = state) do
     case batch([], 0, state.queue) do
       {[], 0, _queue} ->
@@ -320,7 +324,7 @@ defmodule Barytherium.Network.Sender do
     froms = for {_frames, _cost, from} <- writes, from, do: from
 
     case Outgoing.encode(frames, cost, state.version) do
-      # There is nothing to write, and so no heart-beat to put off.
+      # Nothing is written, so the next heart-beat is not delayed.
       {:ok, _data} when frames == [] ->
         Enum.each(froms, &GenServer.reply(&1, :ok))
         pump(state)
@@ -338,7 +342,7 @@ defmodule Barytherium.Network.Sender do
     end
   end
 
-  # The write that has the frame at `index`, and the others.
+  # Splits off the write that contains the frame at `index`.
   defp pop_write([{frames, _cost, _from} = write | writes], index) when index >= length(frames) do
     {found, others} = pop_write(writes, index - length(frames))
     {found, [write | others]}
@@ -346,7 +350,7 @@ defmodule Barytherium.Network.Sender do
 
   defp pop_write([write | writes], _index), do: {write, writes}
 
-  # What `write/2` let pass, because 1.2 can escape it, and the negotiated version cannot.
+  # `write/2` accepted this because 1.2 can escape it, but the negotiated version cannot.
   defp drop({frames, cost, from}, frame, reason, header, state) do
     commands = frames |> Enum.map_join(", ", & &1.command)
     refusal = Outgoing.refusal(frame, reason, header)
@@ -355,7 +359,7 @@ defmodule Barytherium.Network.Sender do
     %{state | queued: state.queued - cost}
   end
 
-  # What is written from now on is lost. The network ends this process when it has heard.
+  # All later writes are lost. The network ends this process when it gets the message.
   defp fail(reason, state) do
     reason = Connection.reason(reason)
     GenServer.cast(state.network_pid, {:barytherium, :send_failed, reason})
@@ -375,7 +379,7 @@ defmodule Barytherium.Network.Sender do
     state
   end
 
-  # We promised something every `hb_send` ms. Three quarters leave time for being late.
+  # We promised to send something every `hb_send` ms. Three quarters of that leave a margin.
   defp interval(0), do: 0
   defp interval(hb_send), do: max(div(hb_send * 3, 4), 1)
 

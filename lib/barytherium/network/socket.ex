@@ -1,15 +1,15 @@
 defmodule Barytherium.Network.Socket do
   @moduledoc false
-  # What the receive loop has to know of the kinds of socket there are: a `:gen_tcp` port, a
-  # `:gen_tcp` socket of `inet_backend: :socket`, and `:ssl`.
+  # Differences between the kinds of sockets that the receive loop takes: a `:gen_tcp` port, a
+  # `:gen_tcp` socket with `inet_backend: :socket`, and an `:ssl` socket.
 
   alias Barytherium.Connection
 
   @type monitor :: reference()
 
   @doc """
-  Raises `ArgumentError` unless the receive loop can read the socket: passive and raw. A closed
-  one passes; that it is closed is for the loop to report.
+  Raises `ArgumentError` if the receive loop cannot read the socket. It must be passive and raw. A
+  closed socket passes; the loop reports that it is closed.
   """
   @spec check!(Connection.socket()) :: :ok
   def check!(socket) do
@@ -54,14 +54,14 @@ defmodule Barytherium.Network.Socket do
       else: :inet.getopts(socket, names)
   end
 
-  @doc "Whether a reset is to be told from a close: `:gen_tcp` does so with this option only."
+  @doc "Whether the socket has this option, with which `:gen_tcp` tells a reset from a close."
   @spec show_econnreset?(Connection.socket()) :: boolean()
   def show_econnreset?(socket) do
     not Connection.tls?(socket) and
       getopts(socket, [:show_econnreset]) == {:ok, [show_econnreset: true]}
   end
 
-  @doc "The other end, for people; it is not known of a socket that is closed."
+  @doc "The peer's address for log messages, or `the peer` if it is unknown."
   @spec peer(Connection.socket()) :: String.t()
   def peer(socket) do
     peername = if Connection.tls?(socket), do: &:ssl.peername/1, else: &:inet.peername/1
@@ -80,8 +80,8 @@ defmodule Barytherium.Network.Socket do
   def descriptor(socket), do: :inet.getfd(socket)
 
   @doc """
-  Bytes that have been read from the socket and are still with its driver. To be asked for before
-  the descriptor: where there is an error instead, the driver closes it.
+  Bytes that the driver has already read from the socket. Call this before `descriptor/1`: after an
+  error the driver closes the descriptor.
   """
   @spec leftover(:gen_tcp.socket()) :: {:ok, binary()} | {:error, atom()}
   def leftover(socket) do
@@ -92,12 +92,12 @@ defmodule Barytherium.Network.Socket do
     end
   end
 
-  @doc "A monitor of the socket: `{:DOWN, monitor, _, _, _}` when it is closed on this side."
+  @doc "Monitors the socket. `{:DOWN, monitor, _, _, _}` arrives when this side closes it."
   @spec monitor(:gen_tcp.socket()) :: monitor()
   def monitor({:"$inet", :gen_tcp_socket, {_pid, socket}}), do: :socket.monitor(socket)
   def monitor(socket), do: :erlang.monitor(:port, socket)
 
-  @doc "Ends the monitor and takes its message out of the mailbox."
+  @doc "Ends the monitor and removes its message from the mailbox."
   @spec demonitor(:gen_tcp.socket(), monitor()) :: true
   def demonitor({:"$inet", :gen_tcp_socket, _socket}, monitor) do
     :socket.cancel_monitor(monitor)

@@ -1,13 +1,13 @@
 defmodule Barytherium.Network.Writer do
   @moduledoc false
-  # Writes to a socket, in a process of its own. Before OTP 26 `:gen_tcp.send/2` searches the whole
-  # mailbox of its caller for the socket's answer, and on every version it blocks while the peer does
-  # not read. Here the mailbox is empty, and nobody else is kept waiting.
+  # Writes to a socket. It is a process of its own for two reasons: before OTP 26 `:gen_tcp.send/2`
+  # searches the caller's whole mailbox for the socket's answer, and on every version it blocks while
+  # the peer does not read. This process has an empty mailbox, and only the sender waits for it.
   use GenServer
 
   alias Barytherium.Connection
 
-  # An idle connection keeps no more of this process than it has to.
+  # Saves memory on an idle connection.
   @hibernate_after 1_000
 
   @spec start_link(Connection.socket()) :: GenServer.on_start()
@@ -15,7 +15,7 @@ defmodule Barytherium.Network.Writer do
     GenServer.start_link(__MODULE__, {self(), socket}, hibernate_after: @hibernate_after)
   end
 
-  @doc "Writes `data`, and then sends `{:written, :ok | {:error, reason}}` to whoever started this."
+  @doc "Writes `data`, then sends `{:written, :ok | {:error, reason}}` to the starting process."
   @spec write(pid(), iodata()) :: :ok
   def write(writer, data), do: GenServer.cast(writer, {:write, data})
 
@@ -32,6 +32,6 @@ defmodule Barytherium.Network.Writer do
   def handle_info(_stray, state), do: {:noreply, state}
 
   @doc false
-  # What is being written may hold credentials.
+  # The data may hold credentials.
   def format_status(status), do: Map.replace(status, :message, "...")
 end

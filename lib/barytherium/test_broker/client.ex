@@ -1,19 +1,19 @@
 defmodule Barytherium.TestBroker.Client do
   @moduledoc false
-  # One client of a `Barytherium.TestBroker`: reads its frames and answers them.
+  # The broker's side of one connection. Reads the client's frames and answers them.
   use GenServer, restart: :temporary
 
   alias Barytherium.{Frame, TestBroker}
   alias Barytherium.Network.HeartBeat
 
-  # How often a subscription with a rate is served, in milliseconds.
+  # Milliseconds between two batches of messages to a subscription, if the broker has a rate.
   @tick 10
   @default_body String.duplicate("Lorem ipsum dolor sit amet. ", 10) |> binary_part(0, 256)
 
   @spec start(pid(), :gen_tcp.socket(), keyword()) :: GenServer.on_start()
   def start(broker, socket, opts), do: GenServer.start(__MODULE__, {broker, socket, opts})
 
-  @doc "To be called once the process owns its socket."
+  @doc "Starts reading. Call it when the process owns its socket."
   @spec begin(pid()) :: :ok
   def begin(client), do: GenServer.cast(client, :begin)
 
@@ -68,7 +68,7 @@ defmodule Barytherium.TestBroker.Client do
   def handle_info({:watchdog, _stale}, state), do: {:noreply, state}
   def handle_info({:beat, _every} = beat, state), do: again(beat, send_data("\n", state))
 
-  # As many as are due since the subscription started, however late this comes.
+  # Sends all messages that are due since the subscription started, even if the timer is late.
   def handle_info({:tick, id, destination, started, sent}, state) do
     due = div((now() - started) * state.rate, 1000)
     message = &message(state, id, destination, [], state.body, &1)
@@ -173,7 +173,7 @@ defmodule Barytherium.TestBroker.Client do
     state
   end
 
-  # A client that is silent for twice the agreed time is gone.
+  # A client that sends nothing for twice the agreed interval is considered dead.
   defp watch(%{silence: 0} = state), do: state
 
   defp watch(%{silence: silence} = state) do

@@ -1,25 +1,24 @@
 defmodule Mix.Tasks.Barytherium.Listen do
   @shortdoc "Shows the frames of a STOMP feed"
   @moduledoc """
-  Connects to a feed and shows its frames as they arrive: one a second in full, and how many
-  there were.
+  Connects to a feed and shows its frames. Every second it prints one frame in full, and the rate.
 
       mix barytherium.listen [options]
       mix barytherium.listen stomp://user:pass@host:port/destination [options]
 
-  Without a URL the feed is a `Barytherium.TestBroker` in this VM. The scheme may be `stomp+ssl`,
-  the port defaults to 61613 (61614 with TLS), and what follows the host is the destination with
-  its slash: `/queue/a`, `/topic/b`. The virtual host is `/`, or `?host=name`.
+  Without a URL the feed is a `Barytherium.TestBroker` in this VM. The scheme of a URL is `stomp`,
+  or `stomp+ssl` for TLS. The port defaults to 61613 (61614 with TLS). The path is the destination,
+  including its slash: `/queue/a`, `/topic/b`. The virtual host is `/`; `?host=name` changes it.
 
-  Messages of a queue stay there: they are received and not acknowledged, so the broker gives them to
-  somebody else, or again, afterwards. It may hold back others until then.
+  The task does not acknowledge messages of a broker, so a queue keeps them. The broker delivers
+  them again later, to any client. Until then it may hold back further messages.
 
-    * `--ack` - acknowledge, and so take the messages out of the queue
+    * `--ack` - acknowledge messages, which removes them from the queue
     * `--seconds` - how long to listen. Default: 10
-    * `--rate` - frames a second of the feed in this VM. Default: 20000
-    * `--size` - bytes of their bodies. Default: 256
-    * `--cacertfile` - whom to trust with `stomp+ssl`, instead of the system's certificates
-    * `--insecure` - trust anybody with `stomp+ssl`
+    * `--rate` - frames per second of the feed in this VM. Default: 20000
+    * `--size` - size of their bodies in bytes. Default: 256
+    * `--cacertfile` - CA certificates to trust with `stomp+ssl`, instead of the system's
+    * `--insecure` - do not verify the server with `stomp+ssl`
   """
   use Mix.Task
 
@@ -35,7 +34,7 @@ defmodule Mix.Tasks.Barytherium.Listen do
     insecure: :boolean
   ]
 
-  # Milliseconds that the broker has to answer to DISCONNECT.
+  # How long the broker may take to answer DISCONNECT, in milliseconds.
   @close_timeout 1_000
 
   @impl true
@@ -52,7 +51,7 @@ defmodule Mix.Tasks.Barytherium.Listen do
     end
   end
 
-  # Disconnected in an orderly way, the broker has the unacknowledged messages back at once.
+  # After a DISCONNECT the broker can deliver the unacknowledged messages again at once.
   defp finish(listener) do
     {:ok, network} = GenServer.call(listener, :summary)
     Network.close(network, @close_timeout)
@@ -62,7 +61,7 @@ defmodule Mix.Tasks.Barytherium.Listen do
     body = String.duplicate("x", Keyword.get(opts, :size, 256))
     rate = Keyword.get(opts, :rate, 20_000)
     {:ok, broker} = TestBroker.start_link(rate: rate, body: body)
-    Mix.shell().info("A feed in this VM: #{rate} frames/s of #{byte_size(body)} octets")
+    Mix.shell().info("A feed in this VM: #{rate} frames/s of #{byte_size(body)} bytes")
 
     %{
       host: "127.0.0.1",
@@ -81,7 +80,7 @@ defmodule Mix.Tasks.Barytherium.Listen do
         remote_feed(uri, scheme == "stomp+ssl", opts)
 
       _other ->
-        # Not as it is: it may have a password.
+        # The URL may contain a password.
         shown = String.replace(url, ~r{//[^/]*@}, "//...@")
         Mix.raise("not a URL of the form stomp://user:pass@host:port/destination: #{shown}")
     end

@@ -1,21 +1,22 @@
-# A script and not a module of the application: `mix.exs` needs it before anything is compiled.
+# This is a script because `mix.exs` needs it before the application is compiled.
 defmodule Mix.Tasks.Compile.BarytheriumNative do
   @moduledoc """
-  Builds the native library with cargo and puts it into the application's `priv/native`.
+  Builds the native library with cargo and copies it to the application's `priv/native`.
 
-  Cargo decides what is stale. It builds into `CARGO_TARGET_DIR`, or else beside the build path,
-  where all environments share one build; never inside the sources, which may be read-only.
+  Cargo decides what to rebuild. It builds in `CARGO_TARGET_DIR`, or by default in a directory next
+  to the build path, which all environments share. It never builds in the source directory, which
+  may be read-only.
   """
   use Mix.Task.Compiler
 
   alias Mix.Task.Compiler.Diagnostic
 
   @crate "barytherium_nif"
-  # As `rust-version` in Cargo.toml: what rustler asks for.
+  # rustler requires this version. Keep it equal to `rust-version` in Cargo.toml.
   @required "1.91.0"
   @hint "Debian 12 and 13 have it as cargo-web; elsewhere see https://rustup.rs."
   @sources Path.expand("../../..", __DIR__)
-  # The VM looks for this name, also on macOS.
+  # The VM looks for `.so` on macOS too.
   @library "lib#{@crate}.so"
 
   @impl true
@@ -38,7 +39,7 @@ defmodule Mix.Tasks.Compile.BarytheriumNative do
     :ok
   end
 
-  # The first that is new enough: an old one of the system may stand before rustup's.
+  # The first cargo that is new enough. An old one of the system may come before rustup's in PATH.
   defp find_cargo do
     [System.find_executable("cargo"), Path.expand("~/.cargo/bin/cargo")]
     |> Enum.filter(&(&1 && File.exists?(&1)))
@@ -81,7 +82,8 @@ defmodule Mix.Tasks.Compile.BarytheriumNative do
   defp build(cargo) do
     args = ["build", "--release", "--locked", "--quiet", "--package", @crate]
     args = args ++ ["--target-dir", target_dir()]
-    # RUSTC_WRAPPER and the like stay the user's; the directory makes .cargo/config.toml apply.
+    # The environment stays as it is, so RUSTC_WRAPPER and similar settings work. Cargo reads
+    # .cargo/config.toml from the directory that it runs in.
     options = [cd: @sources, stderr_to_stdout: true, into: IO.stream(:stdio, :line)]
 
     case System.cmd(cargo, args, options) do
@@ -90,7 +92,7 @@ defmodule Mix.Tasks.Compile.BarytheriumNative do
     end
   end
 
-  # A library that is loaded must not be written to: the VM would be killed. It is replaced.
+  # Writing to a loaded library would kill the VM, so a new file replaces the old one.
   defp install(built, installed) do
     library = File.read!(built)
 

@@ -1,14 +1,14 @@
 defmodule Mix.Tasks.Barytherium.Listen.Listener do
   @moduledoc false
-  # The callback process of `mix barytherium.listen`: a consumer that counts.
+  # The callback process of `mix barytherium.listen`. It counts and prints frames.
   use GenServer, restart: :temporary
 
   alias Barytherium.{Frame, Network}
   alias Barytherium.Network.Sender
 
   @second 1_000
-  # More would push the counts off the screen.
-  @shown_octets 200
+  # A longer string would push the counts off the screen.
+  @shown_bytes 200
 
   @spec start(map()) :: GenServer.on_start()
   def start(feed), do: GenServer.start(__MODULE__, feed)
@@ -17,8 +17,8 @@ defmodule Mix.Tasks.Barytherium.Listen.Listener do
   def init(%{host: host, port: port, opts: opts} = feed) do
     {:ok, network} = Network.start_link(self(), host, port, opts)
     now = {now(), 0, 0}
-    counts = %{frames: 0, octets: 0, started: now, shown: now, last: nil}
-    # In a function: a state is shown in a crash report, and these may hold a passcode.
+    counts = %{frames: 0, bytes: 0, started: now, shown: now, last: nil}
+    # A crash report shows the state. The function hides the headers, which may hold a passcode.
     headers = feed.headers
     more = %{network: network, version: "1.0", headers: fn -> headers end}
     {:ok, feed |> Map.merge(counts) |> Map.merge(more)}
@@ -50,8 +50,8 @@ defmodule Mix.Tasks.Barytherium.Listen.Listener do
     for %Frame{command: :error} = frame <- frames, do: show(frame)
     last = List.last(frames)
     if state.ack, do: acknowledge(frames, sender, state.version)
-    octets = Enum.reduce(frames, state.octets, &(byte_size(&1.body) + &2))
-    {:noreply, %{state | frames: state.frames + length(frames), octets: octets, last: last}}
+    bytes = Enum.reduce(frames, state.bytes, &(byte_size(&1.body) + &2))
+    {:noreply, %{state | frames: state.frames + length(frames), bytes: bytes, last: last}}
   end
 
   def handle_cast({:barytherium, :disconnect, reason}, state),
@@ -62,7 +62,7 @@ defmodule Mix.Tasks.Barytherium.Listen.Listener do
     if state.last, do: show(state.last)
     IO.puts("       #{rate(state, state.shown)}")
     Process.send_after(self(), :show, @second)
-    {:noreply, %{state | shown: {now(), state.frames, state.octets}, last: nil}}
+    {:noreply, %{state | shown: {now(), state.frames, state.bytes}, last: nil}}
   end
 
   @impl true
@@ -78,12 +78,12 @@ defmodule Mix.Tasks.Barytherium.Listen.Listener do
     Sender.write(sender, acks)
   end
 
-  defp show(frame), do: frame |> inspect(limit: 20, printable_limit: @shown_octets) |> IO.puts()
+  defp show(frame), do: frame |> inspect(limit: 20, printable_limit: @shown_bytes) |> IO.puts()
 
-  defp rate(state, {since, frames, octets}) do
+  defp rate(state, {since, frames, bytes}) do
     seconds = max(now() - since, 1) / 1000
     frames_a_second = round((state.frames - frames) / seconds)
-    megabytes_a_second = Float.round((state.octets - octets) / seconds / 1_000_000, 1)
+    megabytes_a_second = Float.round((state.bytes - bytes) / seconds / 1_000_000, 1)
     "#{frames_a_second} frames/s, #{megabytes_a_second} MB/s of bodies"
   end
 

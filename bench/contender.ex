@@ -188,16 +188,19 @@ defmodule Bench.Contender do
     listen(counter)
   end
 
-  defp start_loop(:elixir, socket) do
-    listener = self()
-    loop = spawn_link(fn -> Bench.ElixirLoop.loop(socket, listener) end)
-    give(socket, loop)
-    loop
-  end
+  defp start_loop(:elixir, socket), do: start_elixir(socket, &Bench.ElixirLoop.loop/2)
+  defp start_loop(:splitting, socket), do: start_elixir(socket, &Bench.SplittingLoop.loop/2)
 
   defp start_loop(:ours, socket) do
     network = spawn_link(&answer_network/0)
     {:ok, loop} = Receiver.start_link(socket, self(), network, self())
+    give(socket, loop)
+    loop
+  end
+
+  defp start_elixir(socket, run) do
+    listener = self()
+    loop = spawn_link(fn -> run.(socket, listener) end)
     give(socket, loop)
     loop
   end

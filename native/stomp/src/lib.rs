@@ -8,7 +8,8 @@
 //! * [`encode_head`]: a frame's command and headers to bytes;
 //! * [`Session`]: what a receiver owes to a connection: the first frame, the negotiated version,
 //!   and when silence means death;
-//! * [`Backlog`]: when a consumer is too far behind, and which connection goes on first.
+//! * [`Backlog`]: when a consumer is too far behind, and which connection goes on first;
+//! * [`Slots`]: which of many busy connections may read now.
 #![forbid(unsafe_code)]
 
 mod backlog;
@@ -22,6 +23,7 @@ mod head;
 mod options;
 mod scan;
 mod session;
+mod slots;
 mod version;
 
 pub use backlog::{Backlog, Resume};
@@ -36,6 +38,7 @@ pub use options::{
     DEFAULT_MAX_BODY, DEFAULT_MAX_HEADER_LINE, DEFAULT_MAX_HEADERS, Options, UndefinedEscapes,
 };
 pub use session::{DEFAULT_FIRST_FRAME_TIMEOUT, Event, Session, Timing};
+pub use slots::{Slots, Turn};
 pub use version::Version;
 
 #[cfg(test)]

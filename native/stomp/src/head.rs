@@ -1,24 +1,24 @@
 //! A frame's head: the command line and the header lines, checked line by line.
 //!
-//! Lines are given to [`Head`] whole, wherever they were put together, so each rule is checked
-//! once and at the same place of the stream however the bytes were cut.
+//! [`Head`] gets whole lines, wherever they were put together. So each rule is checked once, and at
+//! the same place of the stream however the bytes were cut.
 //!
-//! Feeds repeat most of their header lines from frame to frame. A line that is, octet for octet,
-//! the one at the same place of the head before has been checked, and is not looked into again.
+//! Feeds repeat most of their header lines from frame to frame. A line that has the same bytes as
+//! the line at the same place of the head before is not checked again.
 
 use crate::escape::{Escapes, unescape};
 use crate::scan::{common_prefix, find, find2};
 use crate::version::allows_crlf;
 use crate::{Command, Options, Rule, Version};
 
-/// A head larger than this is not kept for comparison: what a peer sends must not grow a
-/// connection's memory for good.
+/// A larger head is not kept for comparison: a peer must not be able to grow a connection's memory
+/// for good.
 const KEPT_HEAD_MAX: usize = 4096;
 
-/// What a header line has in common with the one at the same place of the frame before.
+/// What a header line has in common with the line at the same place of the frame before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Same {
-    /// Nothing that is known of.
+    /// Perhaps nothing.
     Nothing,
     /// The name.
     Name,
@@ -41,42 +41,54 @@ pub(crate) struct Line {
     pub same: Same,
 }
 
+impl Line {
+    /// The same line, `shift` bytes later in its head.
+    fn shifted(&self, shift: usize) -> Line {
+        Line {
+            start: self.start.wrapping_add(shift),
+            end: self.end.wrapping_add(shift),
+            next: self.next.wrapping_add(shift),
+            same: Same::Line,
+            ..*self
+        }
+    }
+}
+
 /// A broken rule, and its distance from the start of the line.
 pub(crate) type Fault = (Rule, usize);
 
 /// A content-length, and the index of the header that it is from.
 type ContentLength = Option<(usize, u64)>;
 
-/// What is known of the head that is being read.
+/// The head that is being read.
 #[derive(Debug, Default)]
 pub(crate) struct Head {
-    pub command: Option<Command>,
-    /// The lines that have been taken; behind them those that the head before had there, each of
-    /// which is compared with the line that takes its place.
-    pub(super) lines: Vec<Line>,
-    taken: usize,
+    command: Option<Command>,
+    lines: Vec<Line>,
     content_length: ContentLength,
     /// Where the line that is being read starts, from the start of the head.
     pub line_start: usize,
-    /// How many of its octets are those of the line that it takes the place of.
+    /// How many of its first bytes are known to be those of the line at its place in the head
+    /// before.
     alike: usize,
     before: Before,
 }
 
-/// The head before, but for its lines.
+/// The head before.
 #[derive(Debug, Default)]
 struct Before {
     /// Empty if it is not fit for comparison.
-    octets: Vec<u8>,
+    bytes: Vec<u8>,
     command: Option<Command>,
+    lines: Vec<Line>,
     content_length: ContentLength,
 }
 
 impl Head {
-    /// Ready for the next frame. Keeps what memory it has: most frames look like the one before.
+    /// Prepares for the next frame. The memory is kept: most frames look like the one before.
     pub fn clear(&mut self) {
-        self.lines.truncate(self.taken);
-        self.taken = 0;
+        std::mem::swap(&mut self.lines, &mut self.before.lines);
+        self.lines.clear();
         self.before.command = self.command.take();
         self.before.content_length = self.content_length.take();
         self.line_start = 0;
@@ -85,54 +97,61 @@ impl Head {
 
     /// Keeps a complete head for comparison with the next one.
     pub fn keep(&mut self, head: &[u8]) {
-        self.before.octets.clear();
+        self.before.bytes.clear();
         if head.len() <= KEPT_HEAD_MAX {
-            self.before.octets.extend_from_slice(head);
+            self.before.bytes.extend_from_slice(head);
         }
     }
 
-    /// Compares with no head before: lines are read in another way from here on.
+    /// Does not compare the next head with the one before: lines may have another meaning now.
     pub fn forget(&mut self) {
-        self.before.octets.clear();
+        self.before.bytes.clear();
     }
 
     /// The header lines.
     pub fn lines(&self) -> &[Line] {
-        &self.lines[..self.taken]
+        &self.lines
+    }
+
+    /// How many header lines there is memory for.
+    #[cfg(test)]
+    pub fn capacity(&self) -> usize {
+        self.lines.capacity() + self.before.lines.capacity()
     }
 
     pub fn content_length(&self) -> Option<u64> {
         self.content_length.map(|(_, length)| length)
     }
 
-    /// Takes the lines from `line_start` on that are the same as in the head before. True if the
-    /// head ends there.
+    /// Takes the lines from `line_start` on that are the same as in the head before. The command if
+    /// the head ends there.
     #[inline]
-    pub fn take_repeated(&mut self, head: &[u8]) -> bool {
-        if let Some(&Line { start, .. }) = self.lines.get(self.taken)
+    pub fn take_repeated(&mut self, head: &[u8]) -> Option<Command> {
+        if let Some(&Line { start, .. }) = self.before.lines.get(self.lines.len())
             && !self.lacks_length()
         {
             let from = if self.command.is_none() { 0 } else { start };
-            let before = self.before.octets.get(from..).unwrap_or_default();
+            let before = self.before.bytes.get(from..).unwrap_or_default();
             let alike = from + common_prefix(before, &head[self.line_start..]);
             if self.command.is_none() && !self.take_repeated_command(start, alike) {
-                return false;
+                return None;
             }
             self.take_repeated_lines(start, alike);
         }
-        let ends = self.command.is_some() && head.get(self.line_start) == Some(&b'\n');
+        let command = self.command?;
+        let ends = head.get(self.line_start) == Some(&b'\n');
         self.line_start += usize::from(ends);
-        ends
+        ends.then_some(command)
     }
 
     /// Whether a content-length that did not count in the head before would count here.
     fn lacks_length(&self) -> bool {
         let before = self.before.content_length;
-        self.content_length.is_none() && before.is_some_and(|(at, _)| at < self.taken)
+        self.content_length.is_none() && before.is_some_and(|(at, _)| at < self.lines.len())
     }
 
-    /// Takes the command line, which ends at `end`, if the heads are alike up to there. With
-    /// another command nothing is compared: what is escaped may differ.
+    /// Takes the command line, which ends at `end`, if the heads are alike up to there. Lines under
+    /// another command are not compared: their escapes may have another meaning.
     fn take_repeated_command(&mut self, end: usize, alike: usize) -> bool {
         if alike < end {
             self.forget();
@@ -143,32 +162,28 @@ impl Head {
         true
     }
 
-    /// Takes the lines from `start` on, in the head before, that end before `alike`.
+    /// Takes the lines that start at `start` or later in the head before, and end before `alike`.
     fn take_repeated_lines(&mut self, start: usize, alike: usize) {
         let shift = self.line_start.wrapping_sub(start);
         let mut end = start;
-        while let Some(line) = self.lines.get_mut(self.taken) {
+        for line in &self.before.lines[self.lines.len()..] {
             if line.next > alike {
                 break;
             }
             end = line.next;
-            line.start = line.start.wrapping_add(shift);
-            line.end = line.end.wrapping_add(shift);
-            line.next = line.next.wrapping_add(shift);
-            line.same = Same::Line;
             if let Some((at, length)) = self.before.content_length
-                && at == self.taken
+                && at == self.lines.len()
             {
                 self.content_length.get_or_insert((at, length));
             }
-            self.taken += 1;
+            self.lines.push(line.shifted(shift));
         }
         self.line_start = end.wrapping_add(shift);
         self.alike = alike - end;
     }
 
-    /// Takes the line `head[self.line_start..lf]`. True when it is the blank one that ends the
-    /// head. `plain` if it is known to have no CR and no backslash.
+    /// Takes the line `head[self.line_start..lf]`. The command if it is the blank line that ends
+    /// the head. `plain` if it is known to have no CR and no backslash.
     #[inline]
     pub fn take_line(
         &mut self,
@@ -177,7 +192,7 @@ impl Head {
         plain: bool,
         version: Option<Version>,
         options: &Options,
-    ) -> Result<bool, Fault> {
+    ) -> Result<Option<Command>, Fault> {
         let line = &head[self.line_start..lf];
         let line = match line.split_last() {
             Some((b'\r', rest)) if allows_crlf(version) => rest,
@@ -189,7 +204,7 @@ impl Head {
                 let unknown = || (Rule::UnknownCommand, Command::longest_prefix(line));
                 self.command = Some(Command::parse(line).ok_or_else(unknown)?);
             }
-            Some(_) if line.is_empty() => return Ok(true),
+            Some(command) if line.is_empty() => return Ok(Some(command)),
             Some(command) => {
                 let (colon, same) = self.colon(line, options)?;
                 let escaped = !plain && {
@@ -197,7 +212,7 @@ impl Head {
                     check_specials(line, colon, escapes, allows_crlf(version))?
                 };
                 self.take_content_length(line, colon, options)?;
-                self.put(Line {
+                self.lines.push(Line {
                     start,
                     end: start + line.len(),
                     next: lf + 1,
@@ -205,30 +220,22 @@ impl Head {
                     escaped,
                     same,
                 });
+                self.alike = 0;
             }
         }
-        Ok(false)
+        Ok(None)
     }
 
-    fn put(&mut self, line: Line) {
-        match self.lines.get_mut(self.taken) {
-            Some(place) => *place = line,
-            None => self.lines.push(line),
-        }
-        self.taken += 1;
-        self.alike = 0;
-    }
-
-    /// Where the colon of a header line is, which is within the limits.
+    /// Checks the limits of a header line, and finds its colon.
     #[inline]
     fn colon(&self, line: &[u8], options: &Options) -> Result<(usize, Same), Fault> {
         if line.len() > options.max_header_line {
             return Err((Rule::HeaderLineTooLong, options.max_header_line));
         }
-        if self.taken == options.max_headers {
+        if self.lines.len() == options.max_headers {
             return Err((Rule::TooManyHeaders, 0));
         }
-        if let Some(known) = self.lines.get(self.taken)
+        if let Some(known) = self.before.lines.get(self.lines.len())
             && self.alike > known.colon
         {
             return Ok((known.colon, Same::Name));
@@ -240,7 +247,7 @@ impl Head {
         Ok((colon, Same::Nothing))
     }
 
-    /// The first one counts.
+    /// Takes a content-length. Of repeated headers the first one counts.
     #[inline]
     fn take_content_length(
         &mut self,
@@ -250,13 +257,13 @@ impl Head {
     ) -> Result<(), Fault> {
         if &line[..colon] == b"content-length" && self.content_length.is_none() {
             let length = content_length(&line[colon + 1..], options.max_body)?;
-            self.content_length = Some((self.taken, length));
+            self.content_length = Some((self.lines.len(), length));
         }
         Ok(())
     }
 
-    /// Checks a line whose end has not arrived yet, so that bytes which cannot become a line are
-    /// refused without waiting for it.
+    /// Checks a line whose end has not arrived yet. Bytes that cannot become a line are refused
+    /// without waiting for the end.
     pub fn check_unfinished(
         &self,
         line: &[u8],
@@ -283,7 +290,7 @@ impl Head {
     }
 }
 
-/// Checks what a line has of CRs and backslashes. True when there is something to unescape.
+/// Checks the CRs and backslashes of a line. True if there is something to unescape.
 fn check_specials(line: &[u8], colon: usize, escapes: Escapes, crlf: bool) -> Result<bool, Fault> {
     let Some(special) = find2(b'\\', b'\r', line) else {
         return Ok(false);
@@ -301,8 +308,8 @@ fn check_specials(line: &[u8], colon: usize, escapes: Escapes, crlf: bool) -> Re
     Ok(true)
 }
 
-/// STOMP 1.2, "Header content-length": an octet count. Blanks around it are tolerated, because
-/// some servers pad it; signs, and numbers that do not fit 64 bits, are not.
+/// STOMP 1.2, "Header content-length": a number of bytes. Blanks around it are accepted, because
+/// some servers pad it. Signs and numbers of more than 64 bits are refused.
 fn content_length(value: &[u8], max_body: u64) -> Result<u64, Fault> {
     const NAME_AND_COLON: usize = b"content-length:".len();
     let invalid = (Rule::InvalidContentLength, NAME_AND_COLON);

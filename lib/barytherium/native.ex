@@ -1,14 +1,16 @@
 defmodule Barytherium.Native do
   @moduledoc false
-  # The stubs of the native library, and the only way to it. `Barytherium.Network.Parser` wraps
-  # the connection's functions, `Barytherium.Frame` the others.
+  # The stubs of the native library. Nothing else calls it. `Barytherium.Network.Parser` wraps the
+  # functions of a connection, `Barytherium.Frame` the others.
   #
-  # `recipients` is `{listener, sender}`. A step is what `Barytherium.Network.Receiver` has to do
+  # `recipients` is `{listener, sender}`. A step is what `Barytherium.Network.ReceiveLoop` has to do
   # next:
   #
-  #   * `:again` - call again, on a dirty thread: there is much to do;
+  #   * `:again` - call again, on a dirty thread: there is a lot to read;
   #   * `:yield` - call again, inline, when others had their turn;
-  #   * `{:wait, ms}` - call again when the socket is ready, or after so many milliseconds;
+  #   * `:queue` - call again, inline, after the message `{:barytherium, :turn}`: many connections
+  #     have a lot to read;
+  #   * `{:wait, ms}` - call again when the socket is ready, or after this many milliseconds;
   #   * `:full` - the listener may be too far behind: ask `resume/1`;
   #   * `{:connected_frame, frame}` - tell the network, and `agree/2` with its answer;
   #   * `{:relay, casts, step}` - cast these to the listener, which is on another node, then go on;
@@ -19,7 +21,7 @@ defmodule Barytherium.Native do
   @type connection :: reference()
   @type stats :: reference()
   @type counters ::
-          {frames :: non_neg_integer(), octets :: non_neg_integer(), slices :: non_neg_integer(),
+          {frames :: non_neg_integer(), bytes :: non_neg_integer(), slices :: non_neg_integer(),
            waits :: non_neg_integer(), pauses :: non_neg_integer(),
            parse_microseconds :: non_neg_integer(), idle_milliseconds :: nil | non_neg_integer()}
   @type recipients :: {GenServer.server(), pid()}
@@ -27,6 +29,7 @@ defmodule Barytherium.Native do
   @type step ::
           :again
           | :yield
+          | :queue
           | {:wait, timeout()}
           | :full
           | {:connected_frame, Barytherium.Frame.t()}
@@ -38,14 +41,14 @@ defmodule Barytherium.Native do
           | {:error,
              {frame :: non_neg_integer(), :empty_header_name | :unescapable,
               header :: non_neg_integer()}}
-  @type resume :: :again | :yield | :look | {:pause, timeout()}
+  @type resume :: :yield | :look | {:pause, timeout()}
 
   @doc false
   def load do
     :barytherium
     |> :code.priv_dir()
     |> :filename.join('native/libbarytherium_nif')
-    |> :erlang.load_nif(0)
+    |> :erlang.load_nif(System.schedulers_online())
   end
 
   @spec open(nil | non_neg_integer(), binary(), map(), map(), recipients(), stats()) ::
@@ -90,6 +93,9 @@ defmodule Barytherium.Native do
 
   @spec live_accounts() :: non_neg_integer()
   def live_accounts, do: not_loaded()
+
+  @spec live_turns() :: non_neg_integer()
+  def live_turns, do: not_loaded()
 
   @spec is_used(map()) :: boolean()
   def is_used(_parse_state), do: not_loaded()

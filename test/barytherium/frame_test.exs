@@ -139,7 +139,26 @@ defmodule Barytherium.FrameTest do
     big = String.duplicate("x", 100_000)
     bytes = "MESSAGE\n\n#{String.duplicate("y", 100)}\0MESSAGE\n\n#{big}\0"
     {:ok, [small, _big], _state} = Frame.parse_all(bytes)
-    assert :binary.referenced_byte_size(small.body) == 100
+    assert :binary.referenced_byte_size(small.body) <= 800
+  end
+
+  test "small bodies share a binary that is at most 8 times the smallest of them" do
+    sizes = Enum.flat_map(1..400, &[65 + 7 * rem(&1, 5), 300, 65 * &1, 16_384, 40])
+    data = for n <- sizes, do: "MESSAGE\n\n#{String.duplicate("x", n)}\0"
+    data = IO.iodata_to_binary(data)
+
+    {:ok, frames, _state} = Frame.parse_all(data)
+    assert Enum.map(frames, &byte_size(&1.body)) == sizes
+
+    referenced =
+      for %{body: body} <- frames, do: :binary.referenced_byte_size(body) / byte_size(body)
+
+    assert Enum.max(referenced) <= 8
+    assert Enum.count(referenced, &(&1 > 1)) > 400
+
+    {:ok, frames, _state} = Frame.parse_all(data, Frame.parse_state(share_bodies: false))
+    assert Enum.map(frames, &byte_size(&1.body)) == sizes
+    assert Enum.all?(frames, &(:binary.referenced_byte_size(&1.body) == byte_size(&1.body)))
   end
 
   test "a large body is not copied if it is most of the data, and copied otherwise" do

@@ -58,7 +58,12 @@ defmodule Barytherium.Network.Options do
       {:escapes, :strict,
        "`:strict` ends the connection with `:parse_error` at an escape that STOMP does not " <>
          "define (`\\t`). `:lenient` keeps such escapes as they are, for brokers that write " <>
-         "backslashes unescaped."}
+         "backslashes unescaped."},
+    share_bodies:
+      {:boolean, true,
+       "Cut bodies of 65 bytes to 16 KiB out of shared binaries, which is faster. A process that " <>
+         "keeps one of them keeps up to 8 times its size. With `false` each body is a binary of " <>
+         "its own."}
   ]
 
   # Options of `:gen_tcp.connect/3`, except those that the receive loop sets itself: `:active`,
@@ -86,7 +91,7 @@ defmodule Barytherium.Network.Options do
           verify_fun versions)a
 
   # Options that concern parsing only.
-  @parsing ~w(max_header_line max_headers max_body escapes)a
+  @parsing ~w(max_header_line max_headers max_body escapes share_bodies)a
 
   @settled_text "the receive loop needs a passive, binary and raw socket"
 
@@ -169,7 +174,8 @@ defmodule Barytherium.Network.Options do
       max_header_line: options.max_header_line,
       max_headers: options.max_headers,
       max_body: if(options.max_body == :infinity, do: @unlimited, else: options.max_body),
-      keep_undefined_escapes: options.escapes == :lenient
+      keep_undefined_escapes: options.escapes == :lenient,
+      share_bodies: options.share_bodies
     }
   end
 

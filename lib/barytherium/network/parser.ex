@@ -1,14 +1,14 @@
 defmodule Barytherium.Network.Parser do
   @moduledoc false
-  # A connection's native side: its session, and with a descriptor also its reading. The functions
-  # that read or parse answer with what is to be done next, a `t:Barytherium.Native.step/0`. Frames
-  # are on their way by then.
+  # A connection's native side: its session, and with a descriptor also the reading. The functions
+  # that read or parse send the frames, and answer with what is to be done next, a
+  # `t:Barytherium.Native.step/0`.
 
   alias Barytherium.Native
   alias Barytherium.Network.{Options, Socket}
 
-  # A TLS record. Of the smallest frames that there are, it holds some 1,600, which take about
-  # half of the millisecond that a scheduler may be held for; another thread would cost more.
+  # A TLS record. It holds some 1,600 of the smallest frames. They take about half of the millisecond
+  # that a scheduler may be held for; a hop to another thread would cost more.
   @inline_max 16 * 1024
 
   @enforce_keys [:connection, :recipients, :reference]
@@ -21,8 +21,8 @@ defmodule Barytherium.Network.Parser do
         }
 
   @doc """
-  Opens the native side. `descriptor` is the socket's, which is duplicated, or `nil` for bytes
-  that come by `feed/2`; `pending` are bytes that were already read.
+  Opens the native side. `descriptor` is the socket's, which is duplicated, or `nil` if the bytes
+  come by `feed/2`. `pending` are bytes that were already read.
   """
   @spec open(nil | non_neg_integer(), binary(), map()) :: {:ok, t()} | {:error, atom()}
   def open(descriptor, pending, loop) do
@@ -40,28 +40,28 @@ defmodule Barytherium.Network.Parser do
   end
 
   @doc """
-  The descriptor is known to have been that of `socket` when it was duplicated. Until then the end
-  of the connection does not shut down what it is a duplicate of.
+  Tells the native side that it has duplicated the descriptor of `socket`, and not of another one.
+  Before this call, the end of the connection does not shut anything down.
   """
   @spec confirm(t(), :gen_tcp.socket()) :: :ok
   def confirm(parser, socket), do: Native.confirm(parser.connection, socket)
 
   @doc """
-  Reads from the descriptor, on a dirty I/O thread. When the answer is to wait, a message
-  `{:select, _, reference, :ready_input}` will tell that there is something to read.
+  Reads from the descriptor, on a dirty I/O thread. If the answer is to wait, a message
+  `{:select, _, reference, :ready_input}` comes when there is something to read.
   """
   @spec receive_slice(t()) :: Native.step()
   def receive_slice(parser),
     do: Native.receive_slice(parser.connection, parser.reference, parser.recipients)
 
-  @doc "The same without a hop to another thread: reads once and little."
+  @doc "The same on the caller's scheduler: reads little."
   @spec receive_inline(t()) :: Native.step()
   def receive_inline(parser),
     do: Native.receive_inline(parser.connection, parser.reference, parser.recipients)
 
   @doc """
-  Takes bytes that were read elsewhere. With an empty binary, goes on with those that were taken
-  before, and sees whether time is up.
+  Takes bytes that were read elsewhere. An empty binary means: continue with bytes that were taken
+  before, and check whether the peer is late.
   """
   @spec feed(t(), binary()) :: Native.step()
   def feed(parser, bytes) when byte_size(bytes) <= @inline_max,
@@ -72,7 +72,7 @@ defmodule Barytherium.Network.Parser do
   @doc """
   Ends the connection for `reason`, unless it has ended. Delivers what was read before.
 
-  The reason `:no_listener` ends the reading alone: there may still be something to write.
+  The reason `:no_listener` ends the reading only: there may still be something to write.
   """
   @spec disconnect(t(), atom()) :: Native.step()
   def disconnect(parser, reason),

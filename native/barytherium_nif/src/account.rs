@@ -41,9 +41,9 @@ impl Account {
         }
     }
 
-    /// Accounts for a message that takes up `octets`. Whether another one may be sent.
-    pub fn sent(&mut self, octets: usize) -> bool {
-        lock(&self.backlog).sent(octets, &mut self.grant, self.mark)
+    /// Accounts for a message that takes up `bytes`. Whether another one may be sent.
+    pub fn sent(&mut self, bytes: usize) -> bool {
+        lock(&self.backlog).sent(bytes, &mut self.grant, self.mark)
     }
 
     /// What to do after `sent` said no, after a pause, or when woken.

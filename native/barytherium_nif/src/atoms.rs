@@ -25,6 +25,8 @@ rustler::atoms! {
     r#yield = "yield",
     wait,
     full,
+    queue,
+    turn,
     resume,
     look,
     pause,

@@ -1,65 +1,80 @@
 //! Parsing and formatting without a connection, for `Barytherium.Frame`.
 
 use crate::atoms;
-use crate::delivery::parse_error;
 use crate::parse_state::ParseState;
-use crate::terms::{BinaryBody, FrameTerms};
+use crate::step::parse_error;
+use crate::terms::{Batch, BinaryBody, BodyPlace};
 use rustler::{Atom, Binary, Encoder, Env, Error, NewBinary, NifResult, NifStruct, Term};
 use stomp::{Command, Decoder, EncodeError, Escapes, ParseError, UndefinedEscapes, Version};
 
 /// A body of this size or more, that is at least half of the data that it lies in, is not copied. So
 /// what is kept of it keeps no more than twice as much in memory.
-const SHARED_BODY_MIN: usize = 64 * 1024;
+const PART_MIN: usize = 64 * 1024;
 
 /// Decodes all of `data`: `{frames, state, nil | parse_error}`, or `:used` if the state is not the
-/// last one of its stream. `:dirty` if it should be called on a dirty scheduler and `inline` says
-/// that it is not.
-pub fn parse<'a>(env: Env<'a>, data: Binary<'a>, state: ParseState, inline: bool) -> Term<'a> {
-    if inline && !state.is_small() {
-        return atoms::dirty().encode(env);
-    }
+/// last one of its stream.
+pub fn parse<'a>(env: Env<'a>, data: Binary<'a>, state: ParseState) -> Term<'a> {
     let Some(mut decoder) = state.take() else {
         return atoms::used().encode(env);
     };
-    let mut terms = FrameTerms::default();
-    terms.begin();
-    let failure = decode(env, data, &mut decoder, &mut terms).err();
+    let mut batch = Batch::new(env);
+    let failure = decode(data, &mut decoder, &mut batch, state.shares_bodies()).err();
     let failure = failure.map(|error| parse_error(env, &error));
-    (terms.list(env), state.after(decoder), failure).encode(env)
+    (batch.take(), state.after(decoder), failure).encode(env)
+}
+
+/// The same on an ordinary scheduler, or `:dirty` if that would take too long.
+pub fn parse_inline<'a>(env: Env<'a>, data: Binary<'a>, state: ParseState) -> Term<'a> {
+    if state.is_small() {
+        parse(env, data, state)
+    } else {
+        atoms::dirty().encode(env)
+    }
 }
 
 fn decode<'a>(
-    env: Env<'a>,
     data: Binary<'a>,
     decoder: &mut Decoder<BinaryBody>,
-    terms: &mut FrameTerms,
+    batch: &mut Batch<Env<'a>>,
+    share_bodies: bool,
 ) -> Result<(), ParseError> {
     let mut input = data.as_slice();
-    let before = input.len();
-    while let Some(frame) = decoder.next(&mut input)? {
+    loop {
+        let before = input.len();
+        let Some(frame) = decoder.next(&mut input)? else {
+            return Ok(());
+        };
         let version = (frame.command() == Command::Connected)
             .then(|| Version::of_connected(frame.header(b"version").as_deref()));
-        let end = before - input.len() - 1;
-        match shared_body(data, &frame.body, end) {
-            Some(body) => terms.push_with_body(env, &frame, body),
-            None => terms.push(env, frame),
+        let end = data.len() - input.len() - 1;
+        match part_of(data, &frame.body, end) {
+            Some(body) => batch.push_with_body(&frame, body),
+            None => {
+                let place = if share_bodies {
+                    let following = input.len();
+                    let frame = before - following;
+                    BodyPlace::Shared { frame, following }
+                } else {
+                    BodyPlace::Own
+                };
+                batch.push(frame, place);
+            }
         }
         if let Some(version) = version {
             decoder.set_version(version);
         }
     }
-    Ok(())
 }
 
 /// The body that ends at `end` as a part of `data`, if it is large enough for that.
-fn shared_body<'a>(
+fn part_of<'a>(
     data: Binary<'a>,
     body: &stomp::Body<'_, BinaryBody>,
     end: usize,
 ) -> Option<Binary<'a>> {
     match body {
         stomp::Body::Borrowed(bytes)
-            if bytes.len() >= SHARED_BODY_MIN && bytes.len() >= data.len() / 2 =>
+            if bytes.len() >= PART_MIN && bytes.len() >= data.len() / 2 =>
         {
             data.make_subbinary(end - bytes.len(), bytes.len()).ok()
         }

@@ -1,20 +1,19 @@
-//! Frames to the listener, and to the calling process what it has to do next.
+//! Frames to the listener, as messages.
 //!
-//! A listener on this node is sent its messages from here. Another node is out of `enif_send`'s
-//! reach: what goes there is handed back for the caller to cast.
+//! A listener on this node is sent its messages from here. Other nodes are out of `enif_send`'s
+//! reach: messages to them are handed back for the caller to cast.
 
 use crate::atoms;
-use crate::terms::{BinaryBody, FrameTerms, MessageEnv};
-use rustler::{Atom, Encoder, Env, LocalPid, NifResult, Term};
-use stomp::{ParseError, Resume};
+use crate::terms::{Batch, BinaryBody, BodyPlace, MessageEnv};
+use rustler::{Encoder, Env, LocalPid, NifResult, Term};
 
-/// Frames that are sent in one message, at most: with common headers 100 KiB of terms. Of much
-/// larger messages a few in the mailbox make the listener's garbage collections so long that the
-/// VM moves each of them to another thread.
+/// The most frames in one message. With common headers they are 100 KiB of terms. A few messages
+/// that are much larger make the listener's garbage collections so long that the VM moves each of
+/// them to another thread.
 const MESSAGE_FRAMES: usize = 256;
 
-/// Octets of terms and bodies that are enough for a message, however few frames they are.
-const MESSAGE_OCTETS: usize = 1024 * 1024;
+/// A message with this many bytes of terms and bodies is large enough, however few frames it has.
+const MESSAGE_BYTES: usize = 1024 * 1024;
 
 /// Who gets the frames, and which sender is sent along with them.
 #[derive(Clone, Copy)]
@@ -37,101 +36,116 @@ impl<'a> rustler::Decoder<'a> for Recipients<'a> {
     }
 }
 
-/// What the process that runs the loop is to do next.
-pub enum Step<'a> {
-    /// Call again, on a dirty thread: there is much to do.
-    Again,
-    /// Call again, on an ordinary scheduler, when others had their turn.
-    Yield,
-    /// Call again when the socket is ready, or after so many milliseconds.
-    Wait(Option<u64>),
-    /// The listener may be too far behind: ask to resume.
-    Full,
-    /// Tell the network of this CONNECTED frame, and us what it agreed on.
-    Connected(Term<'a>),
-    /// It is over, for this reason. An error is for the log.
-    Stop(Atom, Option<Failure>),
-}
-
-/// Why a connection was ended from this side, other than for silence.
-pub enum Failure {
-    /// The peer broke the protocol.
-    Parse(ParseError),
-    /// The peer answered CONNECT with an ERROR, whose `message` header this is.
-    Refused(Vec<u8>),
-    /// We did something wrong: a bug, which ends the connection that met it.
-    Panic,
-}
-
 /// What became of the frames that were to be delivered.
 pub enum Flushed {
     /// There were none.
     Nothing,
-    /// They are on their way, and take up so many octets.
+    /// They are on their way, and take this many bytes of memory.
     Sent(usize),
     /// There were some, and nobody is there to get them.
     NoListener,
 }
 
-/// One slice's messages.
+/// The messages of one slice.
 pub struct Delivery<'a, 't> {
     caller: Env<'a>,
-    recipients: Recipients<'a>,
-    listener: Option<LocalPid>,
-    terms: &'t mut FrameTerms,
-    message: Option<MessageEnv>,
-    /// `{listener, message}`, for the caller to cast in this order.
-    relay: Vec<Term<'a>>,
+    sender: Term<'a>,
+    listener: Listener<'a, 't>,
+    /// Whether bodies may share a binary.
+    share_bodies: bool,
+}
+
+enum Listener<'a, 't> {
+    Local {
+        pid: LocalPid,
+        batch: &'t mut Batch<MessageEnv>,
+    },
+    Remote {
+        name: Term<'a>,
+        batch: Box<Batch<Env<'a>>>,
+        /// `{listener, message}`, for the caller to cast in this order.
+        casts: Vec<Term<'a>>,
+    },
 }
 
 impl<'a, 't> Delivery<'a, 't> {
-    pub fn new(caller: Env<'a>, recipients: Recipients<'a>, terms: &'t mut FrameTerms) -> Self {
-        terms.begin();
+    /// `batch` is emptied first.
+    pub fn new(
+        caller: Env<'a>,
+        to: Recipients<'a>,
+        batch: &'t mut Batch<MessageEnv>,
+        share_bodies: bool,
+    ) -> Self {
+        let listener = match to.local_listener() {
+            Some(pid) => {
+                batch.clear();
+                Listener::Local { pid, batch }
+            }
+            None => Listener::Remote {
+                name: to.listener,
+                batch: Box::new(Batch::new(caller)),
+                casts: Vec::new(),
+            },
+        };
         Delivery {
             caller,
-            recipients,
-            listener: recipients.local_listener(),
-            terms,
-            message: None,
-            relay: Vec::new(),
+            sender: to.sender,
+            listener,
+            share_bodies,
         }
     }
 
-    /// Adds a frame to the next message to the listener. How many headers had to be made for it.
-    pub fn push(&mut self, frame: stomp::Frame<'_, BinaryBody>) -> usize {
-        let before = self.terms.made();
-        match self.listener {
-            Some(_) => {
-                let message = self.message.get_or_insert_with(MessageEnv::new);
-                self.terms.push(message.env(), frame);
+    /// Adds a frame to the next message to the listener. It had `size` bytes of the input, in which
+    /// `following` more were left. How many headers had to be made for it.
+    pub fn push(
+        &mut self,
+        frame: stomp::Frame<'_, BinaryBody>,
+        size: usize,
+        following: usize,
+    ) -> usize {
+        let place = if self.share_bodies && self.pushed() < MESSAGE_FRAMES - 1 {
+            BodyPlace::Shared {
+                frame: size,
+                following,
             }
-            None => self.terms.push(self.caller, frame),
-        }
-        self.terms.made() - before
-    }
-
-    /// Whether what was pushed should be sent before there is more of it.
-    pub fn is_enough(&self) -> bool {
-        self.pushed() >= MESSAGE_FRAMES || self.terms.octets() >= MESSAGE_OCTETS
-    }
-
-    /// Delivers the CONNECTED frame, alone in its message, and returns it for the network.
-    pub fn connected(&mut self, frame: stomp::Frame<'_, BinaryBody>) -> Term<'a> {
-        self.push(frame);
-        let frame = match &self.message {
-            Some(message) => {
-                let frame = self.terms.last(message.env());
-                frame.map(|frame| frame.in_env(self.caller))
-            }
-            None => self.terms.last(self.caller),
+        } else {
+            BodyPlace::Own
         };
-        self.flush();
-        frame.encode(self.caller)
+        match &mut self.listener {
+            Listener::Local { batch, .. } => batch.push(frame, place),
+            Listener::Remote { batch, .. } => batch.push(frame, place),
+        }
     }
 
     /// How many frames were pushed since the last flush.
     pub fn pushed(&self) -> usize {
-        self.terms.len()
+        match &self.listener {
+            Listener::Local { batch, .. } => batch.len(),
+            Listener::Remote { batch, .. } => batch.len(),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match &self.listener {
+            Listener::Local { batch, .. } => batch.bytes(),
+            Listener::Remote { batch, .. } => batch.bytes(),
+        }
+    }
+
+    /// Whether the frames that were pushed should be sent before more are pushed.
+    pub fn is_enough(&self) -> bool {
+        self.pushed() >= MESSAGE_FRAMES || self.bytes() >= MESSAGE_BYTES
+    }
+
+    /// Delivers the CONNECTED frame, alone in its message, and returns it for the network.
+    pub fn connected(&mut self, frame: stomp::Frame<'_, BinaryBody>) -> Term<'a> {
+        self.push(frame, 0, 0);
+        let frame = match &self.listener {
+            Listener::Local { batch, .. } => batch.copy_last(self.caller),
+            Listener::Remote { batch, .. } => batch.last(),
+        };
+        self.flush();
+        frame
     }
 
     /// Delivers the frames that were pushed, in one message.
@@ -139,86 +153,37 @@ impl<'a, 't> Delivery<'a, 't> {
         if self.pushed() == 0 {
             return Flushed::Nothing;
         }
-        let delivered = match (self.listener, self.message.take()) {
-            (Some(listener), Some(message)) => message.send(self.caller, &listener, |env| {
-                frames_cast(env, self.terms, self.recipients.sender)
-            }),
-            // Its environment is gone, and so are the frames.
-            (Some(_), None) => true,
-            (None, _) => {
-                let message = frames_message(self.caller, self.terms, self.recipients.sender);
-                let listener = self.recipients.listener;
-                self.relay.push((listener, message).encode(self.caller));
-                true
+        let bytes = self.bytes();
+        let (caller, sender) = (self.caller, self.sender);
+        match &mut self.listener {
+            Listener::Local { pid, batch } => {
+                let sent = batch.send(caller, pid, |env, frames| {
+                    (atoms::gen_cast(), message(env, frames, sender)).encode(env)
+                });
+                if !sent {
+                    return Flushed::NoListener;
+                }
             }
-        };
-        let octets = self.terms.octets();
-        self.terms.begin();
-        match delivered {
-            true => Flushed::Sent(octets),
-            false => Flushed::NoListener,
+            Listener::Remote { name, batch, casts } => {
+                let message = message(caller, batch.take(), sender);
+                casts.push((*name, message).encode(caller));
+            }
         }
+        Flushed::Sent(bytes)
     }
 
-    /// The slice's answer.
-    pub fn answer(self, step: Step<'a>) -> Term<'a> {
-        let step = encode_step(self.caller, step);
-        if self.relay.is_empty() {
-            return step;
+    /// The slice's answer: `step`, or `{:relay, casts, step}`.
+    pub fn answer(self, step: Term<'a>) -> Term<'a> {
+        match self.listener {
+            Listener::Remote { casts, .. } if !casts.is_empty() => {
+                (atoms::relay(), casts, step).encode(self.caller)
+            }
+            _ => step,
         }
-        (atoms::relay(), self.relay, step).encode(self.caller)
     }
 }
 
-fn frames_message<'a>(env: Env<'a>, terms: &FrameTerms, sender: Term) -> Term<'a> {
-    let frames = (terms.list(env), sender.in_env(env));
+fn message<'a>(env: Env<'a>, frames: Term<'a>, sender: Term) -> Term<'a> {
+    let frames = (frames, sender.in_env(env));
     (atoms::barytherium(), atoms::frames(), frames).encode(env)
-}
-
-fn frames_cast<'a>(env: Env<'a>, terms: &FrameTerms, sender: Term) -> Term<'a> {
-    (atoms::gen_cast(), frames_message(env, terms, sender)).encode(env)
-}
-
-fn encode_step<'a>(env: Env<'a>, step: Step<'a>) -> Term<'a> {
-    match step {
-        Step::Again => atoms::again().encode(env),
-        Step::Yield => atoms::r#yield().encode(env),
-        Step::Full => atoms::full().encode(env),
-        Step::Wait(Some(millis)) => (atoms::wait(), millis).encode(env),
-        Step::Wait(None) => (atoms::wait(), atoms::infinity()).encode(env),
-        Step::Connected(frame) => (atoms::connected_frame(), frame).encode(env),
-        Step::Stop(reason, failure) => {
-            let failure = failure.map(|failure| encode_failure(env, &failure));
-            (atoms::stop(), reason, failure).encode(env)
-        }
-    }
-}
-
-/// The answer to a connection that was full; `turn` if it may go on.
-pub fn encode_resume<'a>(env: Env<'a>, resume: Resume, turn: Step<'a>) -> Term<'a> {
-    match resume {
-        Resume::Go => encode_step(env, turn),
-        Resume::Look(_) => atoms::look().encode(env),
-        Resume::Wait(None) => (atoms::pause(), atoms::infinity()).encode(env),
-        Resume::Wait(Some(time)) => (atoms::pause(), time.as_millis() as u64).encode(env),
-    }
-}
-
-fn encode_failure<'a>(env: Env<'a>, failure: &Failure) -> Term<'a> {
-    match failure {
-        Failure::Panic => atoms::panic().encode(env),
-        Failure::Parse(error) => parse_error(env, error),
-        Failure::Refused(message) => {
-            let message = rustler::NewBinary::from_slice(env, message);
-            (atoms::refused(), rustler::Binary::from(message)).encode(env)
-        }
-    }
-}
-
-/// `{rule, offset, excerpt, description}`.
-pub fn parse_error<'a>(env: Env<'a>, error: &ParseError) -> Term<'a> {
-    let excerpt = rustler::NewBinary::from_slice(env, &error.excerpt);
-    let excerpt = rustler::Binary::from(excerpt);
-    let rule = atoms::of_rule(error.rule);
-    (rule, error.offset, excerpt, error.rule.to_string()).encode(env)
 }

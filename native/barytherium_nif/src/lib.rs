@@ -1,20 +1,21 @@
-//! The NIF under `Barytherium.Native`: sockets, readiness, terms and delivery around the
-//! protocol in the `stomp` crate.
+//! The NIF under `Barytherium.Native`: sockets, terms and scheduling around the protocol in the
+//! `stomp` crate. `native/README.md` draws how they work together.
 //!
-//! * [`nifs`]: the functions that Elixir calls, one line each;
-//! * [`connection`]: a connection's resource, its slices and its life cycle;
-//! * [`state`]: what a slice reads, decodes and delivers;
-//! * [`account`]: what each listener has not taken yet;
+//! * [`nifs`]: the functions that Elixir calls;
+//! * [`connection`]: a connection's resource and its life cycle; [`state`]: what it keeps;
+//! * [`slice`]: what it does in one call, and [`step`]: what it answers;
+//! * [`budget`]: how much it does in one call; [`turn`]: which connections may read now;
+//! * [`delivery`]: frames to messages; [`account`]: what each listener has not taken yet;
+//! * [`terms`]: frames as terms, with the `unsafe` calls in `terms/raw.rs`;
+//! * [`socket`]: a socket's descriptor, with all of the other `unsafe` code;
 //! * [`halt`]: connections that the VM closed while it halts;
 //! * [`parse_state`] and [`codec`]: parsing and formatting without a connection;
-//! * [`busy`]: how much a slice does;
-//! * [`delivery`]: frames to messages, and who gets them;
-//! * [`socket`] and [`terms`]: all of the `unsafe` code.
+//! * [`options`], [`stats`] and [`atoms`].
 #![deny(unsafe_code)]
 
 mod account;
 mod atoms;
-mod busy;
+mod budget;
 mod codec;
 mod connection;
 mod delivery;
@@ -24,16 +25,20 @@ mod halt;
 mod nifs;
 mod options;
 mod parse_state;
+mod slice;
 #[allow(unsafe_code)]
 mod socket;
 mod state;
 mod stats;
-#[allow(unsafe_code)]
+mod step;
 mod terms;
+mod turn;
 
-fn load(env: rustler::Env, _info: rustler::Term) -> bool {
+/// `schedulers` is how many the VM has online.
+fn load(env: rustler::Env, schedulers: rustler::Term) -> bool {
     terms::init();
-    env.register::<connection::Connection>().is_ok() && socket::register(env)
+    turn::init(schedulers.decode().unwrap_or(1));
+    socket::register(env)
 }
 
 rustler::init!("Elixir.Barytherium.Native", load = load);

@@ -1,7 +1,7 @@
 //! The functions of `Barytherium.Native`.
 //!
-//! Whatever reads, decodes or sends runs on a dirty scheduler: decoding a full buffer takes
-//! longer than the millisecond that an ordinary one may be held.
+//! What may take up to a millisecond or more runs on a dirty scheduler. What reads or decodes only a
+//! little has a second function, which runs on the caller's scheduler.
 
 use crate::account::{self, Account};
 use crate::atoms;
@@ -11,8 +11,9 @@ use crate::delivery::Recipients;
 use crate::options::ConnectionOptions;
 use crate::parse_state::{Negotiated, ParseState};
 use crate::socket::{Ending, Socket};
-use crate::state::now;
+use crate::state::{State, now};
 use crate::stats::Stats;
+use crate::turn::{self, Place};
 use rustler::{Atom, Binary, Env, NifResult, Reference, ResourceArc, Term};
 use std::time::Duration;
 
@@ -31,26 +32,30 @@ fn open<'a>(
     let socket = descriptor.map(Socket::duplicate).transpose();
     let socket = socket.map_err(|error| descriptor_error(&error))?;
     let Some(decoder) = parse_state.take_for_connection(options.is_connected()) else {
-        // Dropped without the environment, a socket would not be stopped.
-        socket.inspect(|socket| socket.stop(env, Ending::LeftToOwner));
+        if let Some(socket) = socket {
+            socket.stop(env, Ending::LeftToOwner);
+        }
         return Err(atoms::used());
     };
-    let session = options.session(decoder, now());
-    let account = to
-        .local_listener()
-        .zip(options.high_water_mark)
-        .map(|(listener, mark)| Account::open(listener, env.pid(), mark));
-    let connection = Connection::new(
-        session,
-        socket,
-        pending.to_vec(),
-        account,
-        options.show_econnreset,
+    if !pending.is_empty() {
+        stats.read(pending.len(), now());
+    }
+    let listener = to.local_listener();
+    let account = listener.zip(options.high_water_mark);
+    let place = listener.and(socket.as_ref());
+    let state = State {
+        session: options.session(decoder, now()),
+        undecoded: pending.as_slice().into(),
+        budget: Default::default(),
+        account: account.map(|(listener, mark)| Account::open(listener, env.pid(), mark)),
+        place: place.map(|_| Place::new(env.pid())),
         stats,
-    );
-    let connection = ResourceArc::new(connection);
-    env.monitor(&connection, &env.pid());
-    Ok(connection)
+        show_econnreset: options.show_econnreset,
+        share_bodies: parse_state.shares_bodies(),
+        paused: false,
+        socket,
+    };
+    Ok(ResourceArc::new(Connection::new(state)))
 }
 
 #[rustler::nif]
@@ -65,8 +70,8 @@ fn receive_slice<'a>(
     connection: ResourceArc<Connection>,
     reference: Reference,
     to: Recipients<'a>,
-) -> Term<'a> {
-    connection.receive(env, reference, to, false)
+) -> NifResult<Term<'a>> {
+    connection.receive(env, reference, to)
 }
 
 /// The same on the caller's scheduler, for what takes well under a millisecond.
@@ -76,8 +81,8 @@ fn receive_inline<'a>(
     connection: ResourceArc<Connection>,
     reference: Reference,
     to: Recipients<'a>,
-) -> Term<'a> {
-    connection.receive(env, reference, to, true)
+) -> NifResult<Term<'a>> {
+    connection.receive_inline(env, reference, to)
 }
 
 #[rustler::nif(schedule = "DirtyIo")]
@@ -86,7 +91,7 @@ fn feed<'a>(
     connection: ResourceArc<Connection>,
     bytes: Binary,
     to: Recipients<'a>,
-) -> Term<'a> {
+) -> NifResult<Term<'a>> {
     connection.feed(env, &bytes, to)
 }
 
@@ -97,7 +102,7 @@ fn feed_inline<'a>(
     connection: ResourceArc<Connection>,
     bytes: Binary,
     to: Recipients<'a>,
-) -> Term<'a> {
+) -> NifResult<Term<'a>> {
     connection.feed(env, &bytes, to)
 }
 
@@ -108,7 +113,7 @@ fn disconnect<'a>(
     connection: ResourceArc<Connection>,
     reason: Atom,
     to: Recipients<'a>,
-) -> Term<'a> {
+) -> NifResult<Term<'a>> {
     connection.disconnect(env, reason, to)
 }
 
@@ -118,13 +123,13 @@ fn agree(connection: ResourceArc<Connection>, interval: u64) -> Atom {
     rustler::types::atom::ok()
 }
 
-/// After `:full`, a pause, or when woken: a step to go on with, `:look`, or `{:pause, ms}`.
+/// After `:full`, a pause, or when woken: `:yield` to go on, `:look`, or `{:pause, ms}`.
 #[rustler::nif]
 fn resume<'a>(env: Env<'a>, connection: ResourceArc<Connection>) -> Term<'a> {
     connection.resume(env)
 }
 
-/// After `:look`, with `queued` messages in the listener's mailbox: a step, or `{:pause, ms}`.
+/// After `:look`, with `queued` messages in the listener's mailbox: `:yield` or `{:pause, ms}`.
 #[rustler::nif]
 fn looked<'a>(env: Env<'a>, connection: ResourceArc<Connection>, queued: usize) -> Term<'a> {
     connection.looked(env, queued)
@@ -152,6 +157,12 @@ fn live_accounts() -> usize {
     account::count()
 }
 
+/// Connections that have a turn or wait for one, in the whole VM.
+#[rustler::nif]
+fn live_turns() -> usize {
+    turn::count()
+}
+
 /// Whether somebody has gone on with this state before.
 #[rustler::nif]
 fn is_used(state: ParseState) -> bool {
@@ -160,13 +171,13 @@ fn is_used(state: ParseState) -> bool {
 
 #[rustler::nif(schedule = "DirtyCpu")]
 fn parse<'a>(env: Env<'a>, data: Binary<'a>, state: ParseState) -> Term<'a> {
-    codec::parse(env, data, state, false)
+    codec::parse(env, data, state)
 }
 
 /// The same on the caller's scheduler, for so few bytes that it takes well under a millisecond.
 #[rustler::nif]
 fn parse_inline<'a>(env: Env<'a>, data: Binary<'a>, state: ParseState) -> Term<'a> {
-    codec::parse(env, data, state, true)
+    codec::parse_inline(env, data, state)
 }
 
 /// The bytes of frames: `{:ok, iodata}` or `{:error, {frame, reason, header}}`, with indices.

@@ -4,13 +4,14 @@ use rustler::NifMap;
 use std::time::Duration;
 use stomp::{Decoder, Options, Session, Timing, UndefinedEscapes};
 
-/// What a peer may send.
+/// What a peer may send, and how it is kept.
 #[derive(NifMap)]
 pub struct Limits {
     max_header_line: usize,
     max_headers: usize,
     max_body: u64,
     keep_undefined_escapes: bool,
+    pub share_bodies: bool,
 }
 
 impl Limits {

@@ -53,7 +53,7 @@ pub struct ParseState {
     /// None between frames.
     decoder: Option<ResourceArc<Partial>>,
     version: Negotiated,
-    /// Octets of the stream that came before.
+    /// Bytes of the stream that came before.
     offset: u64,
     limits: Limits,
 }
@@ -75,6 +75,11 @@ impl ParseState {
             Some(partial) => partial.with(Option::take),
             None => Some(Decoder::new(version, self.limits.options()).starting_at(self.offset)),
         }
+    }
+
+    /// Whether bodies may share a binary.
+    pub fn shares_bodies(&self) -> bool {
+        self.limits.share_bodies
     }
 
     /// Whether it may be gone on with on an ordinary scheduler.

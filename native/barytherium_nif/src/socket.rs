@@ -19,7 +19,6 @@ use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
 use std::ptr;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Index of `stop` in the callbacks of a resource type, plus one: how many members are set.
@@ -81,8 +80,8 @@ unsafe extern "C" fn close_descriptor(
     descriptor: ErlNifEvent,
     _is_direct_call: c_int,
 ) {
-    // SAFETY: `Socket::stop` asks for this once for each descriptor, and nobody uses the
-    // descriptor after it has asked.
+    // SAFETY: `Socket::stop` asks for this and consumes the socket, so nobody uses the descriptor
+    // afterwards.
     unsafe { libc::close(descriptor) };
 }
 
@@ -100,16 +99,29 @@ pub enum Ending {
 pub struct Socket {
     descriptor: RawFd,
     polled: *mut c_void,
-    /// Whether it is known to be a duplicate of what was meant.
-    confirmed: AtomicBool,
-    stopped: AtomicBool,
+    /// Whether it is known to be a duplicate of the socket that was meant.
+    confirmed: bool,
 }
 
 // SAFETY: a descriptor may be used from any thread, and `polled` is only handed to the VM, which
 // does its own locking.
 unsafe impl Send for Socket {}
-// SAFETY: as above.
-unsafe impl Sync for Socket {}
+
+/// What was read at once. No byte at all is the end of the stream.
+pub struct Read {
+    /// Bytes of the body that is being collected.
+    pub body: usize,
+    /// Bytes in the buffer.
+    pub beyond: usize,
+    /// Whether there was no room for more.
+    pub is_full: bool,
+}
+
+impl Read {
+    pub fn bytes(&self) -> usize {
+        self.body + self.beyond
+    }
+}
 
 impl Socket {
     /// Duplicates `descriptor`, which stays its owner's.
@@ -125,43 +137,58 @@ impl Socket {
         Ok(Socket {
             descriptor,
             polled,
-            confirmed: AtomicBool::new(false),
-            stopped: AtomicBool::new(false),
+            confirmed: false,
         })
     }
 
-    /// The descriptor was still that of `owner`, a socket, after it had been duplicated. A number that was looked
-    /// up before may by then have been closed, and opened again as something else.
-    pub fn confirm(&self, owner: Term) {
-        self.confirmed.store(true, Ordering::Release);
+    /// The descriptor was still that of `owner`, a socket, after it had been duplicated. A number
+    /// that was looked up before may be closed by then, and opened again as something else.
+    pub fn confirm(&mut self, owner: Term) {
+        self.confirmed = true;
         halt::watch(self.descriptor, owner);
     }
 
-    /// Reads what is there, without waiting: first into `body`, as many octets as it is said to
-    /// miss but no more than `most`, then into `buffer`. How many octets went to each; none at all
-    /// is the end of the stream.
+    /// Reads what is there, without waiting: first into `body`, which lacks this many bytes, but no
+    /// more than `most` of them, then into `buffer`.
     pub fn receive(
         &self,
         body: Option<(&mut BinaryBody, usize)>,
         most: usize,
         buffer: &mut [u8],
-    ) -> Result<(usize, usize)> {
+    ) -> Result<Read> {
         let Some((body, missing)) = body else {
-            return Ok((0, self.receive_into(&mut [], buffer)?));
+            let beyond = self.receive_one(buffer)?;
+            return Ok(Read {
+                body: 0,
+                beyond,
+                is_full: beyond == buffer.len(),
+            });
         };
         let spare = body.spare(missing);
         let room = spare.len().min(most);
-        let spare = &mut spare[..room];
-        // What lies beyond a body that does not get all of its room now still belongs to it.
+        // What follows a body that does not get all of its room now still belongs to it.
         let beyond = if room == missing { buffer } else { &mut [] };
-        let received = self.receive_into(spare, beyond)?;
+        let received = self.receive_two(&mut spare[..room], beyond)?;
         let filled = received.min(room);
-        // SAFETY: so many octets were just written there.
+        // SAFETY: this many bytes were just written there.
         unsafe { body.filled(filled) };
-        Ok((filled, received - filled))
+        Ok(Read {
+            body: filled,
+            beyond: received - filled,
+            is_full: received == room + beyond.len(),
+        })
     }
 
-    fn receive_into(&self, first: &mut [MaybeUninit<u8>], then: &mut [u8]) -> Result<usize> {
+    fn receive_one(&self, buffer: &mut [u8]) -> Result<usize> {
+        let start = buffer.as_mut_ptr().cast();
+        // SAFETY: `buffer` is borrowed mutably for the call, and the descriptor is open as long as
+        // there is a `Socket`.
+        let received =
+            unsafe { libc::recv(self.descriptor, start, buffer.len(), libc::MSG_DONTWAIT) };
+        usize::try_from(received).map_err(|_| Error::last_os_error())
+    }
+
+    fn receive_two(&self, first: &mut [MaybeUninit<u8>], then: &mut [u8]) -> Result<usize> {
         let mut parts = [
             libc::iovec {
                 iov_base: first.as_mut_ptr().cast(),
@@ -177,7 +204,7 @@ impl Socket {
         message.msg_iov = parts.as_mut_ptr();
         message.msg_iovlen = parts.len() as _;
         // SAFETY: the parts point to memory that is borrowed mutably for the call, and the
-        // descriptor is open: it is closed only after `stop`, which excludes this call.
+        // descriptor is open as long as there is a `Socket`.
         let received = unsafe { libc::recvmsg(self.descriptor, &mut message, libc::MSG_DONTWAIT) };
         usize::try_from(received).map_err(|_| Error::last_os_error())
     }
@@ -214,12 +241,9 @@ impl Socket {
         Ok(())
     }
 
-    /// Stops polling and has the duplicate closed, once. Nobody may be in another method, or enter
-    /// one afterwards.
-    pub fn stop(&self, env: Env, ending: Ending) {
-        if self.stopped.swap(true, Ordering::AcqRel) {
-            return;
-        }
+    /// Stops polling and has the duplicate closed. A `Socket` that is dropped instead is never
+    /// closed.
+    pub fn stop(self, env: Env, ending: Ending) {
         halt::forget(self.descriptor);
         let undefined = rustler::types::atom::undefined().to_term(env).as_c_arg();
         // SAFETY: as in `notify`; this also runs the stop callback if nothing was ever selected.
@@ -227,7 +251,7 @@ impl Socket {
         // the VM refuses, because the descriptor is above its limit, it has never polled it and
         // does not run the callback: nobody else uses the descriptor, and it is closed here.
         unsafe {
-            if ending == Ending::Shutdown && self.confirmed.load(Ordering::Acquire) {
+            if ending == Ending::Shutdown && self.confirmed {
                 libc::shutdown(self.descriptor, libc::SHUT_RDWR);
             }
             let stopped = enif_select(

@@ -10,8 +10,8 @@ use std::time::Duration;
 #[derive(Default)]
 pub struct Stats {
     pub frames: Counter,
-    /// Octets that were read.
-    pub octets: Counter,
+    /// Bytes that were read.
+    pub bytes: Counter,
     pub slices: Counter,
     /// Times that there was nothing to read.
     pub waits: Counter,
@@ -41,8 +41,8 @@ impl Counter {
 }
 
 impl Stats {
-    pub fn read(&self, octets: usize, now: Duration) {
-        self.octets.add(octets);
+    pub fn read(&self, bytes: usize, now: Duration) {
+        self.bytes.add(bytes);
         self.last_read.store(now.as_nanos() as u64, Relaxed);
     }
 
@@ -51,7 +51,7 @@ impl Stats {
         self.parse_nanos.add(time.as_nanos() as usize);
     }
 
-    /// `{frames, octets, slices, waits, pauses, parse_microseconds, idle_milliseconds | nil}`.
+    /// `{frames, bytes, slices, waits, pauses, parse_microseconds, idle_milliseconds | nil}`.
     pub fn to_term<'a>(&self, env: Env<'a>, now: Duration) -> Term<'a> {
         let idle = match self.last_read.load(Relaxed) {
             0 => None,
@@ -59,7 +59,7 @@ impl Stats {
         };
         (
             self.frames.get(),
-            self.octets.get(),
+            self.bytes.get(),
             self.slices.get(),
             self.waits.get(),
             self.pauses.get(),

@@ -1,6 +1,8 @@
 defmodule Barytherium.Network.FairnessTest do
   use Barytherium.ReceiverCase, async: false
 
+  alias Barytherium.Native
+
   # More connections than dirty I/O threads.
   @floods 2 * :erlang.system_info(:dirty_io_schedulers)
   @frames :binary.copy("MESSAGE\ndestination:/topic/a\n\n0123456789\0", 2_000)
@@ -16,26 +18,26 @@ defmodule Barytherium.Network.FairnessTest do
   defp flood do
     {socket, peer} = Peer.pair()
     listener = spawn_link(&count/0)
-    {:ok, _receiver} = Receiver.start_link(socket, listener, self(), self())
+    {:ok, receiver} = Receiver.start_link(socket, listener, self(), self())
     Peer.send(peer, connected_bytes())
     reply_heart_beats(0)
-    spawn_link(fn -> pump(peer) end)
-    listener
+    pump = spawn_link(fn -> pump(peer) end)
+    %{listener: listener, receiver: receiver, pump: pump, peer: peer}
   end
 
   defp pump(peer), do: Connection.send(peer, @frames) == :ok && pump(peer)
 
-  defp frames(listener) do
-    send(listener, {:report, self()})
+  defp frames(flood) do
+    send(flood.listener, {:report, self()})
     assert_receive {:frames, frames}, 10_000
     frames
   end
 
   # Waits until each listener got 100,000 more frames, and checks that none of them got far fewer than
   # the mean.
-  defp await_more(listeners) do
-    before = Enum.map(listeners, &frames/1)
-    more = fn -> listeners |> Enum.zip(before) |> Enum.map(fn {one, n} -> frames(one) - n end) end
+  defp await_more(floods) do
+    before = Enum.map(floods, &frames/1)
+    more = fn -> floods |> Enum.zip(before) |> Enum.map(fn {one, n} -> frames(one) - n end) end
     eventually(fn -> Enum.min(more.()) > 100_000 end, 1_000)
     more = more.()
     assert Enum.min(more) > 0.25 * Enum.sum(more) / length(more), inspect(more)
@@ -54,5 +56,34 @@ defmodule Barytherium.Network.FairnessTest do
     end
 
     await_more(floods)
+  end
+
+  # A turn that is never ended must not hold up other connections.
+  test "suspended connections do not stop the others" do
+    floods = for _n <- 1..(System.schedulers_online() + 2), do: flood()
+    [last | suspended] = floods
+    await_more(floods)
+    for flood <- suspended, do: :erlang.suspend_process(flood.receiver)
+    await_more([last])
+    for flood <- suspended, do: :erlang.resume_process(flood.receiver)
+    await_more(floods)
+  end
+
+  test "a connection that ends gives back its turn or its place in the queue" do
+    Process.flag(:trap_exit, true)
+    eventually(fn -> Native.live_turns() == 0 end)
+    floods = for _n <- 1..@floods, do: flood()
+    await_more(floods)
+    assert Native.live_turns() > System.schedulers_online()
+
+    for {flood, n} <- Enum.with_index(floods) do
+      case rem(n, 3) do
+        0 -> Process.exit(flood.receiver, :kill)
+        1 -> Process.exit(flood.listener, :kill)
+        2 -> Process.exit(flood.pump, :kill) && Peer.close(flood.peer)
+      end
+    end
+
+    eventually(fn -> Native.live_turns() == 0 end)
   end
 end

@@ -3,6 +3,7 @@ defmodule Barytherium.Network.LifeCycleTest do
   use Barytherium.ReceiverCase, async: false
 
   alias Barytherium.{Native, Network}
+  alias Barytherium.Network.ReceiveLoop
 
   # Checks that `fun`, called `count` times, leaves no descriptor.
   defp assert_same_descriptors(count, fun) do
@@ -19,6 +20,7 @@ defmodule Barytherium.Network.LifeCycleTest do
     %{
       descriptors: descriptors(),
       connections: Native.live_connections(),
+      turns: Native.live_turns(),
       processes: length(Process.list()),
       ports: length(Port.list()),
       monitors: length(monitors) + length(monitored_by)
@@ -139,12 +141,12 @@ defmodule Barytherium.Network.LifeCycleTest do
     assert_disconnect(:closed, receiver)
   end
 
-  test "connections continue when the receiver's module is loaded again" do
+  test "connections continue when the module of the loop is loaded again" do
     connections = for _n <- 1..3, do: start_connected()
 
     for _time <- 1..3 do
-      :code.purge(Receiver)
-      {:module, Receiver} = :code.load_file(Receiver)
+      :code.purge(ReceiveLoop)
+      {:module, ReceiveLoop} = :code.load_file(ReceiveLoop)
     end
 
     for {receiver, peer, _socket} <- connections do

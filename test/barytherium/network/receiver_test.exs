@@ -249,20 +249,30 @@ defmodule Barytherium.Network.ReceiverTest do
     Process.exit(looking.pid, :kill)
   end
 
-  test "a frame keeps no other frame in memory, neither bodies nor headers" do
-    {_receiver, peer, _socket} = start_connected()
-    long = fn letter -> String.duplicate(letter, 100) end
+  for {share?, most} <- [{true, 8}, {false, 1}] do
+    test "a kept body keeps at most #{most} times its size in memory (share_bodies: #{share?})" do
+      {_receiver, peer, _socket} = start_connected(:tcp, share_bodies: unquote(share?))
+      long = fn letter -> String.duplicate(letter, 100) end
 
-    # The frames are sent at once. The large body in the middle takes several reads.
-    Peer.send(peer, [
-      "MESSAGE\nheader:#{long.("h")}\n\n#{long.("b")}\0",
-      "MESSAGE\nheader:#{long.("i")}\n\n#{String.duplicate("x", 200_000)}\0",
-      "MESSAGE\nheader:#{long.("i")}\n\n#{long.("c")}\0"
-    ])
+      frames =
+        for n <- 1..1_000 do
+          body = String.duplicate("b", 65 + rem(n, 7) * rem(n, 11) * rem(n, 13))
+          "MESSAGE\nheader:#{long.("h")}\n\n#{body}\0"
+        end
 
-    for %Frame{headers: [{name, value}], body: body} <- receive_frames(3),
-        binary <- [name, value, body] do
-      assert :binary.referenced_byte_size(binary) == byte_size(binary)
+      # The large body in the middle takes several reads.
+      large = "MESSAGE\nheader:#{long.("i")}\n\n#{String.duplicate("x", 200_000)}\0"
+      Peer.send(peer, [frames, large, frames])
+      frames = receive_frames(2_001)
+
+      for %Frame{headers: [{name, value}], body: body} <- frames do
+        assert :binary.referenced_byte_size(name) == byte_size(name)
+        assert :binary.referenced_byte_size(value) == byte_size(value)
+        assert :binary.referenced_byte_size(body) <= unquote(most) * byte_size(body)
+      end
+
+      shared = Enum.count(frames, &(:binary.referenced_byte_size(&1.body) > byte_size(&1.body)))
+      assert shared > 1_500 == unquote(share?)
     end
   end
 

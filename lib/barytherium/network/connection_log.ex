@@ -1,0 +1,34 @@
+defmodule Barytherium.Network.ConnectionLog do
+  @moduledoc false
+  # What the log and telemetry say about a connection that this side ended.
+
+  require Logger
+
+  alias Barytherium.{Native, ParseError, Telemetry}
+
+  @doc "Reports why the native side ended the connection of `loop`; nothing if it did not."
+  @spec failure(nil | :panic | {:refused, binary()} | Native.failure(), map()) :: :ok
+  def failure(nil, _loop), do: :ok
+
+  def failure(:panic, _loop),
+    do: Logger.error("Barytherium ended a connection because its native code panicked")
+
+  def failure({:refused, message}, loop) do
+    Logger.error("#{peer(loop)} refused the connection: #{inspect(message)}")
+    Telemetry.refused(loop, message)
+  end
+
+  def failure(failure, loop) do
+    error = ParseError.from_native(failure)
+    message = "Barytherium ended the connection to #{peer(loop)}: " <> Exception.message(error)
+    Logger.error(message, barytherium_parse_error: error)
+  end
+
+  defp peer(%{peer: {host, port}}), do: "#{host(host)}:#{port}"
+  defp peer(%{peer: text}), do: text
+
+  defp host(host) when is_binary(host), do: host
+  defp host(host) when is_list(host) or is_atom(host), do: to_string(host)
+  defp host({:local, path}), do: to_string(path)
+  defp host(address), do: address |> :inet.ntoa() |> to_string()
+end

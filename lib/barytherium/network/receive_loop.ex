@@ -1,0 +1,264 @@
+defmodule Barytherium.Network.ReceiveLoop do
+  @moduledoc false
+  # The process of one connection's receiving side. It does what the native side says is next, and
+  # tells the network when the connection ends. `Barytherium.Network.Receiver` starts it.
+
+  use GenServer, restart: :temporary
+
+  alias Barytherium.{Connection, Telemetry}
+  alias Barytherium.Network.{ConnectionLog, Parser, Socket}
+
+  # The longest time that a timer of the VM runs, in milliseconds.
+  @longest_wait 0xFFFF_FFFF
+
+  # A TLS socket is waited for in `:ssl.recv/3`, where no message is handled. It returns after this
+  # many milliseconds, to check that the listener is alive.
+  @longest_tls_wait 5_000
+
+  # A connection in the queue for a turn asks again after this many milliseconds. A turn takes one
+  # millisecond; a process that has not ended its turn by then is suspended or starved.
+  @longest_queueing 1_000
+
+  # How long the end of a connection waits for its last frames to arrive, in milliseconds. A
+  # listener that takes longer is not able to look at any message.
+  @longest_arrival 1_000
+
+  @impl true
+  def init(state) do
+    with {:ok, greeting} <- Map.fetch(state, :greeting),
+         do: GenServer.cast(state.listener_pid, greeting)
+
+    {:ok, state, {:continue, :open}}
+  end
+
+  @impl true
+  def handle_continue(:open, %{socket: socket} = state) do
+    tls? = Connection.tls?(socket)
+    caller = with pid when is_pid(pid) <- state[:caller], do: Process.monitor(pid)
+
+    # An idle connection keeps this, so it holds nothing that is not needed any more.
+    loop = %{
+      socket: socket,
+      tls: tls?,
+      listener_pid: state.listener_pid,
+      network_pid: state.network_pid,
+      # Whether the process in `network_pid` is the one that opened the socket.
+      own_network: Map.has_key?(state, :greeting),
+      # The host and port that the user gave, for the log.
+      peer: state[:peer] || Socket.peer(socket),
+      monitors: %{
+        listener: Process.monitor(state.listener_pid),
+        caller: caller,
+        socket: unless(tls?, do: Socket.monitor(socket))
+      },
+      parser: nil,
+      next: :inline,
+      # When the timer for the deadline goes off, in milliseconds; nil without one.
+      timer: nil,
+      # When the loop stopped reading because the listener is behind; nil if it has not.
+      paused: nil
+    }
+
+    if tls?, do: open_tls(state, loop), else: open_tcp(state, loop)
+  end
+
+  defp open_tcp(%{socket: socket} = state, loop) do
+    with {:ok, bytes} <- Socket.leftover(socket),
+         {:ok, descriptor} <- Socket.descriptor(socket),
+         {:ok, parser} <- Parser.open(descriptor, bytes, state) do
+      loop = %{loop | parser: parser}
+      # Before it was duplicated it may have been closed, and its number given to another socket.
+      if Socket.descriptor(socket) == {:ok, descriptor} do
+        Parser.confirm(parser, socket)
+        act(:yield, loop)
+      else
+        parser |> Parser.disconnect(:closed) |> act(loop)
+      end
+    else
+      {:error, reason} when reason in [:einval, :ebadf] -> finish(:closed, loop)
+      {:error, reason} -> finish(reason, loop)
+    end
+  end
+
+  defp open_tls(state, loop) do
+    case Parser.open(nil, "", state) do
+      {:ok, parser} -> act(:yield, %{loop | parser: parser})
+      {:error, reason} -> finish(reason, loop)
+    end
+  end
+
+  @impl true
+  # There is something to read.
+  def handle_info({:select, _socket, reference, :ready_input}, %{paused: nil} = loop)
+      when reference == loop.parser.reference,
+      do: read(:inline, loop)
+
+  # A process or port that this one depends on has ended.
+  def handle_info({:DOWN, monitor, _type, _object, _info}, %{monitors: monitors} = loop) do
+    cond do
+      monitor == monitors.listener -> loop.parser |> Parser.disconnect(:no_listener) |> act(loop)
+      monitor == monitors.caller -> loop.parser |> Parser.disconnect(:closed) |> act(loop)
+      monitor == monitors.socket -> loop.parser |> Parser.disconnect(:closed) |> act(loop)
+      true -> ignore(loop)
+    end
+  end
+
+  # The next call, after every message that was waiting.
+  def handle_info(:timeout, %{paused: nil} = loop), do: read(loop.next, loop)
+
+  # It is this connection's turn.
+  def handle_info({:barytherium, :turn}, %{next: :turn, paused: nil} = loop),
+    do: read(:turn, loop)
+
+  # The peer is late only if the socket is empty. If it is not late, the native side says how long
+  # to wait from here.
+  def handle_info(:deadline, %{paused: nil} = loop), do: read(:inline, %{loop | timer: nil})
+  def handle_info(:deadline, loop), do: {:noreply, %{loop | timer: nil}}
+
+  # Time to look at the listener's mailbox, or another connection has passed that duty on.
+  def handle_info({:barytherium, :resume}, %{paused: paused} = loop) when paused != nil,
+    do: resume(loop)
+
+  def handle_info(_stray, loop), do: ignore(loop)
+
+  @impl true
+  def handle_cast(_stray, loop), do: ignore(loop)
+
+  @impl true
+  def handle_call(_stray, _from, loop), do: ignore(loop)
+
+  # A message cancels the timeout of a GenServer, so the timeout is set again.
+  defp ignore(%{paused: nil, next: :turn} = loop), do: {:noreply, loop, @longest_queueing}
+  defp ignore(%{paused: nil, next: next} = loop) when next != :wait, do: {:noreply, loop, 0}
+  defp ignore(loop), do: {:noreply, loop}
+
+  @impl true
+  def terminate(_reason, loop) do
+    # There is a parser after an exception only.
+    if loop[:parser], do: Parser.disconnect(loop.parser, :closed)
+    # Our network may still have to write something, and closes the socket itself.
+    unless loop[:own_network], do: Connection.close(loop.socket)
+  end
+
+  defp read(:slice, loop), do: loop.parser |> Parser.receive_slice() |> act(loop)
+  defp read(:turn, loop), do: read(:inline, loop)
+
+  defp read(:inline, %{tls: false} = loop),
+    do: loop.parser |> Parser.receive_inline() |> act(loop)
+
+  defp read(:inline, loop), do: loop.parser |> Parser.feed("") |> act(loop)
+
+  defp read({:recv, timeout}, %{parser: parser, socket: socket} = loop) do
+    case :ssl.recv(socket, 0, min(timeout, @longest_tls_wait)) do
+      {:ok, bytes} -> parser |> Parser.feed(IO.iodata_to_binary(bytes)) |> act(loop)
+      {:error, :timeout} -> read(:inline, loop)
+      {:error, reason} -> parser |> Parser.disconnect(Connection.reason(reason)) |> act(loop)
+    end
+  end
+
+  # With a timeout of 0, every message that is waiting is handled before the next call.
+  defp act({:wait, timeout}, %{tls: true} = loop),
+    do: {:noreply, %{loop | next: {:recv, timeout}}, 0}
+
+  defp act({:wait, timeout}, loop), do: {:noreply, set_timer(timeout, %{loop | next: :wait})}
+  defp act(:again, %{tls: false} = loop), do: {:noreply, %{loop | next: :slice}, 0}
+  defp act(:again, loop), do: act(:yield, loop)
+
+  defp act(:yield, loop) do
+    :erlang.yield()
+    {:noreply, %{loop | next: :inline}, 0}
+  end
+
+  defp act(:queue, loop), do: {:noreply, %{loop | next: :turn}, @longest_queueing}
+  defp act(:full, loop), do: resume(loop)
+
+  defp act({:connected_frame, frame}, loop) do
+    {_hb_send, hb_recv} = GenServer.call(loop.network_pid, {:connected_frame, frame}, :infinity)
+    Parser.agree(loop.parser, hb_recv)
+    # Many connections are idle from here on, and would keep what it took to get here.
+    :erlang.garbage_collect()
+    act(:yield, loop)
+  end
+
+  defp act({:relay, casts, step}, loop) do
+    Enum.each(casts, fn {listener, message} -> GenServer.cast(listener, message) end)
+    act(step, loop)
+  end
+
+  # Our network knows that its callback process has ended, and what is still to be done then.
+  defp act({:stop, :no_listener, nil}, %{own_network: true} = loop),
+    do: {:stop, :normal, %{loop | parser: nil}}
+
+  defp act({:stop, :no_listener, nil}, loop), do: finish(:closed, loop)
+
+  defp act({:stop, reason, failure}, loop) do
+    ConnectionLog.failure(failure, loop)
+    finish(reason, loop)
+  end
+
+  # The listener may be too far behind.
+  defp resume(loop), do: loop.parser |> Parser.resume() |> pause_or_go_on(loop)
+
+  defp pause_or_go_on(:look, loop) do
+    case Process.info(loop.listener_pid, :message_queue_len) do
+      {:message_queue_len, queued} -> loop.parser |> Parser.looked(queued) |> pause_or_go_on(loop)
+      nil -> loop.parser |> Parser.disconnect(:no_listener) |> act(loop)
+    end
+  end
+
+  defp pause_or_go_on({:pause, timeout}, loop) do
+    if timeout != :infinity, do: Process.send_after(self(), {:barytherium, :resume}, timeout)
+    {:noreply, %{loop | paused: loop.paused || System.monotonic_time()}}
+  end
+
+  defp pause_or_go_on(:yield, %{paused: nil} = loop), do: act(:yield, loop)
+
+  defp pause_or_go_on(:yield, loop) do
+    Telemetry.pause(loop, loop.paused)
+    act(:yield, %{loop | paused: nil})
+  end
+
+  defp finish(reason, loop) do
+    tell_network({:barytherium, :disconnect, reason}, loop)
+    {:stop, :normal, %{loop | parser: nil}}
+  end
+
+  # The network's message to the listener must not arrive before our last frames. Messages of
+  # different senders may arrive in any order if the listener has `message_queue_data: :off_heap`.
+  # So we wait for the listener's answer to a signal, which comes after what we have sent.
+  defp tell_network(message, %{listener_pid: listener, network_pid: network}) do
+    if is_pid(listener) and node(listener) == node() do
+      {teller, monitor} = spawn_monitor(fn -> tell_after_arrival(network, message) end)
+      Process.info(listener, :message_queue_len)
+      send(teller, :arrived)
+      receive do: ({:DOWN, ^monitor, :process, ^teller, _reason} -> :ok)
+    else
+      GenServer.cast(network, message)
+    end
+  end
+
+  defp tell_after_arrival(network, message) do
+    receive do
+      :arrived -> :ok
+    after
+      @longest_arrival -> :ok
+    end
+
+    GenServer.cast(network, message)
+  end
+
+  # The deadline is a timer, because every message would start a timeout anew. Whatever is read
+  # moves the deadline; a timer that goes off too early is set again.
+  defp set_timer(:infinity, loop), do: loop
+
+  defp set_timer(timeout, loop) do
+    at = System.monotonic_time(:millisecond) + timeout
+
+    if loop.timer && loop.timer <= at do
+      loop
+    else
+      Process.send_after(self(), :deadline, min(timeout, @longest_wait))
+      %{loop | timer: at}
+    end
+  end
+end

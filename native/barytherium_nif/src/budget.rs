@@ -1,0 +1,143 @@
+//! How much one turn of a connection does, and when a connection may have a thread of its own.
+//!
+//! Work is counted in bytes that were read. Making a frame's terms takes as long as reading a few
+//! thousand bytes, and is counted so.
+
+use std::time::Duration;
+
+/// What takes as long as making a frame.
+const FRAME_WORK: usize = 2560;
+
+/// What takes as long as making a header that is not that of the frame before: a tuple and up to
+/// two binaries.
+const HEADER_WORK: usize = 512;
+
+/// The work of a turn on a dirty thread: about a millisecond.
+const SLICE_WORK: usize = 4 * 1024 * 1024;
+
+/// The work of a turn on an ordinary scheduler: a quarter of the millisecond that it may be held
+/// for.
+const INLINE_WORK: usize = 1024 * 1024;
+
+/// How much more may be done, so that nothing is left over of what was read.
+const OVERRUN: usize = 1536 * 1024;
+
+/// A slice ends after this time, however little it has done. Otherwise a peer that sends as fast as
+/// single bytes are read could keep a thread.
+pub const SLICE_TIME: Duration = Duration::from_millis(5);
+
+/// Bytes that were read without finding the socket empty. More than this make a burst. Only a burst
+/// is read on dirty threads, where a busy machine may let it wait for a processor, and only in a
+/// burst does a slice linger. A peer that sends little never gets a thread, however often it sends.
+const BURST: usize = 64 * 1024;
+
+/// The size of a read on a dirty thread. A read wakes the peer when it has made room, so large reads
+/// leave more of the processor to both. A larger buffer would not stay in the second-level cache
+/// until it is decoded. A smaller read is not worth its system call.
+const READ_MAX: usize = 512 * 1024;
+const READ_MIN: usize = 32 * 1024;
+
+/// The size of a read outside a burst.
+pub const SMALL_READ: usize = 16 * 1024;
+
+/// A connection that has just delivered a frame or two is read again so many times, each time after
+/// everybody else had a turn, before it waits for its socket. A frame often causes the next one, and
+/// on a busy VM the thread that reports the socket has to get a processor first. More looks gain
+/// next to nothing; each takes about a microsecond.
+const LOOKS: u8 = 8;
+
+/// What a connection has done, and what it may do.
+#[derive(Default)]
+pub struct Budget {
+    work: usize,
+    /// The work after which the turn ends.
+    enough: usize,
+    /// Work for each byte of the last read.
+    density: usize,
+    /// Bytes that were read since the socket was last empty.
+    streak: usize,
+    looks: u8,
+}
+
+impl Budget {
+    /// A turn on a dirty thread begins.
+    pub fn start_slice(&mut self) {
+        self.enough = self.work + SLICE_WORK;
+    }
+
+    /// A turn on an ordinary scheduler begins.
+    pub fn start_inline(&mut self) {
+        self.enough = self.work + INLINE_WORK;
+    }
+
+    /// `bytes` were read.
+    pub fn read(&mut self, bytes: usize) {
+        self.work += bytes;
+        self.streak += bytes;
+    }
+
+    /// A frame was made, and `headers` that are not those of the frame before.
+    pub fn frame(&mut self, headers: usize) {
+        self.work += FRAME_WORK + HEADER_WORK * headers;
+    }
+
+    /// The work that is left for this turn.
+    pub fn left(&self) -> usize {
+        self.enough.saturating_sub(self.work)
+    }
+
+    /// Whether the turn should not read any more.
+    pub fn is_spent(&self) -> bool {
+        self.work >= self.enough
+    }
+
+    /// Whether the turn has to end even if something is left over of what was read.
+    pub fn is_overrun(&self) -> bool {
+        self.work >= self.enough + OVERRUN
+    }
+
+    /// What has been done so far.
+    pub fn work(&self) -> usize {
+        self.work
+    }
+
+    /// `bytes` were read and decoded, which took the work since `before`.
+    pub fn learn(&mut self, before: usize, bytes: usize) {
+        self.density = (self.work - before) / bytes;
+    }
+
+    /// The size of the next read. The rest of the budget should suffice to decode it, because what
+    /// is left over has to be copied.
+    pub fn read_size(&self) -> usize {
+        let bytes = self.left() / self.density.max(1);
+        bytes.clamp(READ_MIN, READ_MAX)
+    }
+
+    /// How much of the timeslice of a process the work since `before` takes, in percent.
+    pub fn timeslice(&self, before: usize) -> i32 {
+        let percent = (self.work - before) * 100 / SLICE_WORK;
+        percent.clamp(1, 100) as i32
+    }
+
+    /// Whether the peer has sent a lot without a pause.
+    pub fn is_burst(&self) -> bool {
+        self.streak >= BURST
+    }
+
+    /// The socket is empty.
+    pub fn end_burst(&mut self) {
+        self.streak = 0;
+    }
+
+    /// Something was delivered: the socket is to be looked at a few times before waiting for it.
+    pub fn expect_more(&mut self) {
+        self.looks = LOOKS;
+    }
+
+    /// Whether to look at the socket once more before waiting for it.
+    pub fn look(&mut self) -> bool {
+        let again = self.looks > 0;
+        self.looks = self.looks.saturating_sub(1);
+        again
+    }
+}

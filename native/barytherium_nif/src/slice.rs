@@ -1,0 +1,256 @@
+//! A slice: what a connection does in one call. Bytes are decoded and delivered, as far as the
+//! budget goes. [`reader`] reads them from the socket.
+//!
+//! A function that finds out what the connection's process has to do next breaks the flow with that
+//! [`Step`].
+
+pub mod reader;
+
+use crate::account::Account;
+use crate::atoms;
+use crate::budget::Budget;
+use crate::delivery::{Delivery, Flushed};
+use crate::state::{Undecoded, now};
+use crate::stats::Stats;
+use crate::step::{Failure, Step};
+use crate::terms::BinaryBody;
+use crate::turn::{self, Place};
+use rustler::{Atom, Env};
+use std::ops::ControlFlow::{self, Break, Continue};
+use std::time::Duration;
+use stomp::{Event, Session, Turn};
+
+/// Goes on, or ends the slice with a step.
+pub type Flow<'a, T = ()> = ControlFlow<Step<'a>, T>;
+
+/// One call's view of a connection.
+pub struct Slice<'a, 's> {
+    pub env: Env<'a>,
+    pub session: &'s mut Session<BinaryBody>,
+    pub undecoded: &'s mut Undecoded,
+    pub budget: &'s mut Budget,
+    pub account: Option<&'s mut Account>,
+    pub place: Option<&'s mut Place>,
+    pub stats: &'s Stats,
+    pub delivery: Delivery<'a, 's>,
+    pub show_econnreset: bool,
+}
+
+impl<'a> Slice<'a, '_> {
+    /// Takes bytes that were read elsewhere.
+    pub fn feed(&mut self, bytes: &[u8]) -> Step<'a> {
+        self.budget.start_inline();
+        if !bytes.is_empty() {
+            self.has_read(bytes.len());
+        }
+        let flow = self.decode_undecoded();
+        match flow {
+            Break(step) => {
+                self.undecoded.append(bytes);
+                step
+            }
+            Continue(()) => self
+                .decode(bytes)
+                .break_value()
+                .unwrap_or_else(|| self.wait()),
+        }
+    }
+
+    /// Ends the connection for a reason that was found elsewhere. What has been read is decoded and
+    /// delivered first, however much the listener has not taken yet.
+    pub fn disconnect(&mut self, reason: Atom) -> Step<'a> {
+        let undecoded = std::mem::take(self.undecoded);
+        let mut input = undecoded.bytes();
+        loop {
+            match self.session.next(&mut input) {
+                Ok(Some(Event::Frame(frame) | Event::Refused(frame))) => {
+                    self.delivery.push(frame, 0, 0);
+                    if self.delivery.is_enough() {
+                        self.deliver();
+                    }
+                }
+                Ok(Some(Event::Connected(frame))) => {
+                    self.stats.frames.add(1);
+                    self.delivery.connected(frame);
+                }
+                Ok(None) | Err(_) => return self.stop(Step::stop(reason)),
+            }
+        }
+    }
+
+    /// Ends the reading: nobody listens.
+    pub fn end_without_listener(&mut self) -> Step<'a> {
+        self.stop(Step::no_listener())
+    }
+
+    /// Delivers what was decoded before the end.
+    pub fn stop(&mut self, end: Step<'a>) -> Step<'a> {
+        self.deliver();
+        end
+    }
+
+    /// Accounts for bytes that were read.
+    fn has_read(&mut self, bytes: usize) {
+        let now = now();
+        self.session.touch(now);
+        self.budget.read(bytes);
+        self.stats.read(bytes, now);
+    }
+
+    /// There is nothing to read. If the peer is not late, waits until it would be.
+    fn wait(&mut self) -> Step<'a> {
+        if let Break(step) = self.flush() {
+            return step;
+        }
+        self.rest();
+        self.session.decoder().release_memory();
+        self.stats.waits.add(1);
+        let left = match self.time_left() {
+            None => return Step::Wait(None),
+            Some(Duration::ZERO) => return self.stop(Step::stop(atoms::timeout())),
+            Some(left) => left,
+        };
+        // Rounded up: a process that wakes too early would only wait again.
+        let millis = left.as_nanos().div_ceil(1_000_000);
+        Step::Wait(Some(millis.try_into().unwrap_or(u64::MAX)))
+    }
+
+    /// Leaves what others may want while there is nothing to read.
+    fn rest(&mut self) {
+        if let Some(account) = &mut self.account {
+            account.rest();
+        }
+        self.budget.end_burst();
+        self.leave_turn();
+    }
+
+    fn leave_turn(&mut self) {
+        if let Some(place) = &mut self.place {
+            place.leave(self.env);
+        }
+    }
+
+    /// There may be more to read. A peer that sends heart-beats without an end does not answer
+    /// CONNECT by that; a peer that is connected has just sent something.
+    fn more(&mut self) -> Step<'a> {
+        if let Break(step) = self.flush() {
+            return step;
+        }
+        if self.session.awaits_first() && self.time_left() == Some(Duration::ZERO) {
+            return self.stop(Step::stop(atoms::timeout()));
+        }
+        self.next_turn()
+    }
+
+    /// A connection that has a lot to read takes turns with others. If others wait for a turn, so
+    /// does a connection with less to read: it would be ahead of them otherwise.
+    fn next_turn(&mut self) -> Step<'a> {
+        let burst = self.budget.is_burst();
+        match &mut self.place {
+            Some(place) if burst || turn::is_crowded() => Step::Turn(place.next(self.env)),
+            None if burst => Step::Turn(Turn::Alone),
+            _ => {
+                self.leave_turn();
+                Step::Look
+            }
+        }
+    }
+
+    /// The time until the deadline, if there is one.
+    fn time_left(&self) -> Option<Duration> {
+        let deadline = self.session.deadline()?;
+        Some(deadline.saturating_sub(now()))
+    }
+
+    /// Decodes what an earlier slice has left over.
+    fn decode_undecoded(&mut self) -> Flow<'a> {
+        let mut undecoded = std::mem::take(self.undecoded);
+        let mut input = undecoded.bytes();
+        let flow = self.decode_input(&mut input);
+        let left = input.len();
+        if left > 0 {
+            undecoded.keep_last(left);
+            *self.undecoded = undecoded;
+        }
+        flow
+    }
+
+    /// Decodes bytes that were just read. Nothing may be left over of what was read before.
+    fn decode(&mut self, mut bytes: &[u8]) -> Flow<'a> {
+        let flow = self.decode_input(&mut bytes);
+        self.undecoded.append(bytes);
+        flow
+    }
+
+    fn decode_input(&mut self, input: &mut &[u8]) -> Flow<'a> {
+        let started = now();
+        let flow = self.decode_frames(input);
+        self.stats.parsed(now() - started);
+        flow
+    }
+
+    fn decode_frames(&mut self, input: &mut &[u8]) -> Flow<'a> {
+        loop {
+            let before = input.len();
+            match self.session.next(input) {
+                Ok(None) => return Continue(()),
+                Ok(Some(Event::Frame(frame))) => {
+                    let size = before - input.len();
+                    let headers = self.delivery.push(frame, size, input.len());
+                    self.budget.frame(headers);
+                    self.deliver_enough()?;
+                }
+                Ok(Some(Event::Connected(frame))) => {
+                    self.stats.frames.add(1);
+                    let frame = self.delivery.connected(frame);
+                    self.leave_turn();
+                    return Break(Step::Connected(frame));
+                }
+                Ok(Some(Event::Refused(frame))) => {
+                    let message = frame.header(b"message").unwrap_or_default().into_owned();
+                    self.delivery.push(frame, 0, 0);
+                    let refused = Step::fail(atoms::closed(), Failure::Refused(message));
+                    return Break(self.stop(refused));
+                }
+                Err(error) => {
+                    let failed = Step::fail(atoms::parse_error(), Failure::Parse(error));
+                    return Break(self.stop(failed));
+                }
+            }
+        }
+    }
+
+    /// Delivers what is enough for a message. Ends the slice if its budget is overrun.
+    fn deliver_enough(&mut self) -> Flow<'a> {
+        let overrun = self.budget.is_overrun();
+        if overrun || self.delivery.is_enough() {
+            self.flush()?;
+        }
+        if overrun {
+            return Break(self.next_turn());
+        }
+        Continue(())
+    }
+
+    /// Delivers what was decoded. Ends the slice if the listener is gone, or may be behind.
+    fn flush(&mut self) -> Flow<'a> {
+        match self.deliver() {
+            Flushed::Nothing => Continue(()),
+            Flushed::NoListener => Break(self.end_without_listener()),
+            Flushed::Sent(bytes) => {
+                let account = self.account.as_mut();
+                if account.is_none_or(|account| account.sent(bytes)) {
+                    return Continue(());
+                }
+                self.leave_turn();
+                Break(Step::Full)
+            }
+        }
+    }
+
+    /// Frames are counted before they are sent: whoever has got a frame finds it counted.
+    fn deliver(&mut self) -> Flushed {
+        self.stats.frames.add(self.delivery.pushed());
+        self.delivery.flush()
+    }
+}

@@ -1,0 +1,170 @@
+//! Reading from a socket: a lot on dirty threads, little on ordinary schedulers.
+
+use super::{Flow, Slice};
+use crate::atoms;
+use crate::budget::{SLICE_TIME, SMALL_READ};
+use crate::parse_state::is_small;
+use crate::socket::{Read, Socket};
+use crate::state::now;
+use crate::step::Step;
+use rustler::Atom;
+use std::io::{self, ErrorKind};
+use std::ops::ControlFlow::{Break, Continue};
+use std::time::Duration;
+use stomp::Turn;
+
+/// A body that lacks this much is likely to be followed by another large one, which is to be read
+/// into its own place as well. So no more is read along with the first than the head of the next.
+const LARGE_BODY: usize = 64 * 1024;
+const BEYOND_LARGE_BODY: usize = 4 * 1024;
+
+/// A slice that finds the socket empty waits this long for more, because going to sleep and being
+/// woken takes as long. Without it, a peer that sends all the time, a little slower than we read,
+/// would cost that at every turn.
+const LINGER: Duration = Duration::from_micros(100);
+
+/// A slice that reads from a socket.
+pub struct Reader<'r, 'a, 's> {
+    pub slice: &'r mut Slice<'a, 's>,
+    pub socket: &'r Socket,
+    /// A buffer of this thread, which has grown to what its thread reads at once.
+    pub buffer: &'r mut Vec<u8>,
+}
+
+/// Why reading stopped.
+enum Pause {
+    /// The budget of this turn is spent.
+    Spent,
+    /// There is nothing to read at the moment.
+    Empty,
+}
+
+impl<'a> Reader<'_, 'a, '_> {
+    /// Reads and delivers on a dirty thread.
+    pub fn receive(&mut self) -> Step<'a> {
+        self.slice.budget.start_slice();
+        self.read_and_linger()
+            .break_value()
+            .unwrap_or_else(|| self.slice.more())
+    }
+
+    fn read_and_linger(&mut self) -> Flow<'a> {
+        self.slice.decode_undecoded()?;
+        while let Pause::Empty = self.read_all()? {
+            self.slice.flush()?;
+            let burst = self.slice.budget.is_burst();
+            self.slice.budget.end_burst();
+            if !burst || !self.socket.await_readable(LINGER) {
+                return Break(self.slice.wait());
+            }
+        }
+        Continue(())
+    }
+
+    /// Reads and delivers on an ordinary scheduler: as much as it may be held for, if many
+    /// connections have a lot to read, otherwise little.
+    pub fn receive_inline(&mut self) -> Step<'a> {
+        if let Some(place) = &mut self.slice.place
+            && place.is_queued(self.slice.env)
+        {
+            return Step::Turn(Turn::Queued);
+        }
+        if !is_small(self.slice.session.decoder()) {
+            return Step::Turn(Turn::Alone);
+        }
+        let before = self.slice.budget.work();
+        self.slice.budget.start_inline();
+        let flow = match &self.slice.place {
+            Some(place) if place.is_holding() => self.read_much(),
+            _ => self.read_little(),
+        };
+        let timeslice = self.slice.budget.timeslice(before);
+        rustler::schedule::consume_timeslice(self.slice.env, timeslice);
+        flow.break_value().unwrap_or_else(|| self.slice.more())
+    }
+
+    fn read_much(&mut self) -> Flow<'a> {
+        self.slice.decode_undecoded()?;
+        match self.read_all()? {
+            Pause::Spent => Continue(()),
+            Pause::Empty => Break(self.slice.wait()),
+        }
+    }
+
+    fn read_little(&mut self) -> Flow<'a> {
+        self.slice.decode_undecoded()?;
+        match self.read(SMALL_READ)? {
+            Some(Read { is_full: true, .. }) => return Continue(()),
+            Some(_) if self.slice.delivery.pushed() > 0 => self.slice.budget.expect_more(),
+            _ => {}
+        }
+        if !self.slice.budget.look() {
+            return Break(self.slice.wait());
+        }
+        self.slice.flush()?;
+        self.slice.budget.end_burst();
+        Break(Step::Look)
+    }
+
+    /// Reads until the budget is spent or the socket is empty.
+    fn read_all(&mut self) -> Flow<'a, Pause> {
+        let started = now();
+        while !self.slice.budget.is_spent() && now() - started < SLICE_TIME {
+            let before = self.slice.budget.work();
+            let Some(read) = self.read(self.slice.budget.read_size())? else {
+                return Continue(Pause::Empty);
+            };
+            self.slice.budget.learn(before, read.bytes());
+            if !read.is_full {
+                return Continue(Pause::Empty);
+            }
+        }
+        Continue(Pause::Spent)
+    }
+
+    /// Reads once, into a buffer of `size` bytes, and decodes what was read. `None` if there is
+    /// nothing to read.
+    fn read(&mut self, size: usize) -> Flow<'a, Option<Read>> {
+        match self.receive_once(size) {
+            Ok(read) if read.bytes() == 0 => Break(self.slice.stop(Step::stop(atoms::closed()))),
+            Ok(read) => {
+                self.slice.has_read(read.bytes());
+                self.slice.decode(&self.buffer[..read.beyond])?;
+                Continue(Some(read))
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Continue(None),
+            Err(error) => Break(self.slice.stop(Step::stop(self.reason(&error)))),
+        }
+    }
+
+    /// Reads into the body that is being collected, and then into the buffer.
+    fn receive_once(&mut self, size: usize) -> io::Result<Read> {
+        if self.buffer.len() < size {
+            self.buffer.resize(size, 0);
+        }
+        let most = self.slice.budget.left().max(size);
+        let decoder = self.slice.session.decoder();
+        let body = decoder.wanting_body();
+        let beyond = match &body {
+            Some((_, missing)) if *missing >= LARGE_BODY => BEYOND_LARGE_BODY,
+            _ => size,
+        };
+        let read = self
+            .socket
+            .receive(body, most, &mut self.buffer[..beyond])?;
+        decoder.filled(read.body);
+        Ok(read)
+    }
+
+    /// The reason that `gen_tcp` would give for `error`.
+    fn reason(&self, error: &io::Error) -> Atom {
+        match error.kind() {
+            ErrorKind::ConnectionReset if self.slice.show_econnreset => atoms::econnreset(),
+            ErrorKind::TimedOut => atoms::etimedout(),
+            ErrorKind::HostUnreachable => atoms::ehostunreach(),
+            ErrorKind::NetworkUnreachable => atoms::enetunreach(),
+            ErrorKind::NetworkDown => atoms::enetdown(),
+            _ => atoms::closed(),
+        }
+    }
+}

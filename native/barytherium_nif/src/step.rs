@@ -1,0 +1,118 @@
+//! What the process of a connection does next: the answer of a slice.
+
+use crate::atoms;
+use crate::socket::Ending;
+use rustler::{Atom, Binary, Encoder, Env, NewBinary, Term};
+use stomp::{ParseError, Resume, Turn};
+
+/// The next step of the process that runs the loop.
+pub enum Step<'a> {
+    /// Read on: on a dirty thread, on an ordinary scheduler, or when it is its turn.
+    Turn(Turn),
+    /// Read a little on an ordinary scheduler, when others had their turn.
+    Look,
+    /// Read when the socket is ready, or after this many milliseconds.
+    Wait(Option<u64>),
+    /// Ask to resume: the listener may be too far behind.
+    Full,
+    /// Tell the network of this CONNECTED frame, and tell us which heart-beats it agreed on.
+    Connected(Term<'a>),
+    /// Stop: the connection is over.
+    Stop(End),
+}
+
+/// How a connection ended.
+pub struct End {
+    pub reason: Atom,
+    /// For the log.
+    pub failure: Option<Failure>,
+    /// What becomes of its socket.
+    pub socket: Ending,
+}
+
+/// Why this side ended a connection, other than for silence.
+pub enum Failure {
+    /// The peer broke the protocol.
+    Parse(ParseError),
+    /// The peer answered CONNECT with an ERROR, whose `message` header this is.
+    Refused(Vec<u8>),
+    /// A bug of ours. It ends the connection that met it.
+    Panic,
+}
+
+impl Step<'_> {
+    /// Stop for `reason`.
+    pub fn stop(reason: Atom) -> Self {
+        Step::Stop(End {
+            reason,
+            failure: None,
+            socket: Ending::Shutdown,
+        })
+    }
+
+    /// Stop for `reason`, because of `failure`.
+    pub fn fail(reason: Atom, failure: Failure) -> Self {
+        Step::Stop(End {
+            reason,
+            failure: Some(failure),
+            socket: Ending::Shutdown,
+        })
+    }
+
+    /// Stop because nobody listens. The socket's owner may still have to write something.
+    pub fn no_listener() -> Self {
+        Step::Stop(End {
+            reason: atoms::no_listener(),
+            failure: None,
+            socket: Ending::LeftToOwner,
+        })
+    }
+}
+
+impl<'a> Step<'a> {
+    pub fn encode(&self, env: Env<'a>) -> Term<'a> {
+        match self {
+            Step::Turn(Turn::Alone) => atoms::again().encode(env),
+            Step::Turn(Turn::Crowded) | Step::Look => atoms::r#yield().encode(env),
+            Step::Turn(Turn::Queued) => atoms::queue().encode(env),
+            Step::Full => atoms::full().encode(env),
+            Step::Wait(Some(millis)) => (atoms::wait(), millis).encode(env),
+            Step::Wait(None) => (atoms::wait(), atoms::infinity()).encode(env),
+            Step::Connected(frame) => (atoms::connected_frame(), frame).encode(env),
+            Step::Stop(end) => {
+                let failure = end.failure.as_ref().map(|failure| failure.encode(env));
+                (atoms::stop(), end.reason, failure).encode(env)
+            }
+        }
+    }
+}
+
+impl Failure {
+    fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
+        match self {
+            Failure::Panic => atoms::panic().encode(env),
+            Failure::Parse(error) => parse_error(env, error),
+            Failure::Refused(message) => {
+                let message = Binary::from(NewBinary::from_slice(env, message));
+                (atoms::refused(), message).encode(env)
+            }
+        }
+    }
+}
+
+/// `{rule, offset, excerpt, description}`.
+pub fn parse_error<'a>(env: Env<'a>, error: &ParseError) -> Term<'a> {
+    let excerpt = Binary::from(NewBinary::from_slice(env, &error.excerpt));
+    let rule = atoms::of_rule(error.rule);
+    (rule, error.offset, excerpt, error.rule.to_string()).encode(env)
+}
+
+/// The answer to a connection that was full.
+pub fn encode_resume<'a>(env: Env<'a>, resume: Resume) -> Term<'a> {
+    match resume {
+        Resume::Go => Step::Look.encode(env),
+        Resume::Look(_) => atoms::look().encode(env),
+        Resume::Wait(None) => (atoms::pause(), atoms::infinity()).encode(env),
+        Resume::Wait(Some(time)) => (atoms::pause(), time.as_millis() as u64).encode(env),
+    }
+}

@@ -1,0 +1,116 @@
+//! Lists of headers. Feeds repeat most of their header lines from frame to frame, so a line that is
+//! the same as at the same place of the frame before has that one's term. The same goes for a
+//! name, and for the end of a list.
+
+use super::raw::{Environment, RawTerm, WORD, binary_bytes};
+use stomp::{Header, Same};
+
+/// An end of a list is shared if at least this many headers at the end are those of the frame
+/// before. A cell that is made by itself takes twice as long as one of a whole list. On the other
+/// hand a shared cell is memory that the listener's garbage collector need not look at.
+const SHARED_END_MIN: usize = 3;
+
+const CELL: usize = 2 * WORD;
+/// A tuple of two.
+const PAIR: usize = 3 * WORD;
+
+/// The headers of the frame before.
+#[derive(Default)]
+pub struct Headers {
+    pairs: Vec<RawTerm>,
+    names: Vec<RawTerm>,
+    /// The list that starts at each header, and behind them the empty one. Empty if the last list
+    /// was made as a whole.
+    ends: Vec<RawTerm>,
+    bytes: usize,
+    made: usize,
+}
+
+impl Headers {
+    /// Forgets the frame before.
+    pub fn clear(&mut self) {
+        self.pairs.clear();
+        self.names.clear();
+        self.ends.clear();
+        self.bytes = 0;
+        self.made = 0;
+    }
+
+    /// Bytes of memory that all lists take.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// How many headers were not those of the frame before.
+    pub fn made(&self) -> usize {
+        self.made
+    }
+
+    /// The list of a frame's headers.
+    pub fn list<'h>(
+        &mut self,
+        environment: &impl Environment,
+        headers: impl ExactSizeIterator<Item = Header<'h>>,
+    ) -> RawTerm {
+        let count = headers.len();
+        if count != self.pairs.len() {
+            self.ends.clear();
+        }
+        self.pairs.truncate(count);
+        self.names.truncate(count);
+        let mut new = 0;
+        for (index, header) in headers.enumerate() {
+            if self.header(environment, index, header) {
+                new = index + 1;
+            }
+        }
+        if count - new < SHARED_END_MIN {
+            self.ends.clear();
+            self.bytes += count * CELL;
+            return environment.list(&self.pairs);
+        }
+        self.linked(environment, new)
+    }
+
+    /// A list whose first `new` headers are others than in the list before.
+    fn linked(&mut self, environment: &impl Environment, new: usize) -> RawTerm {
+        let new = if self.ends.is_empty() {
+            let empty = environment.list(&[]);
+            self.ends.resize(self.pairs.len() + 1, empty);
+            self.pairs.len()
+        } else {
+            new
+        };
+        self.bytes += new * CELL;
+        for index in (0..new).rev() {
+            self.ends[index] = environment.cell(self.pairs[index], self.ends[index + 1]);
+        }
+        self.ends[0]
+    }
+
+    /// Whether the header is another one than at the same place of the frame before.
+    fn header(&mut self, environment: &impl Environment, index: usize, header: Header) -> bool {
+        let known = index < self.pairs.len();
+        let name = match header.same() {
+            Same::Line if known => return false,
+            Same::Name if known => self.names[index],
+            _ => self.binary(environment, &header.name()),
+        };
+        let value = self.binary(environment, &header.value());
+        let pair = environment.pair(name, value);
+        self.bytes += PAIR;
+        self.made += 1;
+        if known {
+            (self.names[index], self.pairs[index]) = (name, pair);
+        } else {
+            self.names.push(name);
+            self.pairs.push(pair);
+        }
+        true
+    }
+
+    fn binary(&mut self, environment: &impl Environment, bytes: &[u8]) -> RawTerm {
+        self.bytes += binary_bytes(bytes.len());
+        environment.binary(bytes)
+    }
+}

@@ -1,0 +1,109 @@
+//! One connection's place among those that have a lot to read, in the whole VM.
+//!
+//! A turn runs on a dirty thread while nobody waits for one: reading and consuming then go on in
+//! parallel. If more connections want to read than there are schedulers, more threads would only
+//! fight for the processors and for the allocators' locks. Turns are shorter then and run on the
+//! connections' own schedulers, where the listeners find the terms in the cache.
+
+use crate::atoms;
+use crate::state::now;
+use rustler::{Env, LocalPid};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use stomp::{Slots, Turn};
+
+static SLOTS: OnceLock<Mutex<Slots<LocalPid>>> = OnceLock::new();
+
+/// Whether connections are queued.
+static CROWDED: AtomicBool = AtomicBool::new(false);
+
+/// There are `slots` connections that may read at the same time. For the library's `load`.
+pub fn init(slots: usize) {
+    SLOTS.get_or_init(|| Mutex::new(Slots::new(slots)));
+}
+
+/// A connection's place.
+pub struct Place {
+    owner: LocalPid,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Idle,
+    Queued,
+    Holding,
+}
+
+impl Place {
+    pub fn new(owner: LocalPid) -> Place {
+        let stage = Stage::Idle;
+        Place { owner, stage }
+    }
+
+    /// The connection has more to read. If it has to wait, its process gets a message when it is
+    /// its turn.
+    pub fn next(&mut self, env: Env) -> Turn {
+        let turn = match self.stage {
+            Stage::Idle => with_slots(|slots| slots.request(self.owner, now())),
+            Stage::Queued => with_slots(|slots| slots.claim(self.owner, now())),
+            Stage::Holding => {
+                let (turn, next) = with_slots(|slots| slots.rotate(self.owner, now()));
+                wake(env, next);
+                turn
+            }
+        };
+        self.stage = match turn {
+            Turn::Queued => Stage::Queued,
+            Turn::Alone | Turn::Crowded => Stage::Holding,
+        };
+        turn
+    }
+
+    /// Whether the connection has to wait for its turn.
+    pub fn is_queued(&mut self, env: Env) -> bool {
+        if self.stage == Stage::Queued {
+            self.next(env);
+        }
+        self.stage == Stage::Queued
+    }
+
+    /// Whether the connection has a slot.
+    pub fn is_holding(&self) -> bool {
+        self.stage == Stage::Holding
+    }
+
+    /// There is nothing to read at the moment, or nobody to take it.
+    pub fn leave(&mut self, env: Env) {
+        if self.stage != Stage::Idle {
+            self.stage = Stage::Idle;
+            let next = with_slots(|slots| slots.release(self.owner, now()));
+            wake(env, next);
+        }
+    }
+}
+
+fn wake(env: Env, next: Option<LocalPid>) {
+    if let Some(next) = next {
+        // A connection that is gone has left already.
+        _ = env.send(&next, (atoms::barytherium(), atoms::turn()));
+    }
+}
+
+/// Whether more connections want to read than may read at the same time.
+pub fn is_crowded() -> bool {
+    CROWDED.load(Relaxed)
+}
+
+/// Connections that have a turn or wait for one.
+pub fn count() -> usize {
+    with_slots(|slots| slots.len())
+}
+
+fn with_slots<T>(access: impl FnOnce(&mut Slots<LocalPid>) -> T) -> T {
+    let slots = SLOTS.get_or_init(|| Mutex::new(Slots::new(1)));
+    let mut slots = slots.lock().unwrap_or_else(PoisonError::into_inner);
+    let result = access(&mut slots);
+    CROWDED.store(slots.is_crowded(), Relaxed);
+    result
+}

@@ -16,14 +16,14 @@ defmodule Barytherium.Network.Sender do
 
   alias Barytherium.{Connection, Frame}
   alias Barytherium.Frame.Outgoing
-  alias Barytherium.Network.{HeartBeat, Writer}
+  alias Barytherium.Network.{HeartBeat, Outbox, Writer}
 
   # Between frames an EOL is a heart-beat.
   @beat "\n"
 
-  # Bytes that are encoded and sent at once. This is large enough to make the cost of the calls
-  # small, and small enough to be encoded in 0.1 ms.
-  @batch 64 * 1024
+  # Acknowledgements of a fast feed may wait in the mailbox in great number. Off the heap, they do
+  # not make garbage collections longer.
+  @spawn_options [spawn_opt: [message_queue_data: :off_heap]]
 
   # Indexes of the counters.
   @written_frames 1
@@ -33,7 +33,8 @@ defmodule Barytherium.Network.Sender do
   @spec start_link(pid(), Connection.socket(), :counters.counters_ref(), timeout()) ::
           GenServer.on_start()
   def start_link(network_pid, socket, counters, max_queue),
-    do: GenServer.start_link(__MODULE__, {network_pid, socket, counters, max_queue})
+    do:
+      GenServer.start_link(__MODULE__, {network_pid, socket, counters, max_queue}, @spawn_options)
 
   @doc false
   @spec new_counters() :: :counters.counters_ref()
@@ -137,9 +138,9 @@ defmodule Barytherium.Network.Sender do
        heart_beat: [],
        # Writes between CONNECT and CONNECTED, the latest first; nil before and after.
        held: nil,
-       # Waiting writes: `{frames, cost, from}`.
-       queue: :queue.new(),
-       queued: 0,
+       held_cost: 0,
+       # All other writes that wait.
+       outbox: %Outbox{},
        # Callers that wait for the write in progress; nil if there is none.
        writing: nil,
        failed: nil,
@@ -162,10 +163,10 @@ defmodule Barytherium.Network.Sender do
   def handle_call({:connected, %Frame{} = frame}, _from, state) do
     {hb_send, _hb_recv} = agreed = HeartBeat.agree(state.heart_beat, frame.headers)
     held = Enum.reverse(state.held || [])
-    state = %{state | version: Frame.version(frame), held: nil, interval: interval(hb_send)}
-    state = %{state | queued: state.queued - cost(held)}
-    schedule_beat(state.interval)
-    {:reply, agreed, %{state | last: now()}, {:continue, {:release, held}}}
+    interval = interval(hb_send)
+    schedule_beat(interval)
+    state = %{state | version: Frame.version(frame), interval: interval, last: now()}
+    {:reply, agreed, %{state | held: nil, held_cost: 0}, {:continue, {:release, held}}}
   end
 
   def handle_call({:disconnect, _headers}, _from, %{version: nil, held: nil} = state),
@@ -234,7 +235,7 @@ defmodule Barytherium.Network.Sender do
     status
     |> Map.replace(:message, "...")
     |> Map.replace(:log, [])
-    |> Map.replace_lazy(:state, &Map.drop(&1, [:queue, :held, :writing]))
+    |> Map.replace_lazy(:state, &Map.drop(&1, [:outbox, :held, :writing]))
   end
 
   # Frames after CONNECT wait until the version is known, because it decides how headers are escaped.
@@ -261,23 +262,30 @@ defmodule Barytherium.Network.Sender do
   defp hold({_frames, _cost, from}, %{failed: reason} = state) when reason != nil,
     do: refuse(from, reason, state)
 
-  defp hold(write, state), do: admit(write, state, &count(%{&1 | held: [write | &1.held]}))
+  defp hold({_frames, cost, _from} = write, state) do
+    admit(write, state, fn state ->
+      count(%{state | held: [write | state.held], held_cost: state.held_cost + cost})
+    end)
+  end
 
   defp drop_held(%{held: held} = state) do
     if held not in [nil, []],
       do: Logger.warning("Barytherium drops #{length(held)} writes: there was no CONNECTED")
 
     for {_frames, _cost, from} <- held || [], from, do: GenServer.reply(from, {:error, :closed})
-    %{state | held: nil, queued: state.queued - cost(held || [])}
+    %{state | held: nil, held_cost: 0}
   end
-
-  defp cost(writes), do: Enum.reduce(writes, 0, fn {_frames, cost, _from}, sum -> sum + cost end)
 
   defp enqueue({_frames, _cost, from}, %{failed: reason} = state) when reason != nil,
     do: refuse(from, reason, state)
 
-  defp enqueue(write, state),
-    do: admit(write, state, &pump(%{&1 | queue: :queue.in(write, &1.queue)}))
+  defp enqueue(write, state) do
+    admit(write, state, fn state ->
+      {outbox, refused} = Outbox.put(state.outbox, write, state.version)
+      drop(refused)
+      pump(%{state | outbox: outbox})
+    end)
+  end
 
   defp refuse(from, reason, state) do
     from && GenServer.reply(from, {:error, reason})
@@ -285,78 +293,53 @@ defmodule Barytherium.Network.Sender do
   end
 
   # A write may be larger than `max_queue` if nothing else waits.
-  defp admit({_frames, cost, from}, %{queued: queued} = state, accept) do
-    if queued > 0 and queued + cost > state.max_queue do
-      Logger.error("Barytherium gives up a connection: #{queued + cost} bytes wait to be written")
+  defp admit({_frames, cost, from}, state, accept) do
+    waiting = waiting(state)
+
+    if waiting > 0 and waiting + cost > state.max_queue do
+      Logger.error(
+        "Barytherium gives up a connection: #{waiting + cost} bytes wait to be written"
+      )
+
       refuse(from, :enobufs, fail(:enobufs, state))
     else
-      accept.(%{state | queued: queued + cost})
+      accept.(state)
     end
   end
 
-  # Writes the next batch unless a write is in progress.
-  defp pump(%{writing: nil, failed: nil} = state) do
-    case batch([], 0, state.queue) do
-      {[], 0, _queue} ->
-        count(state)
+  defp waiting(state), do: Outbox.bytes(state.outbox) + state.held_cost
 
-      {writes, cost, queue} ->
-        writes |> Enum.reverse() |> write_batch(cost, %{state | queue: queue})
-    end
+  # Sends what is next, unless a write is in progress.
+  defp pump(%{writing: nil, failed: nil} = state) do
+    {next, outbox, refused} = Outbox.take(state.outbox, state.version)
+    drop(refused)
+    send_next(next, %{state | outbox: outbox})
   end
 
   defp pump(state), do: count(state)
 
-  defp batch(writes, cost, queue) when cost >= @batch, do: {writes, cost, queue}
+  defp send_next(:empty, state), do: count(state)
 
-  defp batch(writes, cost, queue) do
-    case :queue.out(queue) do
-      {{:value, {_frames, more, _from} = write}, queue} ->
-        batch([write | writes], cost + more, queue)
+  # Nothing is written, so the next heart-beat is not delayed.
+  defp send_next(%{frames: 0, froms: froms}, state) do
+    Enum.each(froms, &GenServer.reply(&1, :ok))
+    pump(state)
+  end
 
-      {:empty, queue} ->
-        {writes, cost, queue}
+  defp send_next(%{data: data, frames: frames, froms: froms}, state) do
+    Writer.write(state.writer, data)
+    :counters.add(state.counters, @written_frames, frames)
+    count(%{state | writing: froms})
+  end
+
+  # `write/2` accepted these because 1.2 can escape them, but the negotiated version cannot.
+  defp drop(refused) do
+    for {{frames, _cost, from}, frame, reason, header} <- refused do
+      commands = Enum.map_join(frames, ", ", & &1.command)
+      refusal = Outgoing.refusal(frame, reason, header)
+      Logger.error("Barytherium dropped a write (#{commands}): #{refusal}")
+      from && GenServer.reply(from, {:error, reason})
     end
-  end
-
-  defp write_batch(writes, cost, state) do
-    frames = Enum.flat_map(writes, fn {frames, _cost, _from} -> frames end)
-    froms = for {_frames, _cost, from} <- writes, from, do: from
-
-    case Outgoing.encode(frames, cost, state.version) do
-      # Nothing is written, so the next heart-beat is not delayed.
-      {:ok, _data} when frames == [] ->
-        Enum.each(froms, &GenServer.reply(&1, :ok))
-        pump(state)
-
-      {:ok, data} ->
-        Writer.write(state.writer, data)
-        :counters.add(state.counters, @written_frames, length(frames))
-        count(%{state | writing: froms, queued: state.queued - cost})
-
-      {:error, {index, reason, header}} ->
-        {write, others} = pop_write(writes, index)
-        state = drop(write, Enum.at(frames, index), reason, header, state)
-        queue = Enum.reduce(Enum.reverse(others), state.queue, &:queue.in_r/2)
-        pump(%{state | queue: queue})
-    end
-  end
-
-  # Splits off the write that contains the frame at `index`.
-  defp pop_write([{frames, _cost, _from} = write | writes], index) when index >= length(frames) do
-    {found, others} = pop_write(writes, index - length(frames))
-    {found, [write | others]}
-  end
-
-  defp pop_write([write | writes], _index), do: {write, writes}
-
-  # `write/2` accepted this because 1.2 can escape it, but the negotiated version cannot.
-  defp drop({frames, cost, from}, frame, reason, header, state) do
-    commands = frames |> Enum.map_join(", ", & &1.command)
-    refusal = Outgoing.refusal(frame, reason, header)
-    Logger.error("Barytherium dropped a write (#{commands}): #{refusal}")
-    from && GenServer.reply(from, {:error, reason})
-    %{state | queued: state.queued - cost}
   end
 
   # All later writes are lost. The network ends this process when it gets the message.
@@ -364,18 +347,16 @@ defmodule Barytherium.Network.Sender do
     reason = Connection.reason(reason)
     GenServer.cast(state.network_pid, {:barytherium, :send_failed, reason})
 
-    waiting =
-      for {_frames, _cost, from} <- :queue.to_list(state.queue) ++ (state.held || []), do: from
+    held = for {_frames, _cost, from} <- state.held || [], from, do: from
 
-    for from <- (state.writing || []) ++ waiting,
-        from,
+    for from <- (state.writing || []) ++ Outbox.froms(state.outbox) ++ held,
         do: GenServer.reply(from, {:error, reason})
 
-    count(%{state | failed: reason, queue: :queue.new(), queued: 0, held: nil, writing: nil})
+    count(%{state | failed: reason, outbox: %Outbox{}, held: nil, held_cost: 0, writing: nil})
   end
 
   defp count(state) do
-    :counters.put(state.counters, @waiting_bytes, state.queued)
+    :counters.put(state.counters, @waiting_bytes, waiting(state))
     state
   end
 

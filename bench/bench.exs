@@ -1,11 +1,22 @@
 # Run by script/bench. Options: --rounds N, --time MS, --only NAME (a part of a case's name).
 
-for file <- ~w(payload elixir_loop feed contender), do: Code.require_file("#{file}.ex", __DIR__)
+for file <- ~w(payload elixir_loop splitting_loop feed contender report chart),
+    do: Code.require_file("#{file}.ex", __DIR__)
 
 defmodule Bench do
-  alias Bench.{Contender, Feed, Payload}
+  alias Bench.{Chart, Contender, ElixirLoop, Feed, Payload, Report, SplittingLoop}
 
   @parsers Path.expand("target/release/parsers", __DIR__)
+
+  @sizes [
+    {"32 B", 32},
+    {"256 B", 256},
+    {"1.5 KB", 1_500},
+    {"16 KB", 16_384},
+    {"1 MB", 1_048_576}
+  ]
+
+  @tls "TLS, 1.5 KB"
 
   def run(options) do
     options = Map.merge(%{rounds: 5, time: 400, only: ""}, Map.new(options))
@@ -13,33 +24,33 @@ defmodule Bench do
     results =
       for {name, case} <- cases(), String.contains?(name, options.only) do
         result = case.(options)
-        print(name, result)
+        Report.print(name, result)
         {name, result}
       end
 
-    File.write!(Path.join(__DIR__, "results.tsv"), [tsv_head() | Enum.map(results, &tsv/1)])
+    File.write!(Path.join(__DIR__, "results.tsv"), Report.tsv(results))
+
+    if options.only == "" do
+      names = for {name, _size} <- @sizes, do: name
+      File.write!(Path.join(__DIR__, "chart.svg"), Chart.svg(results, names ++ [@tls]))
+    end
   end
 
   defp cases do
-    sizes = [
-      {"32 B", 32},
-      {"256 B", 256},
-      {"1.5 KB", 1_500},
-      {"16 KB", 16_384},
-      {"1 MB", 1_048_576}
-    ]
-
-    plain = for {name, size} <- sizes, do: {name, &end_to_end(&1, Payload.new(size))}
+    plain = for {name, size} <- @sizes, do: {name, &end_to_end(&1, Payload.new(size))}
+    busy = System.schedulers_online()
 
     other = [
       {"256 B, no content-length", &end_to_end(&1, Payload.new(256, :plain, false))},
       {"256 B, RabbitMQ's headers", &end_to_end(&1, Payload.new(256, :rabbitmq))},
       {"256 B, ActiveMQ's headers", &end_to_end(&1, Payload.new(256, :activemq))},
-      {"TLS, 1.5 KB", &tls(&1, Payload.new(1_500))},
+      {"256 B, each acknowledged", &acknowledged(&1, Payload.new(256), :each)},
+      {"256 B, lists acknowledged", &acknowledged(&1, Payload.new(256), :last)},
+      {@tls, &tls(&1, Payload.new(1_500))},
       {"latency, idle VM", &latency(&1, 0)},
-      {"latency, busy VM", &latency(&1, System.schedulers_online())},
+      {"latency, busy VM", &latency(&1, busy)},
       {"latency, paced, idle VM", &paced(&1, 0)},
-      {"latency, paced, busy VM", &paced(&1, System.schedulers_online())},
+      {"latency, paced, busy VM", &paced(&1, busy)},
       {"acknowledgements written singly", &writes(&1)},
       {"decoders, 256 B", &decoders(&1, Payload.new(256))},
       {"Frame.parse_all, 256 B", &parse_all(&1, Payload.new(256))},
@@ -52,54 +63,56 @@ defmodule Bench do
     plain ++ other ++ many
   end
 
-  # One column for each figure of a round; ratios are of the same round.
+  # All figures of a round, with ratios to the others of the same round.
+  defp compare(options, port, opts \\ []) do
+    measured =
+      for contender <- [:ours, :elixir, :splitting],
+          into: %{},
+          do: {contender, Contender.measure(contender, port, options.time, opts)}
+
+    %{ours: ours, elixir: elixir, splitting: splitting} = measured
+
+    [
+      "frames/s": ours.rate,
+      "x Elixir": ours.rate / elixir.rate,
+      "x splitting Elixir": ours.rate / splitting.rate,
+      "Elixir, frames/s": elixir.rate,
+      "splitting Elixir, frames/s": splitting.rate,
+      "CPU us": ours.cpu,
+      "CPU us, Elixir": elixir.cpu,
+      allocations: ours.allocations,
+      "allocations, Elixir": elixir.allocations
+    ]
+  end
+
   defp end_to_end(options, {bytes, frames}) do
-    {feed, port} = Feed.start(:flood, bytes)
     size = byte_size(bytes) / frames
 
-    rounds =
-      for _round <- 1..options.rounds do
-        raw = Contender.measure(:raw, port, options.time)
-        ours = Contender.measure(:ours, port, options.time)
-        elixir = Contender.measure(:elixir, port, options.time)
-
-        [
-          "frames/s": ours.rate,
-          "of raw recv": ours.rate * size / raw.rate,
-          "x Elixir": ours.rate / elixir.rate,
-          "CPU us": ours.cpu,
-          "CPU us, Elixir": elixir.cpu,
-          allocations: ours.allocations,
-          "allocations, Elixir": elixir.allocations
-        ]
-      end
-
-    Feed.stop(feed)
-    rounds
+    rounds(options, Feed.start(:flood, bytes), fn port ->
+      raw = Contender.measure(:raw, port, options.time)
+      figures = compare(options, port)
+      figures ++ ["of raw recv": figures[:"frames/s"] * size / raw.rate]
+    end)
   end
 
   defp tls(options, {bytes, _frames}) do
-    {feed, port} = Feed.start_tls(bytes)
-    secure = [secure: true, verify: :verify_none]
+    opts = [secure: true, verify: :verify_none]
+    rounds(options, Feed.start_tls(bytes), &compare(options, &1, opts))
+  end
 
-    rounds =
-      for _round <- 1..options.rounds do
-        ours = Contender.measure(:ours, port, options.time, secure)
-        elixir = Contender.measure(:elixir, port, options.time, secure)
+  # All contenders acknowledge through our sender.
+  defp acknowledged(options, {bytes, _frames}, which) do
+    feed = Feed.start(:acknowledged, bytes)
+    rounds(options, feed, &compare(options, &1, acknowledge: which))
+  end
 
-        [
-          "frames/s": ours.rate,
-          "x Elixir": ours.rate / elixir.rate,
-          "CPU us": ours.cpu,
-          "CPU us, Elixir": elixir.cpu
-        ]
-      end
-
+  defp rounds(options, {feed, port}, measure) do
+    rounds = for _round <- 1..options.rounds, do: measure.(port)
     Feed.stop(feed)
     rounds
   end
 
-  # A frame, an answer of one octet, the next frame: microseconds there and back.
+  # A frame, an answer of one byte, the next frame: microseconds there and back.
   defp latency(options, busy),
     do: latency(options, busy, :echo, &Contender.round_trips(&1, &2, 2_000))
 
@@ -108,11 +121,10 @@ defmodule Bench do
   defp paced(options, busy), do: latency(options, busy, :paced, &Contender.paced(&1, &2, 1_000))
 
   defp latency(options, busy, mode, measure) do
-    {feed, port} = Feed.start(mode, Payload.frame(1, 256, :plain, true), 1)
     burners = for _n <- 1..busy//1, do: spawn(&burn/0)
 
     rounds =
-      for _round <- 1..options.rounds do
+      rounds(options, Feed.start(mode, Payload.frame(1, 256, :plain, true), 1), fn port ->
         ours = measure.(:ours, port)
         elixir = measure.(:elixir, port)
 
@@ -122,69 +134,51 @@ defmodule Bench do
           "p50 of Elixir's": at(ours, 0.5) / at(elixir, 0.5),
           "p99 of Elixir's": at(ours, 0.99) / at(elixir, 0.99)
         ]
-      end
+      end)
 
     Enum.each(burners, &Process.exit(&1, :kill))
-    Feed.stop(feed)
-    rounds
-  end
-
-  # Acknowledgements a second, each in a call of its own: with at most 256 of them waiting, and with
-  # as many as there are.
-  defp writes(options) do
-    {feed, port} = Feed.start(:sink, "")
-
-    rounds =
-      for _round <- 1..options.rounds do
-        [
-          "256 waiting": Contender.writes(port, 256, 400),
-          "100,000 waiting": Contender.writes(port, 100_000, 1)
-        ]
-      end
-
-    Feed.stop(feed)
     rounds
   end
 
   defp burn, do: burn()
   defp at(sorted, quantile), do: Enum.at(sorted, round((length(sorted) - 1) * quantile))
 
-  # All feed at once. Fair is 1.
+  # Acknowledgements per second, each in a call of its own: with at most 256 of them waiting, and
+  # with as many as there are.
+  defp writes(options) do
+    rounds(options, Feed.start(:sink, ""), fn port ->
+      [
+        "256 waiting": Contender.writes(port, 256, 400),
+        "100,000 waiting": Contender.writes(port, 100_000, 1)
+      ]
+    end)
+  end
+
+  # All feed at once. In a fair round the slowest is as fast as the fastest.
   defp many(options, count, {bytes, _frames}) do
-    {feed, port} = Feed.start(:flood, bytes)
+    time = options.time |> max(20 * count) |> min(4_000)
 
-    rounds =
-      for _round <- 1..options.rounds do
-        one = Contender.measure(:ours, port, options.time)
+    rounds(options, Feed.start(:flood, bytes), fn port ->
+      one = Contender.measure(:ours, port, options.time)
+      {rates, waits} = Contender.measure_many(:ours, port, count, time)
+      total = Enum.sum(rates)
 
-        rates =
-          Contender.measure_many(:ours, port, count, min(max(options.time, 20 * count), 4_000))
-
-        total = Enum.sum(rates)
-
-        [
-          "frames/s": total,
-          "of one connection": total / one.rate,
-          "slowest of fastest": Enum.min(rates) / Enum.max(rates)
-        ]
-      end
-
-    Feed.stop(feed)
-    rounds
+      [
+        "frames/s": total,
+        "of one connection": total / one.rate,
+        "slowest of fastest": Enum.min(rates) / Enum.max(rates),
+        "ping p99 us": waits.ping,
+        "File.read p99 us": waits.file
+      ]
+    end)
   end
 
   # A listener that takes nothing for a second, with the default high-water mark and without one.
   defp backlog(options, {bytes, _frames}) do
-    {feed, port} = Feed.start(:flood, bytes)
-    mib = &(Contender.backlog(port, 1_000, &1) / 1_048_576)
-
-    rounds =
-      for _round <- 1..options.rounds do
-        [MiB: mib.([]), "MiB, no mark": mib.(high_water_mark: :infinity)]
-      end
-
-    Feed.stop(feed)
-    rounds
+    rounds(options, Feed.start(:flood, bytes), fn port ->
+      mib = &(Contender.backlog(port, 1_000, &1) / 1_048_576)
+      [MiB: mib.([]), "MiB, no mark": mib.(high_water_mark: :infinity)]
+    end)
   end
 
   defp decoders(options, {bytes, _frames}) do
@@ -206,21 +200,18 @@ defmodule Bench do
   # Decoding and terms, without a socket, of what one read gives.
   defp parse_all(options, {bytes, _frames}) do
     bytes = binary_part(bytes, 0, 256 * 1024)
+    {:ok, frames, _state} = Barytherium.Frame.parse_all(bytes)
 
     for _round <- 1..options.rounds do
-      {ours, frames} =
-        time(fn ->
-          {:ok, frames, _state} = Barytherium.Frame.parse_all(bytes)
-          frames
-        end)
+      ours = time(fn -> Barytherium.Frame.parse_all(bytes) end)
+      elixir = time(fn -> ElixirLoop.parse(bytes) end)
+      splitting = time(fn -> SplittingLoop.parse(bytes, []) end)
 
-      {elixir, _frames} =
-        time(fn ->
-          {frames, _rest} = Bench.ElixirLoop.parse(bytes, [])
-          frames
-        end)
-
-      ["us a frame": ours / length(frames), "x Elixir": elixir / ours] ++ rabbitmq(bytes, ours)
+      [
+        "us a frame": ours / length(frames),
+        "x Elixir": elixir / ours,
+        "x splitting Elixir": splitting / ours
+      ] ++ rabbitmq(bytes, ours)
     end
   end
 
@@ -230,8 +221,7 @@ defmodule Bench do
       [path | _] ->
         :code.add_pathz(to_charlist(path))
         bytes = String.replace(bytes, "MESSAGE\n", "SEND\n")
-        {theirs, _rest} = time(fn -> rabbitmq_parse(bytes) end)
-        ["x RabbitMQ's": theirs / ours]
+        ["x RabbitMQ's": time(fn -> rabbitmq_parse(bytes) end) / ours]
 
       [] ->
         []
@@ -247,42 +237,11 @@ defmodule Bench do
     end
   end
 
-  # The best of some, in a process of its own, so that nobody pays for another's garbage.
+  # The best of several runs, each in a process of its own, so that no garbage is left from another.
   defp time(fun) do
-    runs = for _run <- 1..5, do: Task.await(Task.async(fn -> :timer.tc(fun) end), :infinity)
-    Enum.min_by(runs, &elem(&1, 0))
-  end
-
-  defp print(name, rounds) do
-    figures =
-      for {figure, values} <- columns(rounds) do
-        {median, low, high} = spread(values)
-        "#{figure} #{format(median)} (#{format(low)} to #{format(high)})"
-      end
-
-    IO.puts("#{String.pad_trailing(name, 26)} #{Enum.join(figures, ", ")}")
-  end
-
-  defp columns(rounds) do
-    for {figure, _value} <- hd(rounds), do: {figure, Enum.map(rounds, & &1[figure])}
-  end
-
-  defp spread(values) do
-    sorted = Enum.sort(values)
-    {Enum.at(sorted, div(length(sorted), 2)), hd(sorted), List.last(sorted)}
-  end
-
-  defp format(value) when value >= 10_000, do: "#{Float.round(value / 1_000_000, 3)} M"
-  defp format(value) when value >= 100, do: to_string(round(value))
-  defp format(value), do: to_string(Float.round(value / 1, 2))
-
-  defp tsv_head, do: "case\tfigure\trounds\tmedian\tlowest\thighest\n"
-
-  defp tsv({name, rounds}) do
-    for {figure, values} <- columns(rounds) do
-      {median, low, high} = spread(values)
-      Enum.join([name, figure, length(values), median, low, high], "\t") <> "\n"
-    end
+    timed = fn -> fun |> :timer.tc() |> elem(0) end
+    runs = for _run <- 1..5, do: Task.await(Task.async(timed), :infinity)
+    Enum.min(runs)
   end
 end
 

@@ -1,5 +1,12 @@
 defmodule Bench.Contender do
-  @moduledoc "Who receives, and how much of it a second."
+  @moduledoc """
+  Who receives, and how much of it per second.
+
+    * `:ours` - the native receive loop;
+    * `:elixir` - `Bench.ElixirLoop`, the best loop in Elixir that we know how to write;
+    * `:splitting` - `Bench.SplittingLoop`, the straightforward one;
+    * `:raw` - `recv` that discards what it reads.
+  """
 
   alias Barytherium.{Connection, Frame, Network}
   alias Barytherium.Network.{Receiver, Sender}
@@ -10,8 +17,12 @@ defmodule Bench.Contender do
   @doc """
   What `contender` receives from `port` in `time` milliseconds, after a while of warming up.
 
-  `%{rate: units a second, cpu: microseconds of this VM a unit, allocations: of this VM's
-  allocators, a unit}`; a unit is a frame, or an octet for `:raw`.
+  `%{rate: units per second, cpu: microseconds of this VM a unit, allocations: of this VM's
+  allocators, a unit}`; a unit is a frame, or a byte for `:raw`.
+
+  The option `:acknowledge` is `:each`, to acknowledge each frame in a `Sender.write/2` of its own
+  and to count acknowledgements that are written, or `:last`, to acknowledge the last frame of each
+  list. Other options are those of `Connection.connect/3`.
   """
   def measure(contender, port, time, opts \\ []) do
     {counter, stop} = start(contender, port, opts)
@@ -43,16 +54,33 @@ defmodule Bench.Contender do
         do: (sum -> sum + giga * 1_000_000_000 + count)
   end
 
-  @doc "What each of `count` connections receives a second, all at once."
+  @doc """
+  What each of `count` connections receives per second, all at once, and how long others in the VM
+  wait meanwhile: `{rates, %{ping: microseconds, file: microseconds}}`, of a round trip between two
+  processes and of a `File.read/1`, 99th percentiles.
+  """
   def measure_many(contender, port, count, time) do
     started = for _connection <- 1..count, do: start(contender, port)
     Process.sleep(div(time, 4))
     before = for {counter, _stop} <- started, do: count(counter)
-    Process.sleep(time)
+    waits = waits(System.monotonic_time(:millisecond) + time, [], [])
     after_ = for {counter, _stop} <- started, do: count(counter)
     for {_counter, stop} <- started, do: stop.()
-    for {from, to} <- Enum.zip(before, after_), do: (to - from) * 1000 / time
+    {for({from, to} <- Enum.zip(before, after_), do: (to - from) * 1000 / time), waits}
   end
+
+  # A process that is new each time is not already running on some scheduler.
+  defp waits(until, pings, files) do
+    {ping, :pong} = :timer.tc(fn -> Task.await(Task.async(fn -> :pong end), :infinity) end)
+    {file, {:ok, _bytes}} = :timer.tc(fn -> File.read("mix.exs") end)
+    Process.sleep(1)
+
+    if System.monotonic_time(:millisecond) < until,
+      do: waits(until, [ping | pings], [file | files]),
+      else: %{ping: p99([ping | pings]), file: p99([file | files])}
+  end
+
+  defp p99(times), do: times |> Enum.sort() |> Enum.at(round((length(times) - 1) * 0.99))
 
   @doc "Octets that this VM has grown by, `time` milliseconds after a listener stopped listening."
   def backlog(port, time, opts) do
@@ -145,14 +173,16 @@ defmodule Bench.Contender do
 
   @doc "Starts `contender` on a new connection: what counts, and how to end it."
   def start(contender, port, opts \\ []) do
-    counter = :counters.new(1, [])
+    {acknowledge, opts} = Keyword.pop(opts, :acknowledge)
+    # The first of a sender's counters is that of frames written.
+    counter = if acknowledge, do: Sender.new_counters(), else: :counters.new(1, [])
     parent = self()
 
     {pid, monitor} =
       spawn_monitor(fn ->
         {:ok, socket} = Connection.connect({127, 0, 0, 1}, port, opts ++ options(contender))
         send(parent, {self(), :connected})
-        run(contender, socket, counter)
+        run(contender, socket, counter, acknowledge)
       end)
 
     receive do
@@ -176,16 +206,24 @@ defmodule Bench.Contender do
   defp options(:ours), do: []
   defp options(_other), do: @socket_options
 
-  defp run(:raw, socket, counter) do
+  defp run(:raw, socket, counter, nil) do
     {:ok, bytes} = Connection.recv(socket, 0, :infinity)
     :counters.add(counter, 1, byte_size(bytes))
-    run(:raw, socket, counter)
+    run(:raw, socket, counter, nil)
   end
 
   # The process that is killed is the listener: the loop ends with it.
-  defp run(contender, socket, counter) do
+  defp run(contender, socket, counter, nil) do
     start_loop(contender, socket)
     listen(counter)
+  end
+
+  # All contenders acknowledge through our sender: it is the receiving that is compared.
+  defp run(contender, socket, counter, acknowledge) do
+    counters = if acknowledge == :each, do: counter, else: Sender.new_counters()
+    {:ok, sender} = Sender.start_link(self(), socket, counters, :infinity)
+    start_loop(contender, socket)
+    acknowledge(acknowledge, sender, counter)
   end
 
   defp start_loop(:elixir, socket), do: start_elixir(socket, &Bench.ElixirLoop.loop/2)
@@ -209,6 +247,26 @@ defmodule Bench.Contender do
     # Port sockets stay with who opened them, so that it can write as well.
     if Connection.tls?(socket), do: :ssl.controlling_process(socket, pid)
   end
+
+  defp acknowledge(which, sender, counter) do
+    receive do
+      {:"$gen_cast", {:barytherium, :frames, {frames, _sender}}} when which == :each ->
+        Enum.each(frames, &write_ack(&1, sender))
+        acknowledge(which, sender, counter)
+
+      {:"$gen_cast", {:barytherium, :frames, {frames, _sender}}} ->
+        frames |> List.last() |> write_ack(sender)
+        :counters.add(counter, 1, length(frames))
+        acknowledge(which, sender, counter)
+    end
+  end
+
+  defp write_ack(%{command: :message, headers: headers}, sender) do
+    {"ack", id} = List.keyfind(headers, "ack", 0)
+    Sender.write(sender, [%Frame{command: :ack, headers: [{"id", id}]}])
+  end
+
+  defp write_ack(_connected, _sender), do: :ok
 
   defp listen(counter) do
     receive do

@@ -4,6 +4,7 @@
 //! the mode decides:
 //!
 //! * `flood`: sends the file again and again, as fast as the client takes it;
+//! * `acknowledged`: the same, and reads what the client sends;
 //! * `echo`: sends the file once for each read that returns bytes;
 //! * `paced`: sends the file, which is a MESSAGE, at the interval in milliseconds, and adds the time
 //!   of sending as a header;
@@ -48,6 +49,11 @@ fn main() -> Result<()> {
         let payload = Arc::clone(&payload);
         match mode {
             "flood" => spawn(move || flood(stream, &payload))?,
+            "acknowledged" => {
+                let acknowledgements = stream.try_clone()?;
+                spawn(move || sink(acknowledgements))?;
+                spawn(move || flood(stream, &payload))?;
+            }
             "echo" => spawn(move || echo(stream, &payload))?,
             "sink" => spawn(move || sink(stream))?,
             "paced" => spawn(move || paced(stream, &payload, Duration::from_millis(beat)))?,

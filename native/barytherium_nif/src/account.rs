@@ -1,4 +1,4 @@
-//! What each listener has not taken yet, in one account for all connections that feed it.
+//! What each listener has not taken yet. All connections to one listener share an account.
 
 use crate::atoms;
 use rustler::{Env, LocalPid};
@@ -9,7 +9,7 @@ use stomp::{Backlog, Resume};
 
 type Shared = Arc<Mutex<Backlog<LocalPid>>>;
 
-/// The backlog of each listener that has connections, and how many.
+/// The backlog of each listener that has connections, and the number of its connections.
 static ACCOUNTS: Mutex<BTreeMap<LocalPid, (Shared, usize)>> = Mutex::new(BTreeMap::new());
 
 /// One connection's part in its listener's account.
@@ -18,11 +18,11 @@ pub struct Account {
     backlog: Shared,
     /// The process of this connection.
     owner: LocalPid,
-    /// Messages in the listener's mailbox that are too many.
+    /// The number of messages in the listener's mailbox at which to pause.
     mark: usize,
-    /// Messages that may be sent before others who wait.
+    /// The number of messages that this connection may send although others wait.
     grant: usize,
-    /// What the backlog wants to know again after a look.
+    /// The value of the last `Resume::Look`.
     look: u64,
 }
 
@@ -41,12 +41,12 @@ impl Account {
         }
     }
 
-    /// Accounts for a message that takes up `bytes`. Whether another one may be sent.
+    /// Accounts for a message of `bytes` bytes of memory. Whether another one may be sent.
     pub fn sent(&mut self, bytes: usize) -> bool {
         lock(&self.backlog).sent(bytes, &mut self.grant, self.mark)
     }
 
-    /// What to do after `sent` said no, after a pause, or when woken.
+    /// What to do when `sent` returned false, after a pause, or when woken.
     pub fn resume(&mut self) -> Resume {
         let resume = lock(&self.backlog).resume(self.owner, &mut self.grant, self.mark);
         if let Resume::Look(sent) = resume {
@@ -55,7 +55,7 @@ impl Account {
         resume
     }
 
-    /// After `Look`: there are `queued` messages in the listener's mailbox.
+    /// What to do after `Look`, with `queued` messages in the listener's mailbox.
     pub fn looked(&mut self, env: Env, queued: usize, now: Duration) -> Resume {
         let mut woken = Vec::new();
         let resume = lock(&self.backlog).looked(
@@ -98,12 +98,12 @@ impl Drop for Account {
     }
 }
 
-/// Listeners that have an account.
+/// The number of listeners that have an account.
 pub fn count() -> usize {
     lock(&ACCOUNTS).len()
 }
 
-/// Tells a paused connection to ask again. One that is gone has left already.
+/// Tells a paused connection to ask again. If its process is gone, it has left the account.
 fn wake(env: Env, owner: &LocalPid) {
     _ = env.send(owner, (atoms::barytherium(), atoms::resume()));
 }

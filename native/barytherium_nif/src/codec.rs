@@ -7,12 +7,12 @@ use crate::terms::{Batch, BinaryBody, BodyPlace};
 use rustler::{Atom, Binary, Encoder, Env, Error, NewBinary, NifResult, NifStruct, Term};
 use stomp::{Command, Decoder, EncodeError, Escapes, ParseError, UndefinedEscapes, Version};
 
-/// A body of this size or more, that is at least half of the data that it lies in, is not copied. So
-/// what is kept of it keeps no more than twice as much in memory.
+/// A body of this size or more is not copied if it is at least half of the data. Whoever keeps it
+/// keeps at most twice its size in memory.
 const PART_MIN: usize = 64 * 1024;
 
-/// Decodes all of `data`: `{frames, state, nil | parse_error}`, or `:used` if the state is not the
-/// last one of its stream.
+/// Decodes all of `data`: `{frames, state, nil | parse_error}`, or `:used` if the state was used
+/// before.
 pub fn parse<'a>(env: Env<'a>, data: Binary<'a>, state: ParseState) -> Term<'a> {
     let Some(mut decoder) = state.take() else {
         return atoms::used().encode(env);
@@ -49,16 +49,16 @@ fn decode<'a>(
         let end = data.len() - input.len() - 1;
         match part_of(data, &frame.body, end) {
             Some(body) => batch.push_with_body(&frame, body),
-            None => {
-                let place = if share_bodies {
-                    let following = input.len();
-                    let frame = before - following;
-                    BodyPlace::Shared { frame, following }
-                } else {
-                    BodyPlace::Own
+            None if share_bodies => {
+                let following = input.len();
+                let size = before - following;
+                let place = BodyPlace::Shared {
+                    frame: size,
+                    following,
                 };
                 batch.push(frame, place);
             }
+            None => _ = batch.push(frame, BodyPlace::Own),
         }
         if let Some(version) = version {
             decoder.set_version(version);
@@ -66,7 +66,7 @@ fn decode<'a>(
     }
 }
 
-/// The body that ends at `end` as a part of `data`, if it is large enough for that.
+/// The body that ends at `end`, as a part of `data` if it is large enough for that.
 fn part_of<'a>(
     data: Binary<'a>,
     body: &stomp::Body<'_, BinaryBody>,
@@ -82,7 +82,7 @@ fn part_of<'a>(
     }
 }
 
-/// A body of this size is not copied when frames are encoded.
+/// A body of this size or more is not copied when frames are encoded.
 const SEPARATE_BODY: usize = 4 * 1024;
 
 /// A `Barytherium.Frame` to encode.
@@ -94,7 +94,7 @@ pub struct FrameTerm<'a> {
     body: Binary<'a>,
 }
 
-/// What cannot be encoded: which frame, why, and which of its headers.
+/// Why frames cannot be encoded: the index of the frame, the reason, the index of its header.
 type Refused = (usize, Atom, usize);
 
 /// The bytes of all frames, as iodata.
@@ -133,14 +133,14 @@ fn refused(frame: usize, error: EncodeError) -> Refused {
     }
 }
 
-/// 1.2's escapes decoded; undefined ones stay as they are.
+/// Decodes the escapes of STOMP 1.2. Undefined ones stay as they are.
 pub fn unescape<'a>(env: Env<'a>, text: &[u8]) -> Term<'a> {
     let lenient = Escapes::V1_2(UndefinedEscapes::Keep);
     let decoded = stomp::unescape(text, lenient);
     binary(env, decoded.as_deref().unwrap_or(text))
 }
 
-/// Escaped as in 1.2.
+/// Escapes as in STOMP 1.2.
 pub fn escape<'a>(env: Env<'a>, text: &[u8]) -> Term<'a> {
     let mut escaped = Vec::with_capacity(text.len());
     stomp::escape(text, Escapes::V1_2(UndefinedEscapes::Keep), &mut escaped);

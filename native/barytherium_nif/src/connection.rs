@@ -4,9 +4,9 @@
 //! socket is empty it asks the VM for a message and returns: an idle connection holds no thread and
 //! no buffer.
 //!
-//! A connection has ended when its state is gone. All calls but the destructor come from the process
-//! that runs the loop. When that process dies, the VM frees its heap, which had the only reference to
-//! the connection, after the call that it may still be in: the destructor then ends the connection.
+//! A connection has ended when its state is gone. All calls come from the process that runs the loop.
+//! When that process dies, the VM waits for the call that it may be in, and frees its heap. The only
+//! reference to the connection is there, so the destructor runs and ends the connection.
 
 use crate::atoms;
 use crate::delivery::{Delivery, Recipients};
@@ -182,18 +182,7 @@ impl Connection {
         state.stats.slices.add(1);
         let (step, answer) = SCRATCH.with_borrow_mut(|scratch| {
             let delivery = Delivery::new(env, to, &mut scratch.batch, state.share_bodies);
-            let mut slice = Slice {
-                env,
-                session: &mut state.session,
-                undecoded: &mut state.undecoded,
-                budget: &mut state.budget,
-                account: state.account.as_mut(),
-                place: state.place.as_mut(),
-                stats: &state.stats,
-                delivery,
-                show_econnreset: state.show_econnreset,
-            };
-            let socket = state.socket.as_ref();
+            let (mut slice, socket) = state.slice(env, delivery);
             let step = contained(&mut slice, |slice| work(slice, socket, &mut scratch.buffer))?;
             let answer = slice.delivery.answer(step.encode(env));
             NifResult::Ok((step, answer))
@@ -206,7 +195,7 @@ impl Connection {
         Ok(answer)
     }
 
-    /// The state. A panic leaves nothing half done that matters: it ends the connection.
+    /// The state. A panic ends the connection, so it does not matter what it left half done.
     fn lock(&self) -> MutexGuard<'_, Option<State>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

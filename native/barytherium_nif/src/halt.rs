@@ -1,13 +1,12 @@
-//! Connections whose socket was closed by the VM while nobody was left to notice.
+//! Connections that the VM closes while it halts.
 //!
-//! `System.halt/1` stops all processes, and then waits until every port has written what it still
-//! has to write. It closes the port of a connection, but not our duplicate of its descriptor. So a
-//! peer in the same VM would go on writing to a connection that nobody reads, and the VM would
-//! never end.
+//! `System.halt/1` stops all processes. Then it waits until every port has written what it has to
+//! write. It closes the port of a connection, but not our duplicate of the descriptor. A peer in the
+//! same VM would go on writing to a connection that nobody reads, and the VM would never end.
 //!
-//! No callback of the VM tells a NIF of a halt before OTP 26. Therefore a thread looks from time to
-//! time whether the ports are still there, and ends the connections of those that are not. In a VM
-//! that goes on, the connection's own process is told of that first.
+//! Before OTP 26 no callback tells a NIF of a halt. So a thread checks every half second that the
+//! ports are still there, and ends the connections of those that are not. In a VM that does not halt,
+//! the connection's process has ended the connection by then.
 
 use crate::socket::{Port, PortLookUp, end, keep_library};
 use crate::terms::MessageEnv;
@@ -18,13 +17,13 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
-/// How much longer a halt takes, at most. Looking at 10,000 ports takes less than a millisecond.
+/// A halt takes longer by this time at most. To check 10,000 ports takes less than a millisecond.
 const INTERVAL: Duration = Duration::from_millis(500);
 
 /// The port that each duplicated descriptor belongs to.
 static DUPLICATES: LazyLock<Mutex<HashMap<RawFd, Port>>> = LazyLock::new(Mutex::default);
 
-/// Watches `socket`, if it is a port, until `duplicate` is [forgotten](forget). The VM does not close
+/// Watches `socket` until `duplicate` is [forgotten](forget), if it is a port: the VM does not close
 /// other sockets when it halts.
 pub fn watch(duplicate: RawFd, socket: Term) {
     if let Some(port) = Port::of(socket) {
@@ -36,14 +35,14 @@ pub fn watch(duplicate: RawFd, socket: Term) {
     }
 }
 
-/// The connection is ending. From here on nobody but its owner touches `duplicate`.
+/// The connection is ending. From here on only its owner uses `duplicate`.
 pub fn forget(duplicate: RawFd) {
     lock().remove(&duplicate);
 }
 
 fn wake() {
     static THREAD: LazyLock<Option<Thread>> = LazyLock::new(start);
-    // Without a thread, a halt with a peer in the same VM may take for ever; nothing else is lost.
+    // Without the thread, a halt with a peer in the same VM may take for ever. Nothing else is lost.
     if let Some(thread) = &*THREAD {
         thread.unpark();
     }
@@ -67,7 +66,7 @@ fn run(look_up: PortLookUp) {
         thread::sleep(INTERVAL);
         for (&duplicate, port) in lock().iter() {
             if !look_up.is_alive(env.env(), port) {
-                // It is open: it is closed after `forget`, which waits for the lock.
+                // The duplicate is open: it is closed after `forget`, which waits for the lock.
                 end(duplicate, &mut discarded);
             }
         }

@@ -17,8 +17,8 @@ use crate::turn::{self, Place};
 use rustler::{Atom, Binary, Env, NifResult, Reference, ResourceArc, Term};
 use std::time::Duration;
 
-/// `{:ok, connection}` or `{:error, posix}`; `{:error, :used}` if somebody has gone on with
-/// `parse_state` before. `descriptor` is the socket's, or nil.
+/// `{:ok, connection}`, `{:error, posix}`, or `{:error, :used}` if `parse_state` was used before.
+/// `descriptor` is the socket's, or nil.
 #[rustler::nif]
 fn open<'a>(
     env: Env<'a>,
@@ -95,7 +95,7 @@ fn feed<'a>(
     connection.feed(env, &bytes, to)
 }
 
-/// The same on the caller's scheduler, for so few bytes that it takes well under a millisecond.
+/// The same on the caller's scheduler, for few bytes: it takes well under a millisecond.
 #[rustler::nif]
 fn feed_inline<'a>(
     env: Env<'a>,
@@ -106,7 +106,7 @@ fn feed_inline<'a>(
     connection.feed(env, &bytes, to)
 }
 
-/// What has been read is decoded first, and that may be a lot.
+/// A lot may have to be decoded first.
 #[rustler::nif(schedule = "DirtyIo")]
 fn disconnect<'a>(
     env: Env<'a>,
@@ -145,25 +145,25 @@ fn stats<'a>(env: Env<'a>, counters: ResourceArc<Stats>) -> Term<'a> {
     counters.to_term(env, now())
 }
 
-/// Connections that were opened and not yet freed, in the whole VM.
+/// The number of connections that were opened and not yet freed, in the whole VM.
 #[rustler::nif]
 fn live_connections() -> usize {
     Connection::live()
 }
 
-/// Listeners with an account, in the whole VM.
+/// The number of listeners with an account, in the whole VM.
 #[rustler::nif]
 fn live_accounts() -> usize {
     account::count()
 }
 
-/// Connections that have a turn or wait for one, in the whole VM.
+/// The number of connections that have a turn or wait for one, in the whole VM.
 #[rustler::nif]
 fn live_turns() -> usize {
     turn::count()
 }
 
-/// Whether somebody has gone on with this state before.
+/// Whether this state was used before.
 #[rustler::nif]
 fn is_used(state: ParseState) -> bool {
     state.is_used()
@@ -174,7 +174,7 @@ fn parse<'a>(env: Env<'a>, data: Binary<'a>, state: ParseState) -> Term<'a> {
     codec::parse(env, data, state)
 }
 
-/// The same on the caller's scheduler, for so few bytes that it takes well under a millisecond.
+/// The same on the caller's scheduler, for few bytes: it takes well under a millisecond.
 #[rustler::nif]
 fn parse_inline<'a>(env: Env<'a>, data: Binary<'a>, state: ParseState) -> Term<'a> {
     codec::parse_inline(env, data, state)
@@ -190,7 +190,7 @@ fn encode<'a>(
     codec::encode(env, &frames, version.0)
 }
 
-/// The same for so much that it takes a millisecond or more.
+/// The same on a dirty scheduler, for frames that take a millisecond or more.
 #[rustler::nif(schedule = "DirtyCpu")]
 fn encode_large<'a>(
     env: Env<'a>,

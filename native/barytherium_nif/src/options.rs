@@ -34,9 +34,9 @@ pub struct ConnectionOptions {
     /// The socket option: a reset is a reason of its own, and not `closed`.
     pub show_econnreset: bool,
     first_frame_timeout: u64,
-    /// `None`: as long again as the agreed interval.
+    /// `None`: the agreed interval.
     heartbeat_receive_allowance: Option<u64>,
-    /// Messages in the listener's mailbox that are too many; `None` for no limit.
+    /// The number of messages in the listener's mailbox at which to pause; `None` for no limit.
     pub high_water_mark: Option<usize>,
     /// The agreed interval, `None` before CONNECTED.
     hb_recv: Option<u64>,
@@ -48,7 +48,7 @@ impl ConnectionOptions {
         self.hb_recv.is_some()
     }
 
-    /// A session in the state that these options say it is in, which goes on where `decoder` is.
+    /// A session in the state that these options describe. It continues with `decoder`.
     pub fn session<B: stomp::BodyBuffer>(&self, decoder: Decoder<B>, now: Duration) -> Session<B> {
         let timing = Timing {
             first_frame_timeout: Duration::from_millis(self.first_frame_timeout),

@@ -1,4 +1,5 @@
-//! Where parsing goes on: the decoder of a partial frame, in a resource, or how to make a new one.
+//! The state of `parse_all/2` between two calls: the decoder of a partial frame, in a resource, or
+//! what is needed to make a new one.
 
 use crate::options::Limits;
 use crate::terms::BinaryBody;
@@ -6,9 +7,8 @@ use rustler::{Decoder as TermDecoder, Encoder, Env, Error, NifMap, NifResult, Re
 use std::sync::{Mutex, PoisonError};
 use stomp::{Decoder, Version};
 
-/// A partial frame with more bytes, or more headers, is left to dirty threads. If its length is not
-/// known, the buffer of its body has to be copied from time to time as it grows; and when it is
-/// complete, all its headers are made into terms at once.
+/// A partial frame with more bytes or headers is completed on a dirty thread. A body of unknown length
+/// is copied whenever its buffer grows, and the terms of all headers are made at once.
 const SMALL_BYTES: usize = 1024 * 1024;
 const SMALL_HEADERS: usize = 2048;
 
@@ -17,7 +17,7 @@ pub fn is_small(decoder: &Decoder<BinaryBody>) -> bool {
     decoder.buffered() <= SMALL_BYTES && decoder.buffered_headers() <= SMALL_HEADERS
 }
 
-/// A decoder that has got part of a frame. Whoever goes on takes it out.
+/// A decoder with part of a frame. The next call takes it out.
 pub struct Partial(Mutex<Option<Decoder<BinaryBody>>>);
 
 #[rustler::resource_impl]
@@ -53,13 +53,13 @@ pub struct ParseState {
     /// None between frames.
     decoder: Option<ResourceArc<Partial>>,
     version: Negotiated,
-    /// Bytes of the stream that came before.
+    /// The position in the stream.
     offset: u64,
     limits: Limits,
 }
 
 impl ParseState {
-    /// The decoder to go on with. None if somebody has gone on with this state before.
+    /// The decoder to continue with. None if this state was used before.
     pub fn take(&self) -> Option<Decoder<BinaryBody>> {
         self.take_or_new(self.version.0)
     }
@@ -82,13 +82,13 @@ impl ParseState {
         self.limits.share_bodies
     }
 
-    /// Whether it may be gone on with on an ordinary scheduler.
+    /// Whether an ordinary scheduler may continue with it.
     pub fn is_small(&self) -> bool {
         let partial = self.decoder.as_ref();
         partial.is_none_or(|partial| partial.with(|decoder| decoder.as_ref().is_none_or(is_small)))
     }
 
-    /// Whether somebody has gone on with this state before.
+    /// Whether this state was used before.
     pub fn is_used(&self) -> bool {
         let partial = self.decoder.as_ref();
         partial.is_some_and(|partial| partial.with(|decoder| decoder.is_none()))

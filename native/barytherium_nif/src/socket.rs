@@ -1,10 +1,9 @@
 //! A duplicate of a socket's descriptor: reading from it, and waiting for it.
 //!
-//! The VM's driver polls the descriptor that it opened, and two pollers of one descriptor steal
-//! it from each other, so we poll a `dup` of it. The duplicate belongs to a resource type that
-//! is opened by hand, because `enif_select` needs a stop callback and Rustler's resources have
-//! none. Only that callback closes the duplicate: the VM runs it when no poller can still be
-//! using the descriptor.
+//! The VM's driver polls the descriptor that it opened. Two pollers of one descriptor disturb each
+//! other, so we poll a duplicate. It belongs to a resource type that is opened by hand, because
+//! `enif_select` needs a stop callback and Rustler's resources have none. The VM calls that callback
+//! when no poller uses the descriptor any more, and only there it is closed.
 
 use crate::halt;
 use crate::terms::BinaryBody;
@@ -21,7 +20,7 @@ use std::ptr;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-/// Index of `stop` in the callbacks of a resource type, plus one: how many members are set.
+/// How many of the callbacks of a resource type are set: those up to `stop`.
 const MEMBERS_UP_TO_STOP: c_int = 2;
 
 struct ResourceType(*const ErlNifResourceType);
@@ -88,10 +87,10 @@ unsafe extern "C" fn close_descriptor(
 /// What becomes of the connection when its duplicate is closed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// It is shut down: the peer sees the end even if the socket's owner does not close its own
-    /// descriptor, and what the owner still has to send cannot hold up its close.
+    /// It is shut down. The peer sees the end even if the socket's owner does not close its own
+    /// descriptor, and unsent data cannot hold up the owner's close.
     Shutdown,
-    /// It is left to the owner, who may still have to send something.
+    /// It is left to the owner, which may still have to send something.
     LeftToOwner,
 }
 
@@ -270,7 +269,7 @@ impl Socket {
     }
 }
 
-/// A port, which the VM can be asked about. As `ErlNifPort` in `erl_nif.h`.
+/// A port; as `ErlNifPort` in `erl_nif.h`.
 #[repr(C)]
 pub struct Port {
     id: ErlNifTerm,
@@ -300,15 +299,15 @@ impl PortLookUp {
         symbol.map(PortLookUp)
     }
 
-    /// On any thread, with an environment that belongs to no process.
+    /// Whether the port is open. For any thread, with an environment that belongs to no process.
     pub fn is_alive(&self, env: Env, port: &Port) -> bool {
         // SAFETY: it may be called on any thread, and looks the port up by its number.
         unsafe { (self.0)(env.as_c_arg(), port) != 0 }
     }
 }
 
-/// Ends the connection of `descriptor`. What has arrived is discarded: as long as the peer's window
-/// is closed, the end does not reach it.
+/// Ends the connection of `descriptor`. What has arrived is discarded, because the end does not reach
+/// a peer whose window is closed.
 pub fn end(descriptor: RawFd, buffer: &mut [u8]) {
     // SAFETY: both calls check the descriptor that they are given, and `buffer` is borrowed mutably.
     unsafe {
@@ -318,7 +317,7 @@ pub fn end(descriptor: RawFd, buffer: &mut [u8]) {
     }
 }
 
-/// A thread of ours runs code of this library, so the library must stay when the VM unloads it.
+/// Keeps this library in memory when the VM unloads it: a thread of ours runs its code.
 pub fn keep_library() {
     // SAFETY: `dladdr` fills in `info` for an address of this library, whose path is then valid;
     // a failure leaves everything as it was.

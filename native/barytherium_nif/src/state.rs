@@ -2,6 +2,8 @@
 
 use crate::account::Account;
 use crate::budget::Budget;
+use crate::delivery::Delivery;
+use crate::slice::Slice;
 use crate::socket::{Ending, Socket};
 use crate::stats::Stats;
 use crate::terms::BinaryBody;
@@ -66,6 +68,26 @@ impl State {
             Resume::Wait(_) | Resume::Look(_) => {}
         }
         resume
+    }
+
+    /// A slice of this connection, and its socket.
+    pub fn slice<'a, 's>(
+        &'s mut self,
+        env: Env<'a>,
+        delivery: Delivery<'a, 's>,
+    ) -> (Slice<'a, 's>, Option<&'s Socket>) {
+        let slice = Slice {
+            env,
+            session: &mut self.session,
+            undecoded: &mut self.undecoded,
+            budget: &mut self.budget,
+            account: self.account.as_mut(),
+            place: self.place.as_mut(),
+            stats: &self.stats,
+            delivery,
+            show_econnreset: self.show_econnreset,
+        };
+        (slice, self.socket.as_ref())
     }
 
     /// Closes the duplicate, and lets others that wait for the listener or for a turn go on.

@@ -1,25 +1,24 @@
-//! What a connection has done so far. Counted for a slice or a read at a time, so that it costs
-//! nothing beside it.
+//! What a connection has done so far. Counters are updated once for each slice or read, which costs
+//! next to nothing.
 
 use rustler::{Encoder, Env, Term};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-/// The counters of a connection; a resource of its own, so that others than the connection's
-/// process can look at them.
+/// The counters of a connection. They are a resource of their own, so that other processes can read
+/// them.
 #[derive(Default)]
 pub struct Stats {
     pub frames: Counter,
-    /// Bytes that were read.
+    /// Bytes read.
     pub bytes: Counter,
     pub slices: Counter,
-    /// Times that there was nothing to read.
+    /// How often there was nothing to read.
     pub waits: Counter,
-    /// Times that the listener was too far behind.
+    /// How often the listener was too far behind.
     pub pauses: Counter,
     parse_nanos: Counter,
-    /// When something was read for the last time, in nanoseconds of `state::now`; 0 if
-    /// never.
+    /// When something was read last, in nanoseconds of `state::now`; 0 if never.
     last_read: AtomicU64,
 }
 
@@ -46,7 +45,7 @@ impl Stats {
         self.last_read.store(now.as_nanos() as u64, Relaxed);
     }
 
-    /// Decoding and making terms took so long.
+    /// Adds the time that decoding and making terms took.
     pub fn parsed(&self, time: Duration) {
         self.parse_nanos.add(time.as_nanos() as usize);
     }

@@ -159,22 +159,21 @@ impl<W: Copy + PartialEq> Backlog<W> {
             // Another connection began to wait during the look. It is the one that looks now.
             Some((first, _)) if first != who => return self.wait(who, grant, mark),
             Some(_) if self.is_low(mark) => self.resume_in_turn(mark, now, woken),
-            Some(_) if self.may_try(queued, now) => {
-                let ours = self.messages.len();
-                self.trial.get_or_insert((queued, ours));
-                self.grant_first(1, now, woken);
-                woken.extend(self.first_waiting());
-            }
+            Some(_) if self.may_try(queued, now) => self.start_trial(queued, now, woken),
             Some(_) => self.pause = self.longest_pause(now).min(self.pause * 2),
         }
-        match woken.first() {
-            // `who` was the first that waited, so it is the first in `woken`.
-            Some(_) => {
-                woken.swap_remove(0);
-                self.resume(who, grant, mark)
-            }
-            None => Resume::Wait(Some(self.pause)),
+        if woken.is_empty() {
+            return Resume::Wait(Some(self.pause));
         }
+        // `who` was the first that waited, so it is the first in `woken`.
+        woken.swap_remove(0);
+        self.resume(who, grant, mark)
+    }
+
+    fn start_trial(&mut self, queued: usize, now: Duration, woken: &mut Vec<W>) {
+        self.trial.get_or_insert((queued, self.messages.len()));
+        self.grant_first(1, now, woken);
+        woken.extend(self.first_waiting());
     }
 
     /// Whether the mailbox is down to half of the limits. To resume with less room is not worth its

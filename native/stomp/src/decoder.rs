@@ -226,21 +226,10 @@ impl<B: BodyBuffer> Decoder<B> {
             if let Some(command) = self.head.take_repeated(head) {
                 break command;
             }
-            let rest = &head[self.head.line_start..];
-            let Some(found) = find3(b'\n', b'\r', b'\\', rest) else {
+            let Some((length, plain)) = line_length(&head[self.head.line_start..]) else {
                 return self.carry_head(input);
             };
-            // There is neither a CR nor a backslash before the LF.
-            let plain = rest[found] == b'\n';
-            let length = if plain {
-                Some(0)
-            } else {
-                find(b'\n', &rest[found..])
-            };
-            let Some(length) = length else {
-                return self.carry_head(input);
-            };
-            let lf = self.head.line_start + found + length;
+            let lf = self.head.line_start + length;
             if let Some(command) = self.take_line(head, lf, plain)? {
                 break command;
             }
@@ -319,6 +308,17 @@ impl<B: BodyBuffer> Decoder<B> {
     fn fault(&self, (rule, at): Fault, line_start: usize, line: &[u8]) -> ParseError {
         ParseError::new(rule, self.head_offset + (line_start + at) as u64, line)
     }
+}
+
+/// The length of the line that `rest` starts with, and whether it has neither CR nor backslash.
+#[inline]
+fn line_length(rest: &[u8]) -> Option<(usize, bool)> {
+    let found = find3(b'\n', b'\r', b'\\', rest)?;
+    if rest[found] == b'\n' {
+        return Some((found, true));
+    }
+    let length = find(b'\n', &rest[found..])?;
+    Some((found + length, false))
 }
 
 #[cfg(test)]

@@ -203,27 +203,42 @@ impl Head {
             None => {
                 let unknown = || (Rule::UnknownCommand, Command::longest_prefix(line));
                 self.command = Some(Command::parse(line).ok_or_else(unknown)?);
+                Ok(None)
             }
-            Some(command) if line.is_empty() => return Ok(Some(command)),
+            Some(command) if line.is_empty() => Ok(Some(command)),
             Some(command) => {
-                let (colon, same) = self.colon(line, options)?;
-                let escaped = !plain && {
-                    let escapes = Escapes::of(command, version, options);
-                    check_specials(line, colon, escapes, allows_crlf(version))?
-                };
-                self.take_content_length(line, colon, options)?;
-                self.lines.push(Line {
-                    start,
-                    end: start + line.len(),
-                    next: lf + 1,
-                    colon,
-                    escaped,
-                    same,
-                });
-                self.alike = 0;
+                let escapes = Escapes::of(command, version, options);
+                let crlf = allows_crlf(version);
+                let check = |colon| Ok(!plain && check_specials(line, colon, escapes, crlf)?);
+                self.take_header(line, start, options, check)?;
+                Ok(None)
             }
         }
-        Ok(None)
+    }
+
+    /// Takes a header line. `check` checks what comes before and after the colon, and tells whether
+    /// there is anything to unescape.
+    #[inline]
+    fn take_header(
+        &mut self,
+        line: &[u8],
+        start: usize,
+        options: &Options,
+        check: impl FnOnce(usize) -> Result<bool, Fault>,
+    ) -> Result<(), Fault> {
+        let (colon, same) = self.colon(line, options)?;
+        let escaped = check(colon)?;
+        self.take_content_length(line, colon, options)?;
+        self.lines.push(Line {
+            start,
+            end: start + line.len(),
+            next: self.line_start,
+            colon,
+            escaped,
+            same,
+        });
+        self.alike = 0;
+        Ok(())
     }
 
     /// Checks the limits of a header line, and finds its colon.

@@ -1,14 +1,12 @@
 //! The STOMP protocol (1.0, 1.1 and 1.2), sans I/O.
 //!
-//! Bytes and instants go in, frames and verdicts come out. There is no socket, no clock and no
-//! `unsafe` in this crate, so everything hard about the protocol is tested without starting
-//! anything:
+//! Bytes and times go in, frames and decisions come out. There is no socket, no clock and no `unsafe`
+//! in this crate, so everything that is hard about the protocol is tested without a VM:
 //!
 //! * [`Decoder`]: bytes to frames, incrementally, borrowing from the input;
 //! * [`encode_head`]: a frame's command and headers to bytes;
-//! * [`Session`]: what a receiver owes to a connection: the first frame, the negotiated version,
-//!   and when silence means death;
-//! * [`Backlog`]: when a consumer is too far behind, and which connection goes on first;
+//! * [`Session`]: the first frame, the negotiated version, and when silence is a time-out;
+//! * [`Backlog`]: when a listener is too far behind, and which connection continues first;
 //! * [`Slots`]: which of many busy connections may read now.
 #![forbid(unsafe_code)]
 

@@ -127,24 +127,17 @@ impl<B: BodyBuffer> Session<B> {
         if self.stage != Stage::AwaitingFirst {
             return Ok(Some(Event::Frame(frame)));
         }
-        match frame.command() {
-            Command::Connected => {
+        let event = first(frame);
+        match &event {
+            Ok(Event::Connected(frame)) => {
                 let version = frame.header(b"version");
                 self.negotiated = Some(Version::of_connected(version.as_deref()));
                 self.stage = Stage::Negotiating;
-                Ok(Some(Event::Connected(frame)))
             }
-            Command::Error => {
-                self.stage = Stage::Refused;
-                Ok(Some(Event::Refused(frame)))
-            }
-            other => {
-                let (offset, command) = (frame.offset, other.as_str().as_bytes());
-                let error = ParseError::new(Rule::UnexpectedFirstFrame, offset, command);
-                self.failed = Some(error.clone());
-                Err(error)
-            }
+            Ok(_) => self.stage = Stage::Refused,
+            Err(error) => self.failed = Some(error.clone()),
         }
+        event.map(Some)
     }
 
     /// Starts the agreed heart-beats: the peer has to send at least one byte every `interval`
@@ -176,6 +169,19 @@ impl<B: BodyBuffer> Session<B> {
                 let allowance = self.timing.heartbeat_allowance.unwrap_or(self.heartbeat);
                 Some(self.last_activity + self.heartbeat + allowance)
             }
+        }
+    }
+}
+
+/// What the first frame of a connection means.
+fn first<B>(frame: Frame<'_, B>) -> Result<Event<'_, B>, ParseError> {
+    match frame.command() {
+        Command::Connected => Ok(Event::Connected(frame)),
+        Command::Error => Ok(Event::Refused(frame)),
+        other => {
+            let command = other.as_str().as_bytes();
+            let rule = Rule::UnexpectedFirstFrame;
+            Err(ParseError::new(rule, frame.offset, command))
         }
     }
 }

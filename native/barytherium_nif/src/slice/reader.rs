@@ -132,7 +132,12 @@ impl<'a> Reader<'_, 'a, '_> {
                 self.slice.decode(&self.buffer[..read.beyond])?;
                 Continue(Some(read))
             }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Continue(None),
+            // After an interruption there may be more. The VM will say so at once.
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
+            {
+                Continue(None)
+            }
             Err(error) => Break(self.slice.stop(Step::stop(self.reason(&error)))),
         }
     }

@@ -38,12 +38,10 @@ impl<B: BodyBuffer> Decoder<B> {
     ) -> Progress<'i, B> {
         let length = self.head.content_length();
         let end = match length {
-            Some(length) => usize::try_from(length)
-                .ok()
-                .filter(|&end| end < input.len()),
+            Some(length) => usize::try_from(length).ok(),
             None => find(0, input),
         };
-        if let Some(end) = end {
+        if let Some(end) = end.filter(|&end| end < input.len()) {
             let (body, rest) = input.split_at(end);
             self.check_body(body.len(), length, rest[0])?;
             *input = &rest[1..];
@@ -83,18 +81,22 @@ impl<B: BodyBuffer> Decoder<B> {
         };
         self.check_body(collected, length, end)?;
         *input = rest;
-        match std::mem::replace(&mut self.phase, Phase::Between { cr: false }) {
-            Phase::Body {
-                command, buffer, ..
-            } => Ok(Some(Complete {
-                head: CompleteHead {
-                    command,
-                    input: None,
-                },
-                body: Body::Owned(buffer),
-            })),
-            _ => Ok(None),
-        }
+        Ok(self.complete_body())
+    }
+
+    fn complete_body<'i>(&mut self) -> Option<Complete<'i, B>> {
+        let phase = std::mem::replace(&mut self.phase, Phase::Between { cr: false });
+        let Phase::Body {
+            command, buffer, ..
+        } = phase
+        else {
+            return None;
+        };
+        let input = None;
+        Some(Complete {
+            head: CompleteHead { command, input },
+            body: Body::Owned(buffer),
+        })
     }
 
     /// Checks what has arrived of a body, and the byte after it.

@@ -69,6 +69,10 @@ defmodule Barytherium.Network.Parser do
 
   def feed(parser, bytes), do: Native.feed(parser.connection, bytes, parser.recipients)
 
+  @doc "Continues with bytes that were taken before, which may be a lot."
+  @spec feed_slice(t()) :: Native.step()
+  def feed_slice(parser), do: Native.feed(parser.connection, "", parser.recipients)
+
   @doc """
   Ends the connection for `reason`, unless it has ended. Delivers what was read before.
 

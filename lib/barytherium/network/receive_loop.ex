@@ -104,7 +104,8 @@ defmodule Barytherium.Network.ReceiveLoop do
   end
 
   # The next call, after every message that was waiting.
-  def handle_info(:timeout, %{paused: nil} = loop), do: read(loop.next, loop)
+  def handle_info(:timeout, %{paused: nil, next: next} = loop) when next != :wait,
+    do: read(next, loop)
 
   # It is this connection's turn.
   def handle_info({:barytherium, :turn}, %{next: :turn, paused: nil} = loop),
@@ -140,7 +141,8 @@ defmodule Barytherium.Network.ReceiveLoop do
     unless loop[:own_network], do: Connection.close(loop.socket)
   end
 
-  defp read(:slice, loop), do: loop.parser |> Parser.receive_slice() |> act(loop)
+  defp read(:slice, %{tls: false} = loop), do: loop.parser |> Parser.receive_slice() |> act(loop)
+  defp read(:slice, loop), do: loop.parser |> Parser.feed_slice() |> act(loop)
   defp read(:turn, loop), do: read(:inline, loop)
 
   defp read(:inline, %{tls: false} = loop),
@@ -161,8 +163,7 @@ defmodule Barytherium.Network.ReceiveLoop do
     do: {:noreply, %{loop | next: {:recv, timeout}}, 0}
 
   defp act({:wait, timeout}, loop), do: {:noreply, set_timer(timeout, %{loop | next: :wait})}
-  defp act(:again, %{tls: false} = loop), do: {:noreply, %{loop | next: :slice}, 0}
-  defp act(:again, loop), do: act(:yield, loop)
+  defp act(:again, loop), do: {:noreply, %{loop | next: :slice}, 0}
 
   defp act(:yield, loop) do
     :erlang.yield()

@@ -8,19 +8,23 @@ use std::time::Duration;
 /// What takes as long as making a frame.
 const FRAME_WORK: usize = 2560;
 
-/// What takes as long as making a header that is not that of the frame before: a tuple and up to
-/// two binaries.
-const HEADER_WORK: usize = 512;
+/// What takes as long as one of its headers, if it is that of the frame before.
+const HEADER_WORK: usize = 32;
+
+/// What takes as long as making one byte of a new header's terms. A tuple and a binary of 40 bytes are
+/// 80 bytes.
+const HEADER_BYTE_WORK: usize = 6;
 
 /// The work of a turn on a dirty thread: about a millisecond.
 const SLICE_WORK: usize = 4 * 1024 * 1024;
 
-/// The work of a turn on an ordinary scheduler: a quarter of the millisecond that it may be held
+/// The work of a turn on an ordinary scheduler: about a third of the millisecond that it may be held
 /// for.
 const INLINE_WORK: usize = 1024 * 1024;
 
 /// How much more may be done, so that nothing is left over of what was read.
-const OVERRUN: usize = 1536 * 1024;
+const SLICE_OVERRUN: usize = 1536 * 1024;
+const INLINE_OVERRUN: usize = 512 * 1024;
 
 /// A slice ends after this time, however little it has done. Otherwise a peer that sends as fast as
 /// single bytes are read could keep a thread.
@@ -31,11 +35,19 @@ pub const SLICE_TIME: Duration = Duration::from_millis(5);
 /// burst does a slice linger. A peer that sends little never gets a thread, however often it sends.
 const BURST: usize = 64 * 1024;
 
+/// While many connections wait for a turn, this is enough to have to wait as well. The connection
+/// would be ahead of the others otherwise. A single frame of common size never is enough.
+const CROWDED_BURST: usize = 32 * 1024;
+
 /// The size of a read on a dirty thread. A read wakes the peer when it has made room, so large reads
 /// leave more of the processor to both. A larger buffer would not stay in the second-level cache
 /// until it is decoded. A smaller read is not worth its system call.
 const READ_MAX: usize = 512 * 1024;
 const READ_MIN: usize = 32 * 1024;
+
+/// The size of a read of a turn on an ordinary scheduler, at most. Escapes in headers take several times
+/// as long as other bytes, and are counted only when their frame is complete.
+const INLINE_READ_MAX: usize = 128 * 1024;
 
 /// The size of a read outside a burst.
 pub const SMALL_READ: usize = 16 * 1024;
@@ -50,8 +62,11 @@ const LOOKS: u8 = 8;
 #[derive(Default)]
 pub struct Budget {
     work: usize,
-    /// The work after which the turn ends.
+    /// The work after which the turn does not read any more, and that after which it ends.
     enough: usize,
+    limit: usize,
+    /// The size of a read, at most.
+    read_max: usize,
     /// Work for each byte of the last read.
     density: usize,
     /// Bytes that were read since the socket was last empty.
@@ -63,11 +78,15 @@ impl Budget {
     /// A turn on a dirty thread begins.
     pub fn start_slice(&mut self) {
         self.enough = self.work + SLICE_WORK;
+        self.limit = self.enough + SLICE_OVERRUN;
+        self.read_max = READ_MAX;
     }
 
     /// A turn on an ordinary scheduler begins.
     pub fn start_inline(&mut self) {
         self.enough = self.work + INLINE_WORK;
+        self.limit = self.enough + INLINE_OVERRUN;
+        self.read_max = INLINE_READ_MAX;
     }
 
     /// `bytes` were read.
@@ -76,9 +95,10 @@ impl Budget {
         self.streak += bytes;
     }
 
-    /// A frame was made, and `headers` that are not those of the frame before.
-    pub fn frame(&mut self, headers: usize) {
-        self.work += FRAME_WORK + HEADER_WORK * headers;
+    /// A frame with `headers` headers was made. The terms of those that are not headers of the frame
+    /// before take `bytes` bytes.
+    pub fn frame(&mut self, headers: usize, bytes: usize) {
+        self.work += FRAME_WORK + HEADER_WORK * headers + HEADER_BYTE_WORK * bytes;
     }
 
     /// The work that is left for this turn.
@@ -93,7 +113,7 @@ impl Budget {
 
     /// Whether the turn has to end even if something is left over of what was read.
     pub fn is_overrun(&self) -> bool {
-        self.work >= self.enough + OVERRUN
+        self.work >= self.limit
     }
 
     /// What has been done so far.
@@ -110,7 +130,7 @@ impl Budget {
     /// is left over has to be copied.
     pub fn read_size(&self) -> usize {
         let bytes = self.left() / self.density.max(1);
-        bytes.clamp(READ_MIN, READ_MAX)
+        bytes.clamp(READ_MIN, self.read_max)
     }
 
     /// How much of the timeslice of a process the work since `before` takes, in percent.
@@ -122,6 +142,11 @@ impl Budget {
     /// Whether the peer has sent a lot without a pause.
     pub fn is_burst(&self) -> bool {
         self.streak >= BURST
+    }
+
+    /// Whether the peer has sent enough to take turns with others that wait.
+    pub fn is_crowding(&self) -> bool {
+        self.streak >= CROWDED_BURST
     }
 
     /// The socket is empty.

@@ -5,8 +5,10 @@
 //! no buffer.
 //!
 //! A connection has ended when its state is gone. All calls come from the process that runs the loop.
-//! When that process dies, the VM waits for the call that it may be in, and frees its heap. The only
-//! reference to the connection is there, so the destructor runs and ends the connection.
+//! When that process dies, its monitor ends the connection. The monitor does not wait for a call that
+//! is still running on a dirty thread: after the call the VM frees the heap of the process and with it
+//! the reference to the connection, and the destructor ends it. The destructor alone would not do,
+//! because a debugger may keep a copy of the state of the process, with the reference in it.
 
 use crate::atoms;
 use crate::delivery::{Delivery, Recipients};
@@ -16,7 +18,7 @@ use crate::socket::{Ending, Socket};
 use crate::state::{State, now};
 use crate::step::{Failure, Step, encode_resume};
 use crate::terms::{Batch, MessageEnv};
-use rustler::{Atom, Env, Error, NifResult, Reference, Term};
+use rustler::{Atom, Env, Error, LocalPid, Monitor, NifResult, Reference, Term};
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -48,6 +50,15 @@ static LIVE: AtomicUsize = AtomicUsize::new(0);
 #[rustler::resource_impl]
 impl rustler::Resource for Connection {
     const IMPLEMENTS_DESTRUCTOR: bool = true;
+    const IMPLEMENTS_DOWN: bool = true;
+
+    fn down<'a>(&'a self, env: Env<'a>, _pid: LocalPid, _monitor: Monitor) {
+        if let Ok(mut state) = self.state.try_lock()
+            && let Some(state) = state.take()
+        {
+            state.stop(env, Ending::Shutdown);
+        }
+    }
 
     fn destructor(self, env: Env<'_>) {
         LIVE.fetch_sub(1, Ordering::Relaxed);
@@ -123,10 +134,20 @@ impl Connection {
         })
     }
 
-    /// Takes bytes that were read elsewhere. With none, goes on with those that were taken before,
-    /// and sees whether the peer is late.
+    /// Takes bytes that were read elsewhere, on a dirty thread. With none, goes on with those that
+    /// were taken before, and sees whether the peer is late.
     pub fn feed<'a>(&self, env: Env<'a>, bytes: &[u8], to: Recipients<'a>) -> NifResult<Term<'a>> {
         self.run(env, to, |slice, _, _| Ok(slice.feed(bytes)))
+    }
+
+    /// The same on an ordinary scheduler, for few bytes.
+    pub fn feed_inline<'a>(
+        &self,
+        env: Env<'a>,
+        bytes: &[u8],
+        to: Recipients<'a>,
+    ) -> NifResult<Term<'a>> {
+        self.run(env, to, |slice, _, _| Ok(slice.feed_inline(bytes)))
     }
 
     /// Ends the connection for a reason that was found elsewhere; `no_listener` if nobody is there

@@ -96,7 +96,7 @@ impl<'a, 't> Delivery<'a, 't> {
     }
 
     /// Adds a frame to the next message to the listener. It had `size` bytes of the input, in which
-    /// `following` more were left. How many headers had to be made for it.
+    /// `following` more were left. Returns how many bytes of memory its new headers take.
     pub fn push(
         &mut self,
         frame: stomp::Frame<'_, BinaryBody>,

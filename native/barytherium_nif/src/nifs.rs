@@ -55,7 +55,9 @@ fn open<'a>(
         paused: false,
         socket,
     };
-    Ok(ResourceArc::new(Connection::new(state)))
+    let connection = ResourceArc::new(Connection::new(state));
+    env.monitor(&connection, &env.pid());
+    Ok(connection)
 }
 
 #[rustler::nif]
@@ -103,7 +105,7 @@ fn feed_inline<'a>(
     bytes: Binary,
     to: Recipients<'a>,
 ) -> NifResult<Term<'a>> {
-    connection.feed(env, &bytes, to)
+    connection.feed_inline(env, &bytes, to)
 }
 
 /// A lot may have to be decoded first.

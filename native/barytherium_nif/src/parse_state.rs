@@ -7,14 +7,19 @@ use rustler::{Decoder as TermDecoder, Encoder, Env, Error, NifMap, NifResult, Re
 use std::sync::{Mutex, PoisonError};
 use stomp::{Decoder, Version};
 
-/// A partial frame with more bytes or headers is completed on a dirty thread. A body of unknown length
-/// is copied whenever its buffer grows, and the terms of all headers are made at once.
-const SMALL_BYTES: usize = 1024 * 1024;
+/// A partial frame is completed on a dirty thread if its head is larger than this, because all headers
+/// are unescaped and made into terms at once,
+const SMALL_HEAD: usize = 64 * 1024;
 const SMALL_HEADERS: usize = 2048;
+
+/// or if its body has no length and is larger than this, because it is copied whenever its buffer grows.
+const SMALL_BODY: usize = 256 * 1024;
 
 /// Whether the partial frame that `decoder` has may be completed on an ordinary scheduler.
 pub fn is_small(decoder: &Decoder<BinaryBody>) -> bool {
-    decoder.buffered() <= SMALL_BYTES && decoder.buffered_headers() <= SMALL_HEADERS
+    decoder.buffered_head() <= SMALL_HEAD
+        && decoder.buffered_headers() <= SMALL_HEADERS
+        && decoder.buffered_without_length() <= SMALL_BODY
 }
 
 /// A decoder with part of a frame. The next call takes it out.

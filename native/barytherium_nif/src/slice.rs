@@ -10,6 +10,7 @@ use crate::account::Account;
 use crate::atoms;
 use crate::budget::Budget;
 use crate::delivery::{Delivery, Flushed};
+use crate::parse_state::is_small;
 use crate::state::{Undecoded, now};
 use crate::stats::Stats;
 use crate::step::{Failure, Step};
@@ -37,14 +38,27 @@ pub struct Slice<'a, 's> {
 }
 
 impl<'a> Slice<'a, '_> {
-    /// Takes bytes that were read elsewhere.
+    /// Takes bytes that were read elsewhere, on a dirty thread.
     pub fn feed(&mut self, bytes: &[u8]) -> Step<'a> {
+        self.budget.start_slice();
+        self.take(bytes)
+    }
+
+    /// Takes bytes that were read elsewhere, on an ordinary scheduler. If they may complete a large
+    /// frame, they are decoded in the next call.
+    pub fn feed_inline(&mut self, bytes: &[u8]) -> Step<'a> {
         self.budget.start_inline();
-        if !bytes.is_empty() {
-            self.has_read(bytes.len());
+        if is_small(self.session.decoder()) {
+            return self.take(bytes);
         }
-        let flow = self.decode_undecoded();
-        match flow {
+        self.has_read(bytes.len());
+        self.undecoded.append(bytes);
+        Step::Turn(Turn::Alone)
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> Step<'a> {
+        self.has_read(bytes.len());
+        match self.decode_undecoded() {
             Break(step) => {
                 self.undecoded.append(bytes);
                 step
@@ -89,8 +103,11 @@ impl<'a> Slice<'a, '_> {
         end
     }
 
-    /// Accounts for bytes that were read.
+    /// Accounts for bytes that were read, if any.
     fn has_read(&mut self, bytes: usize) {
+        if bytes == 0 {
+            return;
+        }
         let now = now();
         self.session.touch(now);
         self.budget.read(bytes);
@@ -142,12 +159,12 @@ impl<'a> Slice<'a, '_> {
         self.next_turn()
     }
 
-    /// A connection that has a lot to read takes turns with others. If others wait for a turn, so
-    /// does a connection with less to read: it would be ahead of them otherwise.
+    /// A connection that has a lot to read takes turns with others.
     fn next_turn(&mut self) -> Step<'a> {
         let burst = self.budget.is_burst();
+        let crowding = turn::is_crowded() && self.budget.is_crowding();
         match &mut self.place {
-            Some(place) if burst || turn::is_crowded() => Step::Turn(place.next(self.env)),
+            Some(place) if burst || crowding => Step::Turn(place.next(self.env)),
             None if burst => Step::Turn(Turn::Alone),
             _ => {
                 self.leave_turn();
@@ -196,8 +213,9 @@ impl<'a> Slice<'a, '_> {
                 Ok(None) => return Continue(()),
                 Ok(Some(Event::Frame(frame))) => {
                     let size = before - input.len();
-                    let headers = self.delivery.push(frame, size, input.len());
-                    self.budget.frame(headers);
+                    let headers = frame.headers().len();
+                    let bytes = self.delivery.push(frame, size, input.len());
+                    self.budget.frame(headers, bytes);
                     self.deliver_enough()?;
                 }
                 Ok(Some(Event::Connected(frame))) => {

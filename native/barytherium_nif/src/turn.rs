@@ -48,8 +48,9 @@ impl Place {
             Stage::Idle => with_slots(|slots| slots.request(self.owner, now())),
             Stage::Queued => with_slots(|slots| slots.claim(self.owner, now())),
             Stage::Holding => {
-                let (turn, next) = with_slots(|slots| slots.rotate(self.owner, now()));
-                wake(env, next);
+                let mut woken = Vec::new();
+                let turn = with_slots(|slots| slots.rotate(self.owner, now(), &mut woken));
+                wake(env, &woken);
                 turn
             }
         };
@@ -77,16 +78,17 @@ impl Place {
     pub fn leave(&mut self, env: Env) {
         if self.stage != Stage::Idle {
             self.stage = Stage::Idle;
-            let next = with_slots(|slots| slots.release(self.owner, now()));
-            wake(env, next);
+            let mut woken = Vec::new();
+            with_slots(|slots| slots.release(self.owner, now(), &mut woken));
+            wake(env, &woken);
         }
     }
 }
 
-fn wake(env: Env, next: Option<LocalPid>) {
-    if let Some(next) = next {
-        // A connection that is gone has left already.
-        _ = env.send(&next, (atoms::barytherium(), atoms::turn()));
+/// Tells connections that it is their turn. One whose process is gone leaves by itself.
+fn wake(env: Env, woken: &[LocalPid]) {
+    for owner in woken {
+        _ = env.send(owner, (atoms::barytherium(), atoms::turn()));
     }
 }
 

@@ -118,6 +118,23 @@ impl<B: BodyBuffer> Decoder<B> {
         }
     }
 
+    /// Bytes that are held of a head whose frame is not complete.
+    pub fn buffered_head(&self) -> usize {
+        if self.in_frame() { self.carry.len() } else { 0 }
+    }
+
+    /// Bytes that are held of a body whose length is not known.
+    pub fn buffered_without_length(&self) -> usize {
+        match &self.phase {
+            Phase::Body {
+                buffer,
+                length: None,
+                ..
+            } => buffer.as_ref().len(),
+            _ => 0,
+        }
+    }
+
     /// Header lines that are held of a frame that is not complete.
     pub fn buffered_headers(&self) -> usize {
         if self.in_frame() {

@@ -14,8 +14,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// A slot is taken away from a holder that has not ended its turn for this long. Turns take a
-/// millisecond, so its process was suspended or is starved, and others must not wait for it.
+/// A holder that has not ended its turn for this long loses its slot as soon as another connection
+/// wants one. Turns take a millisecond, so its process is suspended or starved.
 const LONGEST_TURN: Duration = Duration::from_secs(1);
 
 /// The slots, and the queue for them. `W` identifies a connection.
@@ -32,7 +32,7 @@ pub struct Slots<W> {
 pub enum Turn {
     /// It has a slot, and nobody waits for one.
     Alone,
-    /// It has a slot, and others wait.
+    /// It has got a slot after waiting for it, and others still wait.
     Crowded,
     /// It is in the queue. It is woken when it gets a slot.
     Queued,
@@ -50,62 +50,79 @@ impl<W: Copy + PartialEq> Slots<W> {
 
     /// `who`, which is neither a holder nor in the queue, wants a turn.
     pub fn request(&mut self, who: W, now: Duration) -> Turn {
-        if self.holders.len() < self.limit {
-            self.holders.push((who, now));
+        if self.take_free(who, now) {
             return self.turn();
         }
         self.queue.push_back(who);
         Turn::Queued
     }
 
-    /// `who` was queued. Whether it has a slot now; one that a holder does not use counts.
+    /// `who` was queued. Whether it has a slot now.
     pub fn claim(&mut self, who: W, now: Duration) -> Turn {
-        if self.holders.iter().any(|&(holder, _)| holder == who) {
+        if self.position(who).is_some() {
             return self.turn();
         }
-        let unused = |&(_, since): &(W, Duration)| now.saturating_sub(since) > LONGEST_TURN;
-        let Some(at) = self.holders.iter().position(unused) else {
-            // It had a slot, and lost it before it knew.
-            if !self.queue.contains(&who) {
-                self.queue.push_back(who);
-            }
-            return Turn::Queued;
-        };
-        self.queue.retain(|&queued| queued != who);
-        self.holders[at] = (who, now);
-        self.turn()
+        // It may have had a slot, and lost it before it knew. Then it is not in the queue any more.
+        let queued = self.queue.iter().position(|&queued| queued == who);
+        if self.take_free(who, now) {
+            queued.map(|at| self.queue.remove(at));
+            return self.turn();
+        }
+        if queued.is_none() {
+            self.queue.push_back(who);
+        }
+        Turn::Queued
     }
 
-    /// `who` has ended a turn and wants another one. If it is queued now, the one to wake.
-    pub fn rotate(&mut self, who: W, now: Duration) -> (Turn, Option<W>) {
-        let Some(at) = self.holders.iter().position(|&(holder, _)| holder == who) else {
-            return (self.request(who, now), None);
+    /// `who` has ended a turn and wants another one. All in `woken` have got a slot.
+    pub fn rotate(&mut self, who: W, now: Duration, woken: &mut Vec<W>) -> Turn {
+        let Some(at) = self.position(who) else {
+            return self.request(who, now);
         };
-        match self.queue.pop_front() {
-            None => {
-                self.holders[at].1 = now;
-                (Turn::Alone, None)
-            }
-            Some(next) => {
-                self.holders[at] = (next, now);
-                self.queue.push_back(who);
-                (Turn::Queued, Some(next))
-            }
+        if !self.is_crowded() {
+            self.holders[at].1 = now;
+            return Turn::Alone;
+        }
+        self.holders.swap_remove(at);
+        self.queue.push_back(who);
+        self.hand_out(now, woken);
+        Turn::Queued
+    }
+
+    /// `who` has nothing to read, or is over. All in `woken` have got a slot.
+    pub fn release(&mut self, who: W, now: Duration, woken: &mut Vec<W>) {
+        match self.position(who) {
+            Some(at) => _ = self.holders.swap_remove(at),
+            None => self.queue.retain(|&queued| queued != who),
+        }
+        self.hand_out(now, woken);
+    }
+
+    /// Gives free slots to the first in the queue.
+    fn hand_out(&mut self, now: Duration, woken: &mut Vec<W>) {
+        while let Some(&next) = self.queue.front()
+            && self.take_free(next, now)
+        {
+            self.queue.pop_front();
+            woken.push(next);
         }
     }
 
-    /// `who` has nothing to read, or is over. If its slot goes to another one, the one to wake.
-    pub fn release(&mut self, who: W, now: Duration) -> Option<W> {
-        let Some(at) = self.holders.iter().position(|&(holder, _)| holder == who) else {
-            self.queue.retain(|&queued| queued != who);
-            return None;
-        };
-        let next = self.queue.pop_front();
-        match next {
-            Some(next) => self.holders[at] = (next, now),
-            None => _ = self.holders.swap_remove(at),
+    /// Whether there was a slot that is free or not used any more. `who` has it then.
+    fn take_free(&mut self, who: W, now: Duration) -> bool {
+        if self.holders.len() == self.limit {
+            let unused = |&(_, since): &(W, Duration)| now.saturating_sub(since) > LONGEST_TURN;
+            let Some(at) = self.holders.iter().position(unused) else {
+                return false;
+            };
+            self.holders.swap_remove(at);
         }
-        next
+        self.holders.push((who, now));
+        true
+    }
+
+    fn position(&self, who: W) -> Option<usize> {
+        self.holders.iter().position(|&(holder, _)| holder == who)
     }
 
     /// Whether connections are queued.
@@ -137,6 +154,19 @@ mod tests {
     use super::*;
 
     const START: Duration = Duration::ZERO;
+    const LATE: Duration = LONGEST_TURN.saturating_add(Duration::from_millis(1));
+
+    /// The turn, and who was woken.
+    fn rotate<W: Copy + PartialEq>(slots: &mut Slots<W>, who: W, now: Duration) -> (Turn, Vec<W>) {
+        let mut woken = Vec::new();
+        (slots.rotate(who, now, &mut woken), woken)
+    }
+
+    fn release<W: Copy + PartialEq>(slots: &mut Slots<W>, who: W, now: Duration) -> Vec<W> {
+        let mut woken = Vec::new();
+        slots.release(who, now, &mut woken);
+        woken
+    }
 
     #[test]
     fn slots_are_handed_on_in_the_order_of_the_queue() {
@@ -147,32 +177,29 @@ mod tests {
         assert_eq!(slots.request('d', START), Turn::Queued);
         assert_eq!(slots.claim('c', START), Turn::Queued);
 
-        assert_eq!(slots.rotate('b', START), (Turn::Queued, Some('c')));
+        assert_eq!(rotate(&mut slots, 'b', START), (Turn::Queued, vec!['c']));
         assert_eq!(slots.claim('c', START), Turn::Crowded);
-        assert_eq!(slots.rotate('a', START), (Turn::Queued, Some('d')));
-        assert_eq!(slots.rotate('c', START), (Turn::Queued, Some('b')));
-        assert_eq!(slots.release('d', START), Some('a'));
-        assert_eq!(slots.release('a', START), Some('c'));
+        assert_eq!(rotate(&mut slots, 'a', START), (Turn::Queued, vec!['d']));
+        assert_eq!(rotate(&mut slots, 'c', START), (Turn::Queued, vec!['b']));
+        assert_eq!(release(&mut slots, 'd', START), ['a']);
+        assert_eq!(release(&mut slots, 'a', START), ['c']);
         assert_eq!(slots.claim('c', START), Turn::Alone);
-        assert_eq!(slots.rotate('c', START), (Turn::Alone, None));
+        assert_eq!(rotate(&mut slots, 'c', START), (Turn::Alone, vec![]));
     }
 
     #[test]
     fn everybody_gets_as_many_turns() {
         let mut slots = Slots::new(3);
-        let mut running: Vec<usize> = Vec::new();
-        for who in 0..100 {
-            if slots.request(who, START) != Turn::Queued {
-                running.push(who);
-            }
-        }
+        let mut running: Vec<usize> = (0..100)
+            .filter(|&who| slots.request(who, START) != Turn::Queued)
+            .collect();
         let mut turns = [0; 100];
         for n in 0..10_000 {
             let at = n % running.len();
             turns[running[at]] += 1;
-            if let (Turn::Queued, Some(next)) = slots.rotate(running[at], START) {
-                running[at] = next;
-            }
+            let (turn, woken) = rotate(&mut slots, running[at], START);
+            assert_eq!((turn, woken.len()), (Turn::Queued, 1));
+            running[at] = woken[0];
         }
         let (least, most) = (turns.iter().min(), turns.iter().max());
         assert!(most.unwrap() - least.unwrap() <= 1, "{least:?} to {most:?}");
@@ -184,34 +211,56 @@ mod tests {
         slots.request('a', START);
         slots.request('b', START);
         slots.request('c', START);
-        assert_eq!(slots.release('b', START), None);
-        assert_eq!(slots.rotate('a', START), (Turn::Queued, Some('c')));
+        assert_eq!(release(&mut slots, 'b', START), []);
+        assert_eq!(rotate(&mut slots, 'a', START), (Turn::Queued, vec!['c']));
     }
 
     #[test]
-    fn a_holder_that_does_not_use_its_slot_loses_it() {
+    fn a_holder_that_does_not_use_its_slot_loses_it_to_who_asks() {
         let mut slots = Slots::new(1);
         slots.request('a', START);
         slots.request('b', START);
         assert_eq!(slots.claim('b', LONGEST_TURN), Turn::Queued);
-        let late = LONGEST_TURN + Duration::from_millis(1);
-        assert_eq!(slots.claim('b', late), Turn::Alone);
+        assert_eq!(slots.claim('b', LATE), Turn::Alone);
         // It comes back.
-        assert_eq!(slots.rotate('a', late), (Turn::Queued, None));
-        assert_eq!(slots.rotate('b', late), (Turn::Queued, Some('a')));
-        assert_eq!(slots.claim('a', late), Turn::Crowded);
+        assert_eq!(rotate(&mut slots, 'a', LATE), (Turn::Queued, vec![]));
+        assert_eq!(rotate(&mut slots, 'b', LATE), (Turn::Queued, vec!['a']));
+        assert_eq!(slots.claim('a', LATE), Turn::Crowded);
     }
 
     #[test]
-    fn who_lost_a_slot_before_it_knew_is_queued_again() {
+    fn a_slot_that_is_not_used_is_handed_out_when_another_turn_ends() {
+        let mut slots = Slots::new(2);
+        for who in ['a', 'b', 'c', 'd'] {
+            slots.request(who, START);
+        }
+        assert_eq!(
+            rotate(&mut slots, 'b', LONGEST_TURN),
+            (Turn::Queued, vec!['c'])
+        );
+        assert_eq!(
+            rotate(&mut slots, 'c', LATE),
+            (Turn::Queued, vec!['d', 'b'])
+        );
+        assert_eq!(slots.len(), 3);
+    }
+
+    #[test]
+    fn who_lost_a_slot_before_it_knew_gets_another_one() {
         let mut slots = Slots::new(1);
         slots.request('a', START);
         slots.request('b', START);
-        assert_eq!(slots.rotate('a', START), (Turn::Queued, Some('b')));
-        let late = LONGEST_TURN + Duration::from_millis(1);
-        assert_eq!(slots.claim('a', late), Turn::Alone);
-        assert_eq!(slots.claim('b', late), Turn::Queued);
-        assert_eq!(slots.rotate('a', late), (Turn::Queued, Some('b')));
-        assert_eq!(slots.claim('b', late), Turn::Crowded);
+        assert_eq!(rotate(&mut slots, 'a', START), (Turn::Queued, vec!['b']));
+        assert_eq!(slots.claim('a', LATE), Turn::Alone);
+        assert_eq!(slots.claim('b', LATE), Turn::Queued);
+        assert_eq!(rotate(&mut slots, 'a', LATE), (Turn::Queued, vec!['b']));
+        assert_eq!(slots.claim('b', LATE), Turn::Crowded);
+
+        // The same when all others are gone by then.
+        let later = LATE * 2;
+        assert_eq!(slots.claim('a', later), Turn::Alone);
+        assert_eq!(release(&mut slots, 'a', later), []);
+        assert_eq!(slots.claim('b', later), Turn::Alone);
+        assert_eq!(slots.len(), 1);
     }
 }

@@ -60,12 +60,27 @@ defmodule Barytherium.Network.FairnessTest do
 
   # A turn that is never ended must not hold up other connections.
   test "suspended connections do not stop the others" do
+    Process.flag(:trap_exit, true)
     floods = for _n <- 1..(System.schedulers_online() + 2), do: flood()
     [last | suspended] = floods
     await_more(floods)
     for flood <- suspended, do: :erlang.suspend_process(flood.receiver)
     await_more([last])
+    # The suspended ones have to find out by themselves that all turns are free.
+    Process.exit(last.pump, :kill)
+    eventually(fn -> Native.live_turns() <= length(suspended) end)
     for flood <- suspended, do: :erlang.resume_process(flood.receiver)
+    await_more(suspended)
+  end
+
+  test "a large frame of many headers and escapes is decoded, and others go on meanwhile" do
+    floods = for _n <- 1..@floods, do: flood()
+    {_receiver, peer, _socket} = start_connected(:tcp, max_header_line: 100_000)
+    line = String.duplicate("\\\\", 30_000)
+    Peer.send(peer, ["MESSAGE\n", for(n <- 1..15, do: "h#{n}:#{line}\n"), "\nbody\0"])
+    assert [%Frame{body: "body", headers: headers}] = receive_frames()
+    assert length(headers) == 15
+    assert Enum.all?(headers, fn {_name, value} -> value == String.duplicate("\\", 30_000) end)
     await_more(floods)
   end
 

@@ -90,6 +90,33 @@ defmodule Barytherium.Network.LifeCycleTest do
     end)
   end
 
+  test "a killed receiver leaves nothing, even if a debugger keeps its state" do
+    Process.flag(:trap_exit, true)
+    before = descriptors()
+
+    kept =
+      for _n <- 1..5 do
+        {receiver, peer, socket} = start_connected()
+
+        spawn_link(fn ->
+          Connection.send(peer, ["MESSAGE\n\n", String.duplicate("x", 1_000_000)])
+        end)
+
+        state = :sys.get_state(receiver)
+        Process.exit(receiver, :kill)
+        assert_receive {:EXIT, ^receiver, :killed}
+        # The end of our duplicate: the socket itself is open.
+        assert {:error, :closed} = :gen_tcp.recv(peer, 0, 5_000)
+        Peer.close(peer)
+        Connection.close(socket)
+        state
+      end
+
+    eventually(fn -> descriptors() <= before end)
+    assert Native.live_turns() == 0
+    assert length(kept) == 5
+  end
+
   test "killed networks leave nothing, at any stage" do
     Process.flag(:trap_exit, true)
     listener = Peer.listen(:tcp)

@@ -238,7 +238,10 @@ defmodule Barytherium.Network.ReceiverTest do
     looking =
       Task.async(fn ->
         send(receiver, :stray)
+        send(receiver, :timeout)
+        send(receiver, :deadline)
         send(receiver, {:barytherium, :resume})
+        send(receiver, {:barytherium, :turn})
         GenServer.cast(receiver, :stray)
         for _n <- 1..200, do: :sys.get_state(receiver) && Process.sleep(10)
       end)

@@ -69,6 +69,7 @@ impl<'a> Reader<'_, 'a, '_> {
         {
             return Step::Turn(Turn::Queued);
         }
+        // This one goes to a dirty thread without a turn. It is one slice for each time it wakes.
         if !is_small(self.slice.session.decoder()) {
             return Step::Turn(Turn::Alone);
         }
@@ -110,13 +111,9 @@ impl<'a> Reader<'_, 'a, '_> {
     fn read_all(&mut self) -> Flow<'a, Pause> {
         let started = now();
         while !self.slice.budget.is_spent() && now() - started < SLICE_TIME {
-            let before = self.slice.budget.work();
-            let Some(read) = self.read(self.slice.budget.read_size())? else {
-                return Continue(Pause::Empty);
-            };
-            self.slice.budget.learn(before, read.bytes());
-            if !read.is_full {
-                return Continue(Pause::Empty);
+            match self.read(self.slice.budget.read_size())? {
+                Some(Read { is_full: true, .. }) => {}
+                _ => return Continue(Pause::Empty),
             }
         }
         Continue(Pause::Spent)
@@ -128,8 +125,12 @@ impl<'a> Reader<'_, 'a, '_> {
         match self.receive_once(size) {
             Ok(read) if read.bytes() == 0 => Break(self.slice.stop(Step::stop(atoms::closed()))),
             Ok(read) => {
+                let before = self.slice.budget.work();
                 self.slice.has_read(read.bytes());
-                self.slice.decode(&self.buffer[..read.beyond])?;
+                let flow = self.slice.decode(&self.buffer[..read.beyond]);
+                // Also if the turn ends here. It is dense frames that end a turn early.
+                self.slice.budget.learn(before, read.bytes());
+                flow?;
                 Continue(Some(read))
             }
             // After an interruption there may be more. The VM will say so at once.

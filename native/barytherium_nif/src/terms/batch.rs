@@ -28,10 +28,10 @@ impl<E: Environment> Batch<E> {
         }
     }
 
-    /// Adds a frame. All frames have to come from one decoder, in order. How many of its headers are
-    /// not those of the frame before.
+    /// Adds a frame. All frames have to come from one decoder, in order. Returns how many bytes of
+    /// memory its headers take that are not those of the frame before.
     pub fn push(&mut self, frame: stomp::Frame<'_, BinaryBody>, place: BodyPlace) -> usize {
-        let made = self.headers.made();
+        let before = self.headers.bytes();
         let headers = self.headers.list(&self.environment, frame.headers());
         let command = frame.command();
         let body = match frame.body {
@@ -42,7 +42,7 @@ impl<E: Environment> Batch<E> {
             }
         };
         self.add(command, headers, body);
-        self.headers.made() - made
+        self.headers.bytes() - before
     }
 
     fn add(&mut self, command: Command, headers: RawTerm, body: RawTerm) {

@@ -23,7 +23,6 @@ pub struct Headers {
     /// was made as a whole.
     ends: Vec<RawTerm>,
     bytes: usize,
-    made: usize,
 }
 
 impl Headers {
@@ -33,17 +32,11 @@ impl Headers {
         self.names.clear();
         self.ends.clear();
         self.bytes = 0;
-        self.made = 0;
     }
 
     /// Bytes of memory that all lists take.
     pub fn bytes(&self) -> usize {
         self.bytes
-    }
-
-    /// How many headers were not those of the frame before.
-    pub fn made(&self) -> usize {
-        self.made
     }
 
     /// The list of a frame's headers.
@@ -99,7 +92,6 @@ impl Headers {
         let value = self.binary(environment, &header.value());
         let pair = environment.pair(name, value);
         self.bytes += PAIR;
-        self.made += 1;
         if known {
             (self.names[index], self.pairs[index]) = (name, pair);
         } else {

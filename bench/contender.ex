@@ -82,7 +82,7 @@ defmodule Bench.Contender do
 
   defp p99(times), do: times |> Enum.sort() |> Enum.at(round((length(times) - 1) * 0.99))
 
-  @doc "Octets that this VM has grown by, `time` milliseconds after a listener stopped listening."
+  @doc "Bytes that this VM has grown by, `time` milliseconds after a listener stopped listening."
   def backlog(port, time, opts) do
     before = :erlang.memory(:total)
     {:ok, socket} = Connection.connect({127, 0, 0, 1}, port)

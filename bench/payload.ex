@@ -4,12 +4,12 @@ defmodule Bench.Payload do
   alias Barytherium.Frame
 
   # Large enough that it is not all in a cache, and that ids seldom repeat.
-  @octets 8 * 1024 * 1024
+  @bytes 8 * 1024 * 1024
 
-  @doc "Frames of `body` octets: `{bytes, frames}`."
+  @doc "Frames with bodies of `body` bytes: `{bytes, frames}`."
   def new(body, headers \\ :plain, content_length? \\ true) do
     one = byte_size(frame(1, body, headers, content_length?))
-    count = max(div(@octets, one), 8)
+    count = max(div(@bytes, one), 8)
     bytes = for n <- 1..count, into: "", do: frame(n, body, headers, content_length?)
     {bytes, count}
   end

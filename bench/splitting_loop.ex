@@ -63,7 +63,7 @@ defmodule Bench.SplittingLoop do
   defp unescape("\\r" <> rest, done), do: unescape(rest, done <> "\r")
   defp unescape("\\c" <> rest, done), do: unescape(rest, done <> ":")
   defp unescape("\\\\" <> rest, done), do: unescape(rest, done <> "\\")
-  defp unescape(<<octet, rest::binary>>, done), do: unescape(rest, done <> <<octet>>)
+  defp unescape(<<byte, rest::binary>>, done), do: unescape(rest, done <> <<byte>>)
   defp unescape("", done), do: done
 
   defp body(bytes, nil) do

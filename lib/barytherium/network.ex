@@ -34,7 +34,7 @@ defmodule Barytherium.Network do
   require Logger
 
   alias Barytherium.{Connection, Frame, Native, Telemetry}
-  alias Barytherium.Network.{Options, Receiver, Sender}
+  alias Barytherium.Network.{Connector, Options, Receiver, Sender}
 
   @typedoc "An option for the socket's buffers. The name is from Barytherium 0.7."
   @type network_buffer_option ::
@@ -179,35 +179,12 @@ defmodule Barytherium.Network do
         counters: Sender.new_counters()
       })
 
-    {:ok, %{state | connector: start_connector(state, opts, options.connect_timeout)}}
+    connector = Connector.start_link(state.host, state.port, opts, options.connect_timeout)
+    {:ok, %{state | connector: connector}}
   end
 
   defp stop_timeout(:infinity), do: @stop_timeout
   defp stop_timeout(send_timeout), do: min(send_timeout, @stop_timeout)
-
-  # Connects in another process, so that this one can answer calls meanwhile.
-  defp start_connector(%{host: host, port: port}, opts, timeout) do
-    network = self()
-    connector = spawn_link(fn -> connect(network, host, port, opts) end)
-
-    if timeout != :infinity,
-      do: Process.send_after(self(), {:connect_timeout, connector}, timeout)
-
-    connector
-  end
-
-  defp connect(network, host, port, opts) do
-    result = Connection.connect(host, port, opts)
-    with {:ok, socket} <- result, do: Connection.give(socket, network)
-    send(network, {:connector, self(), result})
-  catch
-    # `:gen_tcp` and `:ssl` raise or exit for values that they cannot use. A value may be secret, so
-    # only the names are logged.
-    _kind, _reason ->
-      names = Enum.map(opts, &if(is_tuple(&1), do: elem(&1, 0), else: &1))
-      Logger.error("one of the options cannot be used as it is: #{inspect(names)}")
-      send(network, {:connector, self(), {:error, :options}})
-  end
 
   defp connected({:ok, socket}, state) do
     Telemetry.connect(state, state.started, :ok)
@@ -404,22 +381,8 @@ defmodule Barytherium.Network do
     end
   end
 
-  defp stop_connector(%{connector: nil} = state), do: state
-
-  defp stop_connector(%{connector: pid} = state) do
-    monitor = Process.monitor(pid)
-    Process.unlink(pid)
-    Process.exit(pid, :kill)
-    receive do: ({:DOWN, ^monitor, :process, ^pid, _reason} -> :ok)
-
-    # The connector may have connected at the last moment.
-    receive do
-      {:connector, ^pid, {:ok, socket}} -> Connection.abandon(socket)
-      {:connector, ^pid, _error} -> :ok
-    after
-      0 -> :ok
-    end
-
+  defp stop_connector(state) do
+    Connector.stop(state.connector)
     %{state | connector: nil}
   end
 

@@ -20,7 +20,7 @@ defmodule Bench.SplittingLoop do
   defp loop(socket, listener, rest) do
     case Connection.recv(socket, 0, :infinity) do
       {:ok, bytes} ->
-        {frames, rest} = parse(rest <> bytes, [])
+        {frames, rest} = parse(IO.iodata_to_binary([rest, bytes]), [])
 
         if frames != [],
           do: GenServer.cast(listener, {:barytherium, :frames, {frames, self()}})

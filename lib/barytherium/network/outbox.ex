@@ -16,7 +16,7 @@ defmodule Barytherium.Network.Outbox do
   @typedoc "Prepared frames, their cost, and the caller that waits until they are written."
   @type write :: {[Frame.t()], non_neg_integer(), nil | GenServer.from()}
 
-  @typedoc "Encoded frames, how many they are, and the callers that wait for them."
+  @typedoc "An encoded batch: its data, its number of frames, and the callers that wait for it."
   @type encoded :: %{data: iodata(), frames: non_neg_integer(), froms: [GenServer.from()]}
 
   @typedoc "A write that cannot be encoded, the frame and the header, and why."
@@ -29,7 +29,7 @@ defmodule Barytherium.Network.Outbox do
           bytes: non_neg_integer()
         }
 
-  @doc "Bytes that wait: those of encoded frames, and the cost of others."
+  @doc "Bytes of encoded frames that wait, plus the cost of the frames not yet encoded."
   @spec bytes(t()) :: non_neg_integer()
   def bytes(outbox), do: outbox.bytes + outbox.batch_cost
 
@@ -67,8 +67,7 @@ defmodule Barytherium.Network.Outbox do
   defp encode(%{batch: []} = outbox, _version), do: {outbox, []}
 
   defp encode(outbox, version) do
-    {writes, data, refused} =
-      outbox.batch |> Enum.reverse() |> encode(outbox.batch_cost, version, [])
+    {writes, data, refused} = outbox.batch |> Enum.reverse() |> encode(outbox.batch_cost, version)
 
     bytes = IO.iodata_length(data)
     frames = writes |> Enum.map(fn {frames, _cost, _from} -> length(frames) end) |> Enum.sum()
@@ -77,25 +76,28 @@ defmodule Barytherium.Network.Outbox do
     {%{outbox | batch: [], batch_cost: 0, encoded: queue, bytes: outbox.bytes + bytes}, refused}
   end
 
-  defp encode(writes, cost, version, refused) do
+  defp encode(writes, cost, version) do
     frames = Enum.flat_map(writes, fn {frames, _cost, _from} -> frames end)
 
     case Outgoing.encode(frames, cost, version) do
       {:ok, data} ->
-        {writes, data, Enum.reverse(refused)}
+        {writes, data, []}
 
+      # The frames before this one can be encoded.
       {:error, {index, reason, header}} ->
-        {write, others} = pop_write(writes, index)
+        {before, [write | others]} = split(writes, index)
+        {^before, data, []} = encode(before, cost, version)
+        {others, more, refused} = encode(others, cost, version)
         refusal = {write, Enum.at(frames, index), reason, header}
-        encode(others, cost, version, [refusal | refused])
+        {before ++ others, [data | more], [refusal | refused]}
     end
   end
 
-  # Splits off the write that contains the frame at `index`.
-  defp pop_write([{frames, _cost, _from} = write | writes], index) when index >= length(frames) do
-    {found, others} = pop_write(writes, index - length(frames))
-    {found, [write | others]}
+  # Splits before the write that contains the frame at `index`.
+  defp split([{frames, _cost, _from} = write | writes], index) when index >= length(frames) do
+    {before, others} = split(writes, index - length(frames))
+    {[write | before], others}
   end
 
-  defp pop_write([write | writes], _index), do: {write, writes}
+  defp split(writes, _index), do: {[], writes}
 end

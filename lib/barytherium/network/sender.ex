@@ -156,6 +156,8 @@ defmodule Barytherium.Network.Sender do
   def handle_cast({:write, frames, cost}, state),
     do: {:noreply, accept({frames, cost, nil}, state)}
 
+  def handle_cast(_stray, state), do: {:noreply, state}
+
   @impl true
   def handle_call({:write, frames, cost}, from, state),
     do: {:noreply, accept({frames, cost, from}, state)}
@@ -172,17 +174,22 @@ defmodule Barytherium.Network.Sender do
   def handle_call({:disconnect, _headers}, _from, %{version: nil, held: nil} = state),
     do: {:reply, :not_connected, state}
 
-  def handle_call({:disconnect, headers}, _from, state),
-    do: {:reply, :ok, accept(disconnect_write(headers, nil), %{state | disconnecting: true})}
+  def handle_call({:disconnect, headers}, _from, state) do
+    write = disconnect_write(headers, nil)
+    state = %{state | disconnecting: true}
+    {:reply, :ok, if(state.held, do: keep(write, state), else: queue(write, state))}
+  end
 
   def handle_call({:finish, _headers}, from, %{version: nil} = state),
-    do: {:noreply, enqueue({[], 0, from}, drop_held(state))}
+    do: {:noreply, queue({[], 0, from}, drop_held(state))}
 
   def handle_call({:finish, _headers}, from, %{disconnecting: true} = state),
-    do: {:noreply, enqueue({[], 0, from}, state)}
+    do: {:noreply, queue({[], 0, from}, state)}
 
   def handle_call({:finish, headers}, from, state),
-    do: {:noreply, enqueue(disconnect_write(headers, from), state)}
+    do: {:noreply, queue(disconnect_write(headers, from), state)}
+
+  def handle_call(_stray, _from, state), do: {:noreply, state}
 
   defp disconnect_write(headers, from) do
     {frame, cost} = Outgoing.prepare(%Frame{command: :disconnect, headers: headers})
@@ -191,7 +198,7 @@ defmodule Barytherium.Network.Sender do
 
   @impl true
   def handle_continue({:release, held}, state),
-    do: {:noreply, Enum.reduce(held, state, &enqueue/2)}
+    do: {:noreply, Enum.reduce(held, state, &queue/2)}
 
   @impl true
   def handle_info({:written, _result}, %{failed: reason} = state) when reason != nil,
@@ -259,14 +266,10 @@ defmodule Barytherium.Network.Sender do
 
   defp accept(write, state), do: enqueue(write, state)
 
-  defp hold({_frames, _cost, from}, %{failed: reason} = state) when reason != nil,
-    do: refuse(from, reason, state)
+  defp hold(write, state), do: admit(write, state, &keep(write, &1))
 
-  defp hold({_frames, cost, _from} = write, state) do
-    admit(write, state, fn state ->
-      count(%{state | held: [write | state.held], held_cost: state.held_cost + cost})
-    end)
-  end
+  defp keep({_frames, cost, _from} = write, state),
+    do: count(%{state | held: [write | state.held], held_cost: state.held_cost + cost})
 
   defp drop_held(%{held: held} = state) do
     if held not in [nil, []],
@@ -276,15 +279,17 @@ defmodule Barytherium.Network.Sender do
     %{state | held: nil, held_cost: 0}
   end
 
-  defp enqueue({_frames, _cost, from}, %{failed: reason} = state) when reason != nil,
+  defp enqueue({[], 0, nil}, state), do: state
+  defp enqueue(write, state), do: admit(write, state, &queue(write, &1))
+
+  # Queues a write whatever waits already: it was admitted before, or it ends the connection.
+  defp queue({_frames, _cost, from}, %{failed: reason} = state) when reason != nil,
     do: refuse(from, reason, state)
 
-  defp enqueue(write, state) do
-    admit(write, state, fn state ->
-      {outbox, refused} = Outbox.put(state.outbox, write, state.version)
-      drop(refused)
-      pump(%{state | outbox: outbox})
-    end)
+  defp queue(write, state) do
+    {outbox, refused} = Outbox.put(state.outbox, write, state.version)
+    drop(refused)
+    pump(%{state | outbox: outbox})
   end
 
   defp refuse(from, reason, state) do
@@ -293,10 +298,13 @@ defmodule Barytherium.Network.Sender do
   end
 
   # A write may be larger than `max_queue` if nothing else waits.
+  defp admit({_frames, _cost, from}, %{failed: reason} = state, _accept) when reason != nil,
+    do: refuse(from, reason, state)
+
   defp admit({_frames, cost, from}, state, accept) do
     waiting = waiting(state)
 
-    if waiting > 0 and waiting + cost > state.max_queue do
+    if cost > 0 and waiting > 0 and waiting + cost > state.max_queue do
       Logger.error(
         "Barytherium gives up a connection: #{waiting + cost} bytes wait to be written"
       )
@@ -342,16 +350,16 @@ defmodule Barytherium.Network.Sender do
     end
   end
 
-  # All later writes are lost. The network ends this process when it gets the message.
+  # All later writes are lost. The network ends this process when it gets the message, so the callers
+  # get their answers first.
   defp fail(reason, state) do
     reason = Connection.reason(reason)
-    GenServer.cast(state.network_pid, {:barytherium, :send_failed, reason})
-
     held = for {_frames, _cost, from} <- state.held || [], from, do: from
 
     for from <- (state.writing || []) ++ Outbox.froms(state.outbox) ++ held,
         do: GenServer.reply(from, {:error, reason})
 
+    GenServer.cast(state.network_pid, {:barytherium, :send_failed, reason})
     count(%{state | failed: reason, outbox: %Outbox{}, held: nil, held_cost: 0, writing: nil})
   end
 

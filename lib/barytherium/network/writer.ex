@@ -28,6 +28,11 @@ defmodule Barytherium.Network.Writer do
     {:noreply, state}
   end
 
+  def handle_cast(_stray, state), do: {:noreply, state}
+
+  @impl true
+  def handle_call(_stray, _from, state), do: {:noreply, state}
+
   @impl true
   def handle_info(_stray, state), do: {:noreply, state}
 

@@ -123,6 +123,7 @@ impl Connection {
                 slice,
                 socket,
                 buffer,
+                started: now(),
             });
             match step {
                 // The descriptor is above what the VM can poll.

@@ -113,7 +113,7 @@ defmodule Barytherium.Network.LifeCycleTest do
       end
 
     eventually(fn -> descriptors() <= before end)
-    assert Native.live_turns() == 0
+    eventually(fn -> Native.live_turns() == 0 end)
     assert length(kept) == 5
   end
 

@@ -275,7 +275,7 @@ defmodule Barytherium.Network.ReceiverTest do
       end
 
       shared = Enum.count(frames, &(:binary.referenced_byte_size(&1.body) > byte_size(&1.body)))
-      assert shared > 1_500 == unquote(share?)
+      assert shared > 1_000 == unquote(share?)
     end
   end
 

@@ -29,6 +29,8 @@ pub struct Reader<'r, 'a, 's> {
     pub socket: &'r Socket,
     /// A buffer of this thread, which has grown to what its thread reads at once.
     pub buffer: &'r mut Vec<u8>,
+    /// When the call began.
+    pub started: Duration,
 }
 
 /// Why reading stopped.
@@ -52,6 +54,9 @@ impl<'a> Reader<'_, 'a, '_> {
         self.slice.decode_undecoded()?;
         while let Pause::Empty = self.read_all()? {
             self.slice.flush()?;
+            if self.is_over() {
+                break;
+            }
             let burst = self.slice.budget.is_burst();
             self.slice.budget.end_burst();
             if !burst || !self.socket.await_readable(LINGER) {
@@ -107,10 +112,14 @@ impl<'a> Reader<'_, 'a, '_> {
         Break(Step::Look)
     }
 
+    /// Whether the call has taken too long for one turn.
+    fn is_over(&self) -> bool {
+        now() - self.started >= SLICE_TIME
+    }
+
     /// Reads until the budget is spent or the socket is empty.
     fn read_all(&mut self) -> Flow<'a, Pause> {
-        let started = now();
-        while !self.slice.budget.is_spent() && now() - started < SLICE_TIME {
+        while !self.slice.budget.is_spent() && !self.is_over() {
             match self.read(self.slice.budget.read_size())? {
                 Some(Read { is_full: true, .. }) => {}
                 _ => return Continue(Pause::Empty),

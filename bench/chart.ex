@@ -20,7 +20,7 @@ defmodule Bench.Chart do
   @group 66
   @top 84
 
-  @doc "A group of bars for each of the cases in `names`. The longest bar of a group is ours."
+  @doc "A group of bars for each of the cases in `names`. The fastest bar of a group has full length."
   def svg(results, names) do
     rounds = Map.new(results)
     groups = names |> Enum.with_index() |> Enum.map(&group(&1, rounds))
@@ -31,11 +31,14 @@ defmodule Bench.Chart do
     height="#{height}" font-family="sans-serif" font-size="13">
     <title>Frames per second from the socket to the callback process</title>
     <style>
-      text { fill: #1f2328 } .ours { fill: #6639ba } .elixir { fill: #8c959f } .splitting { fill: #d0d7de }
+      .back { fill: #ffffff } text { fill: #1f2328 }
+      .ours { fill: #6639ba } .elixir { fill: #8c959f } .splitting { fill: #b6bfc8 }
       @media (prefers-color-scheme: dark) {
-        text { fill: #e6edf3 } .ours { fill: #b083f0 } .elixir { fill: #768390 } .splitting { fill: #444c56 }
+        .back { fill: #0d1117 } text { fill: #e6edf3 }
+        .ours { fill: #b083f0 } .elixir { fill: #8b949e } .splitting { fill: #6e7681 }
       }
     </style>
+    <rect class="back" width="#{@width}" height="#{height}"/>
     <text x="10" y="22" font-weight="bold">Frames per second by size of the body, one connection</text>
     #{legend()}
     #{groups}</svg>

@@ -20,7 +20,7 @@ defmodule Barytherium.Network.ReceiveLoop do
   @longest_queueing 1_000
 
   # How long the end of a connection waits for its last frames to arrive, in milliseconds. A
-  # listener that takes longer is not able to look at any message.
+  # listener that takes longer does not handle signals.
   @longest_arrival 1_000
 
   @impl true
@@ -67,7 +67,7 @@ defmodule Barytherium.Network.ReceiveLoop do
          {:ok, descriptor} <- Socket.descriptor(socket),
          {:ok, parser} <- Parser.open(descriptor, bytes, state) do
       loop = %{loop | parser: parser}
-      # Before it was duplicated it may have been closed, and its number given to another socket.
+      # The socket may have been closed before we duplicated it, and its number reused.
       if Socket.descriptor(socket) == {:ok, descriptor} do
         Parser.confirm(parser, socket)
         act(:yield, loop)
@@ -116,7 +116,7 @@ defmodule Barytherium.Network.ReceiveLoop do
   def handle_info(:deadline, %{paused: nil} = loop), do: read(:inline, %{loop | timer: nil})
   def handle_info(:deadline, loop), do: {:noreply, %{loop | timer: nil}}
 
-  # Time to look at the listener's mailbox, or another connection has passed that duty on.
+  # Time to look at the listener's mailbox, or another connection has handed this over.
   def handle_info({:barytherium, :resume}, %{paused: paused} = loop) when paused != nil,
     do: resume(loop)
 
@@ -135,7 +135,7 @@ defmodule Barytherium.Network.ReceiveLoop do
 
   @impl true
   def terminate(_reason, loop) do
-    # There is a parser after an exception only.
+    # The parser is nil after an orderly end.
     if loop[:parser], do: Parser.disconnect(loop.parser, :closed)
     # Our network may still have to write something, and closes the socket itself.
     unless loop[:own_network], do: Connection.close(loop.socket)

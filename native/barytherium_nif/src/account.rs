@@ -20,7 +20,7 @@ pub struct Account {
     owner: LocalPid,
     /// The number of messages in the listener's mailbox at which to pause.
     mark: usize,
-    /// The number of messages that this connection may send although others wait.
+    /// The number of messages that this connection may send ahead of those that wait.
     grant: usize,
     /// The value of the last `Resume::Look`.
     look: u64,

@@ -5,29 +5,27 @@
 
 use std::time::Duration;
 
-/// What takes as long as making a frame.
+/// The work of making a frame's terms, in bytes read.
 const FRAME_WORK: usize = 2560;
 
-/// What takes as long as one of its headers, if it is that of the frame before.
+/// The work of a header that is the same as in the frame before.
 const HEADER_WORK: usize = 32;
 
-/// What takes as long as making one byte of a new header's terms. A tuple and a binary of 40 bytes are
-/// 80 bytes.
+/// The work for each byte of a new header's terms. A tuple and a binary of 40 bytes take 80 bytes.
 const HEADER_BYTE_WORK: usize = 6;
 
 /// The work of a turn on a dirty thread: about a millisecond.
 const SLICE_WORK: usize = 4 * 1024 * 1024;
 
-/// The work of a turn on an ordinary scheduler: about a third of the millisecond that it may be held
-/// for.
+/// The work of a turn on an ordinary scheduler, which may be held for a millisecond: about 0.25 ms.
 const INLINE_WORK: usize = 1024 * 1024;
 
-/// How much more may be done, so that nothing is left over of what was read.
+/// A turn may exceed its work by this much to finish decoding what it has read.
 const SLICE_OVERRUN: usize = 1536 * 1024;
 const INLINE_OVERRUN: usize = 512 * 1024;
 
-/// A slice ends after this time, however little it has done. Otherwise a peer that sends as fast as
-/// single bytes are read could keep a thread.
+/// A slice reads no more after this time, however little it has done. Otherwise a peer that sends as
+/// fast as single bytes are read could keep a thread.
 pub const SLICE_TIME: Duration = Duration::from_millis(5);
 
 /// Bytes that were read without finding the socket empty. More than this make a burst. Only a burst
@@ -35,8 +33,8 @@ pub const SLICE_TIME: Duration = Duration::from_millis(5);
 /// burst does a slice linger. A peer that sends little never gets a thread, however often it sends.
 const BURST: usize = 64 * 1024;
 
-/// While many connections wait for a turn, this is enough to have to wait as well. The connection
-/// would be ahead of the others otherwise. A single frame of common size never is enough.
+/// While connections wait for a turn, one that has read this much must wait too. Otherwise it would
+/// overtake them. A single frame of common size is less.
 const CROWDED_BURST: usize = 32 * 1024;
 
 /// The size of a read on a dirty thread. A read wakes the peer when it has made room, so large reads
@@ -52,18 +50,19 @@ const INLINE_READ_MAX: usize = 128 * 1024;
 /// The size of a read outside a burst.
 pub const SMALL_READ: usize = 16 * 1024;
 
-/// A connection that has just delivered a frame or two is read again so many times, each time after
-/// everybody else had a turn, before it waits for its socket. A frame often causes the next one, and
-/// on a busy VM the thread that reports the socket has to get a processor first. More looks gain
-/// next to nothing; each takes about a microsecond.
+/// After a frame was delivered, the socket is read this many more times before we wait for it. Other
+/// processes run between these reads. A frame often causes the next one, and on a busy VM the thread
+/// that reports the socket has to get a processor first. More looks gain next to nothing; each takes
+/// about a microsecond.
 const LOOKS: u8 = 8;
 
 /// What a connection has done, and what it may do.
 #[derive(Default)]
 pub struct Budget {
     work: usize,
-    /// The work after which the turn does not read any more, and that after which it ends.
+    /// After this much work the turn reads no more.
     enough: usize,
+    /// After this much work the turn ends.
     limit: usize,
     /// The size of a read, at most.
     read_max: usize,

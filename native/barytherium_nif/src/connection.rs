@@ -5,10 +5,10 @@
 //! no buffer.
 //!
 //! A connection has ended when its state is gone. All calls come from the process that runs the loop.
-//! When that process dies, its monitor ends the connection. The monitor does not wait for a call that
-//! is still running on a dirty thread: after the call the VM frees the heap of the process and with it
-//! the reference to the connection, and the destructor ends it. The destructor alone would not do,
-//! because a debugger may keep a copy of the state of the process, with the reference in it.
+//! When that process dies, its monitor ends the connection. If a call is still running on a dirty
+//! thread, the monitor leaves the connection to the destructor, which runs after the call, when the VM
+//! frees the heap of the process. The destructor alone is not enough, because a debugger may keep a copy
+//! of the state of the process, with the reference in it.
 
 use crate::atoms;
 use crate::delivery::{Delivery, Recipients};

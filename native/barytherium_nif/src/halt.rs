@@ -17,7 +17,7 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
-/// A halt takes longer by this time at most. To check 10,000 ports takes less than a millisecond.
+/// A halt is delayed by this at most. Checking 10,000 ports takes less than a millisecond.
 const INTERVAL: Duration = Duration::from_millis(500);
 
 /// The port that each duplicated descriptor belongs to.

@@ -1,6 +1,6 @@
 //! The functions of `Barytherium.Native`.
 //!
-//! What may take up to a millisecond or more runs on a dirty scheduler. What reads or decodes only a
+//! What may take a millisecond or more runs on a dirty scheduler. What reads or decodes only a
 //! little has a second function, which runs on the caller's scheduler.
 
 use crate::account::{self, Account};

@@ -7,12 +7,12 @@ use rustler::{Decoder as TermDecoder, Encoder, Env, Error, NifMap, NifResult, Re
 use std::sync::{Mutex, PoisonError};
 use stomp::{Decoder, Version};
 
-/// A partial frame is completed on a dirty thread if its head is larger than this, because all headers
-/// are unescaped and made into terms at once,
+/// A partial frame with a larger head, or more headers, is completed on a dirty thread: all headers are
+/// unescaped and made into terms at once.
 const SMALL_HEAD: usize = 64 * 1024;
 const SMALL_HEADERS: usize = 2048;
 
-/// or if its body has no length and is larger than this, because it is copied whenever its buffer grows.
+/// A larger body without a length is completed on a dirty thread: it is copied whenever its buffer grows.
 const SMALL_BODY: usize = 256 * 1024;
 
 /// Whether the partial frame that `decoder` has may be completed on an ordinary scheduler.

@@ -71,7 +71,7 @@ impl<'a> Slice<'a, '_> {
     }
 
     /// Ends the connection for a reason that was found elsewhere. What has been read is decoded and
-    /// delivered first, however much the listener has not taken yet.
+    /// delivered first, even if the listener is behind.
     pub fn disconnect(&mut self, reason: Atom) -> Step<'a> {
         let undecoded = std::mem::take(self.undecoded);
         let mut input = undecoded.bytes();
@@ -132,7 +132,7 @@ impl<'a> Slice<'a, '_> {
         Step::Wait(Some(millis.try_into().unwrap_or(u64::MAX)))
     }
 
-    /// Leaves what others may want while there is nothing to read.
+    /// Gives back the grant and the turn.
     fn rest(&mut self) {
         if let Some(account) = &mut self.account {
             account.rest();
@@ -147,8 +147,8 @@ impl<'a> Slice<'a, '_> {
         }
     }
 
-    /// There may be more to read. A peer that sends heart-beats without an end does not answer
-    /// CONNECT by that; a peer that is connected has just sent something.
+    /// There may be more to read. Before CONNECTED, heart-beats do not postpone the time-out. After it,
+    /// any byte does.
     fn more(&mut self) -> Step<'a> {
         if let Break(step) = self.flush() {
             return step;

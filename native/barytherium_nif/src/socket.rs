@@ -65,7 +65,7 @@ fn poll(polled: &mut libc::pollfd, time: Duration) -> c_int {
     unsafe { libc::ppoll(polled, 1, &time, ptr::null()) }
 }
 
-/// Elsewhere a millisecond is the shortest wait.
+/// `poll` has a resolution of a millisecond.
 #[cfg(not(target_os = "linux"))]
 fn poll(polled: &mut libc::pollfd, time: Duration) -> c_int {
     let millis = time.as_micros().div_ceil(1000) as c_int;

@@ -7,7 +7,7 @@ use stomp::{ParseError, Resume, Turn};
 
 /// The next step of the process that runs the loop.
 pub enum Step<'a> {
-    /// Read on: on a dirty thread, on an ordinary scheduler, or when it is its turn.
+    /// Read more. The turn says where and when.
     Turn(Turn),
     /// Read a little on an ordinary scheduler, when others had their turn.
     Look,

@@ -17,7 +17,7 @@ static SLOTS: OnceLock<Mutex<Slots<LocalPid>>> = OnceLock::new();
 /// Whether connections are queued.
 static CROWDED: AtomicBool = AtomicBool::new(false);
 
-/// There are `slots` connections that may read at the same time. For the library's `load`.
+/// Sets how many connections may read at the same time. Called by `load`.
 pub fn init(slots: usize) {
     SLOTS.get_or_init(|| Mutex::new(Slots::new(slots)));
 }
@@ -85,7 +85,7 @@ impl Place {
     }
 }
 
-/// Tells connections that it is their turn. One whose process is gone leaves by itself.
+/// Tells connections that it is their turn. If a process is dead, its monitor releases the slot.
 fn wake(env: Env, woken: &[LocalPid]) {
     for owner in woken {
         _ = env.send(owner, (atoms::barytherium(), atoms::turn()));

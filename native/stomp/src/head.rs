@@ -18,7 +18,7 @@ const KEPT_HEAD_MAX: usize = 4096;
 /// What a header line has in common with the line at the same place of the frame before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Same {
-    /// Perhaps nothing.
+    /// Nothing known.
     Nothing,
     /// The name.
     Name,

@@ -62,7 +62,7 @@ impl<W: Copy + PartialEq> Slots<W> {
         if self.position(who).is_some() {
             return self.turn();
         }
-        // It may have had a slot, and lost it before it knew. Then it is not in the queue any more.
+        // It may have been given a slot and lost it before it woke. Then it is no longer queued.
         let queued = self.queue.iter().position(|&queued| queued == who);
         if self.take_free(who, now) {
             queued.map(|at| self.queue.remove(at));
@@ -108,7 +108,7 @@ impl<W: Copy + PartialEq> Slots<W> {
         }
     }
 
-    /// Whether there was a slot that is free or not used any more. `who` has it then.
+    /// Gives `who` a slot that is free or not used any more. False if there is none.
     fn take_free(&mut self, who: W, now: Duration) -> bool {
         if self.holders.len() == self.limit {
             let unused = |&(_, since): &(W, Duration)| now.saturating_sub(since) > LONGEST_TURN;

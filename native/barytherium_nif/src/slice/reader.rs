@@ -13,8 +13,8 @@ use std::ops::ControlFlow::{Break, Continue};
 use std::time::Duration;
 use stomp::Turn;
 
-/// A body that lacks this much is likely to be followed by another large one, which is to be read
-/// into its own place as well. So no more is read along with the first than the head of the next.
+/// After a body that lacks this much, another large one is likely. Only its head is read along, so that
+/// its body can be read directly into its binary.
 const LARGE_BODY: usize = 64 * 1024;
 const BEYOND_LARGE_BODY: usize = 4 * 1024;
 
@@ -27,7 +27,7 @@ const LINGER: Duration = Duration::from_micros(100);
 pub struct Reader<'r, 'a, 's> {
     pub slice: &'r mut Slice<'a, 's>,
     pub socket: &'r Socket,
-    /// A buffer of this thread, which has grown to what its thread reads at once.
+    /// The thread's read buffer. It grows to the largest read.
     pub buffer: &'r mut Vec<u8>,
     /// When the call began.
     pub started: Duration,
@@ -74,7 +74,7 @@ impl<'a> Reader<'_, 'a, '_> {
         {
             return Step::Turn(Turn::Queued);
         }
-        // This one goes to a dirty thread without a turn. It is one slice for each time it wakes.
+        // A large partial frame is completed on a dirty thread in a single slice, so it needs no turn.
         if !is_small(self.slice.session.decoder()) {
             return Step::Turn(Turn::Alone);
         }
@@ -137,7 +137,7 @@ impl<'a> Reader<'_, 'a, '_> {
                 let before = self.slice.budget.work();
                 self.slice.has_read(read.bytes());
                 let flow = self.slice.decode(&self.buffer[..read.beyond]);
-                // Also if the turn ends here. It is dense frames that end a turn early.
+                // Learn even if the turn ends here: dense frames are what ends a turn early.
                 self.slice.budget.learn(before, read.bytes());
                 flow?;
                 Continue(Some(read))

@@ -29,7 +29,7 @@ impl<E: Environment> Batch<E> {
     }
 
     /// Adds a frame. All frames have to come from one decoder, in order. Returns how many bytes of
-    /// memory its headers take that are not those of the frame before.
+    /// memory its new headers take.
     pub fn push(&mut self, frame: stomp::Frame<'_, BinaryBody>, place: BodyPlace) -> usize {
         let before = self.headers.bytes();
         let headers = self.headers.list(&self.environment, frame.headers());

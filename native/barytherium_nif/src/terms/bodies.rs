@@ -25,8 +25,8 @@ const CLASSES: usize = (SHARED_BODY_MAX.ilog2() - HEAP_BINARY_MAX.ilog2()) as us
 pub enum BodyPlace {
     /// In a binary of its own.
     Own,
-    /// In one that it may share with the next bodies. The bytes of this frame and of those that
-    /// follow it tell how many these are likely to be.
+    /// In one that it may share with the next bodies. How many these are is estimated from the bytes
+    /// of this frame and the bytes that follow it.
     Shared { frame: usize, following: usize },
 }
 
@@ -84,7 +84,7 @@ impl Bodies {
     }
 
     /// A binary that has room for a body of `length` bytes. `None` if the body should have its own.
-    /// The first body of a class has: it may be the only one.
+    /// The first body of a class gets its own, because it may be the only one.
     fn shared(
         &mut self,
         environment: &impl Environment,

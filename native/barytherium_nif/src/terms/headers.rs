@@ -1,6 +1,6 @@
-//! Lists of headers. Feeds repeat most of their header lines from frame to frame, so a line that is
-//! the same as at the same place of the frame before has that one's term. The same goes for a
-//! name, and for the end of a list.
+//! Lists of headers. Feeds repeat most of their header lines from frame to frame. A line that is the
+//! same as at its place in the frame before uses that line's term again. So do names, and the ends of
+//! lists.
 
 use super::raw::{Environment, RawTerm, WORD, binary_bytes};
 use stomp::{Header, Same};
@@ -81,7 +81,7 @@ impl Headers {
         self.ends[0]
     }
 
-    /// Whether the header is another one than at the same place of the frame before.
+    /// Whether the header differs from that at its place in the frame before.
     fn header(&mut self, environment: &impl Environment, index: usize, header: Header) -> bool {
         let known = index < self.pairs.len();
         let name = match header.same() {

@@ -90,7 +90,7 @@ pub trait Environment {
         }
     }
 
-    /// A binary that takes `size` bytes, which have to be too many for a heap.
+    /// A binary of `size` bytes to be filled, outside the heap: more than 64.
     fn shared_binary(&self, size: usize) -> SharedBinary {
         assert!(size > HEAP_BINARY_MAX);
         let mut term = MaybeUninit::uninit();

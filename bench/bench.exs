@@ -129,10 +129,10 @@ defmodule Bench do
         elixir = measure.(:elixir, port)
 
         [
-          "p50 us": at(ours, 0.5),
-          "p99 us": at(ours, 0.99),
-          "p50 of Elixir's": at(ours, 0.5) / at(elixir, 0.5),
-          "p99 of Elixir's": at(ours, 0.99) / at(elixir, 0.99)
+          "p50 us": Report.quantile(ours, 0.5),
+          "p99 us": Report.quantile(ours, 0.99),
+          "p50 of Elixir's": Report.quantile(ours, 0.5) / Report.quantile(elixir, 0.5),
+          "p99 of Elixir's": Report.quantile(ours, 0.99) / Report.quantile(elixir, 0.99)
         ]
       end)
 
@@ -141,7 +141,6 @@ defmodule Bench do
   end
 
   defp burn, do: burn()
-  defp at(sorted, quantile), do: Enum.at(sorted, round((length(sorted) - 1) * quantile))
 
   # Acknowledgements per second, each in a call of its own: with at most 256 of them waiting, and
   # with as many as there are.

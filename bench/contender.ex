@@ -84,7 +84,7 @@ defmodule Bench.Contender do
       else: %{ping: p99([ping | pings]), file: p99([file | files])}
   end
 
-  defp p99(times), do: times |> Enum.sort() |> Enum.at(round((length(times) - 1) * 0.99))
+  defp p99(times), do: times |> Enum.sort() |> Bench.Report.quantile(0.99)
 
   @doc "Bytes that this VM has grown by, `time` milliseconds after a listener stopped listening."
   def backlog(port, time, opts) do

@@ -30,6 +30,9 @@ defmodule Bench.Report do
   @doc "The median of `figure`."
   def median(rounds, figure), do: rounds |> Enum.map(& &1[figure]) |> spread() |> elem(0)
 
+  @doc "The value below which this part of `sorted` lies."
+  def quantile(sorted, part), do: Enum.at(sorted, round((length(sorted) - 1) * part))
+
   @doc "A number with as many digits as say something."
   def format(value) when value >= 1_000_000, do: "#{Float.round(value / 1_000_000, 2)} M"
   def format(value) when value >= 10_000, do: "#{round(value / 1_000)} k"

@@ -36,6 +36,8 @@ defmodule Barytherium.Network do
   alias Barytherium.{Connection, Frame, Native, Telemetry}
   alias Barytherium.Network.{Connector, Options, Receiver, Sender}
 
+  @longest_wait Options.longest_wait()
+
   @typedoc "An option for the socket's buffers. The name is from Barytherium 0.7."
   @type network_buffer_option ::
           {:buffer | :receive_buffer | :send_buffer, pos_integer()}
@@ -105,7 +107,7 @@ defmodule Barytherium.Network do
   """
   @spec close(GenServer.server(), timeout()) :: :ok | {:error, :timeout}
   def close(network, timeout \\ 5_000)
-      when timeout == :infinity or (is_integer(timeout) and timeout in 0..0xFFFF_FFFF),
+      when timeout == :infinity or (is_integer(timeout) and timeout in 0..@longest_wait),
       do: GenServer.call(network, {:close, timeout}, :infinity)
 
   # How long the peer may take to read what was written and to close, in milliseconds.

@@ -1,6 +1,8 @@
 defmodule Barytherium.SecretsTest do
   use ExUnit.Case, async: true
 
+  import Barytherium.NetworkCase, only: [connect: 1]
+
   alias Barytherium.{Frame, Network, Peer}
   alias Barytherium.Network.Sender
 
@@ -9,9 +11,7 @@ defmodule Barytherium.SecretsTest do
   @secret "hunter2"
 
   test "secrets are not in a state, a status, an inspected frame or a crash report" do
-    listener = Peer.listen(:tcp)
-    {:ok, network} = Network.start_link(self(), {127, 0, 0, 1}, Peer.port(listener))
-    peer = Peer.accept(listener)
+    {network, peer} = connect(self())
     assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, sender}}}
     headers = [{"login", @secret}, {"passcode", @secret}, {"heart-beat", "0,0"}]
     connect = %Frame{command: :connect, headers: headers}

@@ -2,33 +2,12 @@ defmodule Barytherium.StoppingTest do
   @moduledoc "What happens to written frames, and to processes, when a process stops."
   use ExUnit.Case, async: true
 
+  import Barytherium.NetworkCase
+
   alias Barytherium.{Connection, Frame, Network, Peer, TestBroker}
   alias Barytherium.Network.{Receiver, Sender}
 
   @moduletag capture_log: true
-
-  defp connect(callback, opts \\ []) do
-    listener = Peer.listen(:tcp)
-    {:ok, network} = Network.start_link(callback, {127, 0, 0, 1}, Peer.port(listener), opts)
-    {network, Peer.accept(listener)}
-  end
-
-  defp connected(network, peer) do
-    assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, sender}}}
-    Sender.write(sender, [%Frame{command: :connect}])
-    assert {:ok, "CONNECT\n\n\0"} = Peer.recv(peer)
-    Peer.send(peer, "CONNECTED\nversion:1.2\n\n\0")
-    assert_receive {:"$gen_cast", {:barytherium, :frames, {[%Frame{command: :connected}], _}}}
-    {network, sender}
-  end
-
-  # Everything until the connection ends, and the reason of the end.
-  defp read_all(peer, read \\ []) do
-    case Connection.recv(peer, 0, 5_000) do
-      {:ok, data} -> read_all(peer, [read, data])
-      {:error, reason} -> {IO.iodata_to_binary(read), reason}
-    end
-  end
 
   # A callback process that connects, calls `act`, and ends when it is told to.
   defp callback(test, act) do
@@ -55,7 +34,7 @@ defmodule Barytherium.StoppingTest do
         else: send(callback, {:exit, unquote(reason)})
 
       written = for n <- 1..500, into: "", do: "ACK\nid:#{n}\n\n\0"
-      assert read_all(peer) == {written <> "DISCONNECT\n\n\0", :closed}
+      assert Peer.read_all(peer) == {written <> "DISCONNECT\n\n\0", :closed}
       assert_receive {:DOWN, ^monitor, :process, ^network, _reason}
     end
   end
@@ -74,7 +53,7 @@ defmodule Barytherium.StoppingTest do
           feeder = spawn_link(fn -> receive do: (:feed -> feed(peer, 0)) end)
           send(test, {:feeder, feeder})
           receive do: (:read -> :ok)
-          read_all(peer)
+          Peer.read_all(peer)
         end)
 
       {Peer.port(listener), peer}
@@ -152,7 +131,7 @@ defmodule Barytherium.StoppingTest do
         GenServer.stop(network)
       end)
 
-    assert {"SEND\ncontent-length:4\n\nlast\0DISCONNECT\n\n\0", :closed} = read_all(peer)
+    assert {"SEND\ncontent-length:4\n\nlast\0DISCONNECT\n\n\0", :closed} = Peer.read_all(peer)
     refute log =~ "terminating"
   end
 
@@ -168,7 +147,7 @@ defmodule Barytherium.StoppingTest do
     {network, peer} = connect(self())
     assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, _sender}}}
     GenServer.stop(network)
-    assert {"", :closed} = read_all(peer)
+    assert {"", :closed} = Peer.read_all(peer)
 
     {network, peer} = connect(self())
     assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, _sender}}}
@@ -219,7 +198,7 @@ defmodule Barytherium.StoppingTest do
       assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, _sender}}}
       assert :ok = Network.close(network)
       assert_receive {:"$gen_cast", {:barytherium, :disconnect, :closed}}
-      assert {"", :closed} = read_all(peer)
+      assert {"", :closed} = Peer.read_all(peer)
     end
 
     test "returns an error after its time-out" do
@@ -227,7 +206,7 @@ defmodule Barytherium.StoppingTest do
       {network, _sender} = connected(network, peer)
       assert {:error, :timeout} = Network.close(network, 50)
       assert_receive {:"$gen_cast", {:barytherium, :disconnect, :closed}}
-      assert {"DISCONNECT\n" <> _receipt, _reason} = read_all(peer)
+      assert {"DISCONNECT\n" <> _receipt, _reason} = Peer.read_all(peer)
     end
   end
 

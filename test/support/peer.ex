@@ -83,6 +83,14 @@ defmodule Barytherium.Peer do
   @doc "Receives `length` bytes, or with 0 what has arrived, waiting for at least one byte."
   def recv(peer, length \\ 0), do: Connection.recv(peer, length, 2_000)
 
+  @doc "Everything until the connection ends, and the reason of the end."
+  def read_all(peer, read \\ []) do
+    case Connection.recv(peer, 0, 5_000) do
+      {:ok, data} -> read_all(peer, [read, data])
+      {:error, reason} -> {IO.iodata_to_binary(read), reason}
+    end
+  end
+
   @doc "Sends `data` byte by byte, with one call for each byte."
   def send_bytes(peer, data) do
     for <<byte <- data>>, do: send(peer, <<byte>>)

@@ -5,8 +5,7 @@ defmodule Barytherium.Network.HeartBeat do
 
   require Logger
 
-  # The longest timeout of a `receive`: 49 days. A server may ask for more.
-  @longest 0xFFFF_FFFF
+  alias Barytherium.Network.Options
 
   @type pair :: {non_neg_integer(), non_neg_integer()}
 
@@ -23,7 +22,8 @@ defmodule Barytherium.Network.HeartBeat do
 
   defp interval(0, _wanted), do: 0
   defp interval(_sent, 0), do: 0
-  defp interval(sent, wanted), do: sent |> max(wanted) |> min(@longest)
+  # A server may ask for more than the VM can wait.
+  defp interval(sent, wanted), do: sent |> max(wanted) |> min(Options.longest_wait())
 
   defp parse(headers) do
     case List.keyfind(headers, "heart-beat", 0) do

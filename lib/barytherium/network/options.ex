@@ -7,9 +7,8 @@ defmodule Barytherium.Network.Options do
   import Bitwise, only: [<<<: 2]
 
   @unlimited 0xFFFF_FFFF_FFFF_FFFF
-  # The longest time that a process can wait, in milliseconds, and the largest socket buffer that can
-  # be requested from the operating system.
-  @longest 0xFFFF_FFFF
+  @longest_wait 0xFFFF_FFFF
+  # The largest socket buffer that can be requested from the operating system.
   @largest (1 <<< 31) - 1
 
   @schema [
@@ -96,6 +95,10 @@ defmodule Barytherium.Network.Options do
   @settled_text "the receive loop needs a passive, binary and raw socket"
 
   @type t :: %{atom() => term()}
+
+  @doc "The longest time that a process or a timer of the VM can wait: 49 days, in milliseconds."
+  @spec longest_wait() :: pos_integer()
+  def longest_wait, do: @longest_wait
 
   @doc "The schema as a Markdown list."
   @spec docs() :: String.t()
@@ -278,7 +281,7 @@ defmodule Barytherium.Network.Options do
   defp valid?(:boolean, value), do: is_boolean(value)
   defp valid?(:size, value), do: is_integer(value) and value in 0..@unlimited
   defp valid?(:buffer, value), do: is_integer(value) and value in 1..@largest
-  defp valid?(:time, value), do: is_integer(value) and value in 0..@longest
+  defp valid?(:time, value), do: is_integer(value) and value in 0..@longest_wait
   defp valid?(:timeout, value), do: value == :infinity or valid?(:time, value)
   defp valid?(:mark, value), do: value == :infinity or (valid?(:size, value) and value > 0)
   defp valid?(:limit, value), do: value == :infinity or valid?(:size, value)
@@ -287,7 +290,7 @@ defmodule Barytherium.Network.Options do
   defp expected(:boolean), do: "true or false"
   defp expected(:size), do: "an integer from 0 on"
   defp expected(:buffer), do: "an integer from 1 to #{@largest}"
-  defp expected(:time), do: "an integer from 0 to #{@longest}"
+  defp expected(:time), do: "an integer from 0 to #{@longest_wait}"
   defp expected(:timeout), do: expected(:time) <> ", or :infinity"
   defp expected(:mark), do: "an integer from 1 on, or :infinity"
   defp expected(:limit), do: expected(:size) <> ", or :infinity"

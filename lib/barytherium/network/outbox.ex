@@ -16,8 +16,13 @@ defmodule Barytherium.Network.Outbox do
   @typedoc "Prepared frames, their cost, and the caller that waits until they are written."
   @type write :: {[Frame.t()], non_neg_integer(), nil | GenServer.from()}
 
-  @typedoc "An encoded batch: its data, its number of frames, and the callers that wait for it."
-  @type encoded :: %{data: iodata(), frames: non_neg_integer(), froms: [GenServer.from()]}
+  @typedoc "An encoded batch: its data and their size, its number of frames, and who waits for it."
+  @type encoded :: %{
+          data: iodata(),
+          bytes: non_neg_integer(),
+          frames: non_neg_integer(),
+          froms: [GenServer.from()]
+        }
 
   @typedoc "A write that cannot be encoded, the frame and the header, and why."
   @type refused :: {write(), Frame.t(), reason :: atom(), header :: non_neg_integer()}
@@ -25,7 +30,7 @@ defmodule Barytherium.Network.Outbox do
   @type t :: %__MODULE__{
           batch: [write()],
           batch_cost: non_neg_integer(),
-          encoded: :queue.queue({encoded(), non_neg_integer()}),
+          encoded: :queue.queue(encoded()),
           bytes: non_neg_integer()
         }
 
@@ -50,16 +55,16 @@ defmodule Barytherium.Network.Outbox do
       {:empty, _queue} ->
         {:empty, outbox, refused}
 
-      {{:value, {encoded, bytes}}, queue} ->
-        {encoded, %{outbox | encoded: queue, bytes: outbox.bytes - bytes}, refused}
+      {{:value, encoded}, queue} ->
+        {encoded, %{outbox | encoded: queue, bytes: outbox.bytes - encoded.bytes}, refused}
     end
   end
 
   @doc "The callers that wait for any of the writes."
   @spec froms(t()) :: [GenServer.from()]
   def froms(outbox) do
-    encoded = for {%{froms: froms}, _bytes} <- :queue.to_list(outbox.encoded), do: froms
-    List.flatten(encoded) ++ froms_of(Enum.reverse(outbox.batch))
+    encoded = Enum.flat_map(:queue.to_list(outbox.encoded), & &1.froms)
+    encoded ++ froms_of(Enum.reverse(outbox.batch))
   end
 
   defp froms_of(writes), do: for({_frames, _cost, from} <- writes, from, do: from)
@@ -70,9 +75,9 @@ defmodule Barytherium.Network.Outbox do
     {writes, data, refused} = outbox.batch |> Enum.reverse() |> encode(outbox.batch_cost, version)
 
     bytes = IO.iodata_length(data)
-    frames = writes |> Enum.map(fn {frames, _cost, _from} -> length(frames) end) |> Enum.sum()
-    encoded = %{data: data, frames: frames, froms: froms_of(writes)}
-    queue = if writes == [], do: outbox.encoded, else: :queue.in({encoded, bytes}, outbox.encoded)
+    frames = Enum.reduce(writes, 0, fn {frames, _cost, _from}, sum -> sum + length(frames) end)
+    encoded = %{data: data, bytes: bytes, frames: frames, froms: froms_of(writes)}
+    queue = if writes == [], do: outbox.encoded, else: :queue.in(encoded, outbox.encoded)
     {%{outbox | batch: [], batch_cost: 0, encoded: queue, bytes: outbox.bytes + bytes}, refused}
   end
 

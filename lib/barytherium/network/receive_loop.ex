@@ -6,10 +6,7 @@ defmodule Barytherium.Network.ReceiveLoop do
   use GenServer, restart: :temporary
 
   alias Barytherium.{Connection, Telemetry}
-  alias Barytherium.Network.{ConnectionLog, Parser, Socket}
-
-  # The longest time that a timer of the VM runs, in milliseconds.
-  @longest_wait 0xFFFF_FFFF
+  alias Barytherium.Network.{ConnectionLog, Options, Parser, Socket}
 
   # A TLS socket is waited for in `:ssl.recv/3`, where no message is handled. It returns after this
   # many milliseconds, to check that the listener is alive.
@@ -97,8 +94,7 @@ defmodule Barytherium.Network.ReceiveLoop do
   def handle_info({:DOWN, monitor, _type, _object, _info}, %{monitors: monitors} = loop) do
     cond do
       monitor == monitors.listener -> loop.parser |> Parser.disconnect(:no_listener) |> act(loop)
-      monitor == monitors.caller -> loop.parser |> Parser.disconnect(:closed) |> act(loop)
-      monitor == monitors.socket -> loop.parser |> Parser.disconnect(:closed) |> act(loop)
+      monitor in Map.values(monitors) -> loop.parser |> Parser.disconnect(:closed) |> act(loop)
       true -> ignore(loop)
     end
   end
@@ -258,7 +254,7 @@ defmodule Barytherium.Network.ReceiveLoop do
     if loop.timer && loop.timer <= at do
       loop
     else
-      Process.send_after(self(), :deadline, min(timeout, @longest_wait))
+      Process.send_after(self(), :deadline, min(timeout, Options.longest_wait()))
       %{loop | timer: at}
     end
   end

@@ -46,8 +46,7 @@ defmodule Barytherium.Network.Receiver do
   alias Barytherium.{Connection, Frame, Native}
   alias Barytherium.Network.{Options, ReceiveLoop, Socket}
 
-  # The longest time that a timer of the VM runs: 49 days. A server may announce more.
-  @longest_wait 0xFFFF_FFFF
+  @longest_wait Options.longest_wait()
 
   # The process keeps little, and it does not change. With the default, collection by generations,
   # the heap of an idle connection is three times as large after a few heart-beats.

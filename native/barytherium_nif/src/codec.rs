@@ -49,16 +49,10 @@ fn decode<'a>(
         let end = data.len() - input.len() - 1;
         match part_of(data, &frame.body, end) {
             Some(body) => batch.push_with_body(&frame, body),
-            None if share_bodies => {
-                let following = input.len();
-                let size = before - following;
-                let place = BodyPlace::Shared {
-                    frame: size,
-                    following,
-                };
-                batch.push(frame, place);
+            None => {
+                let size = before - input.len();
+                batch.push(frame, BodyPlace::new(share_bodies, size, input.len()));
             }
-            None => _ = batch.push(frame, BodyPlace::Own),
         }
         if let Some(version) = version {
             decoder.set_version(version);

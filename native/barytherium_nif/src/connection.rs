@@ -90,27 +90,8 @@ impl Connection {
         }
     }
 
-    /// Reads from the socket, on a dirty thread.
-    pub fn receive<'a>(
-        &self,
-        env: Env<'a>,
-        reference: Reference,
-        to: Recipients<'a>,
-    ) -> NifResult<Term<'a>> {
-        self.read(env, reference, to, |reader| reader.receive())
-    }
-
-    /// Reads from the socket, on an ordinary scheduler.
-    pub fn receive_inline<'a>(
-        &self,
-        env: Env<'a>,
-        reference: Reference,
-        to: Recipients<'a>,
-    ) -> NifResult<Term<'a>> {
-        self.read(env, reference, to, |reader| reader.receive_inline())
-    }
-
-    fn read<'a>(
+    /// Reads from the socket.
+    pub fn read<'a>(
         &self,
         env: Env<'a>,
         reference: Reference,
@@ -135,20 +116,14 @@ impl Connection {
         })
     }
 
-    /// Takes bytes that were read elsewhere, on a dirty thread. With none, goes on with those that
-    /// were taken before, and sees whether the peer is late.
-    pub fn feed<'a>(&self, env: Env<'a>, bytes: &[u8], to: Recipients<'a>) -> NifResult<Term<'a>> {
-        self.run(env, to, |slice, _, _| Ok(slice.feed(bytes)))
-    }
-
-    /// The same on an ordinary scheduler, for few bytes.
-    pub fn feed_inline<'a>(
+    /// Takes bytes that were read elsewhere.
+    pub fn feed<'a>(
         &self,
         env: Env<'a>,
-        bytes: &[u8],
         to: Recipients<'a>,
+        take: impl FnOnce(&mut Slice<'a, '_>) -> Step<'a>,
     ) -> NifResult<Term<'a>> {
-        self.run(env, to, |slice, _, _| Ok(slice.feed_inline(bytes)))
+        self.run(env, to, |slice, _, _| Ok(take(slice)))
     }
 
     /// Ends the connection for a reason that was found elsewhere; `no_listener` if nobody is there

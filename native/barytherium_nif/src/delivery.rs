@@ -103,14 +103,8 @@ impl<'a, 't> Delivery<'a, 't> {
         size: usize,
         following: usize,
     ) -> usize {
-        let place = if self.share_bodies && self.pushed() < MESSAGE_FRAMES - 1 {
-            BodyPlace::Shared {
-                frame: size,
-                following,
-            }
-        } else {
-            BodyPlace::Own
-        };
+        let is_last = self.pushed() + 1 >= MESSAGE_FRAMES;
+        let place = BodyPlace::new(self.share_bodies && !is_last, size, following);
         match &mut self.listener {
             Listener::Local { batch, .. } => batch.push(frame, place),
             Listener::Remote { batch, .. } => batch.push(frame, place),
@@ -142,10 +136,10 @@ impl<'a, 't> Delivery<'a, 't> {
         self.push(frame, 0, 0);
         let frame = match &self.listener {
             Listener::Local { batch, .. } => batch.copy_last(self.caller),
-            Listener::Remote { batch, .. } => batch.last(),
+            Listener::Remote { batch, .. } => batch.copy_last(self.caller),
         };
         self.flush();
-        frame
+        frame.encode(self.caller)
     }
 
     /// Delivers the frames that were pushed, in one message.

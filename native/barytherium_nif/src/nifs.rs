@@ -73,7 +73,7 @@ fn receive_slice<'a>(
     reference: Reference,
     to: Recipients<'a>,
 ) -> NifResult<Term<'a>> {
-    connection.receive(env, reference, to)
+    connection.read(env, reference, to, |reader| reader.receive())
 }
 
 /// The same on the caller's scheduler, for what takes well under a millisecond.
@@ -84,7 +84,7 @@ fn receive_inline<'a>(
     reference: Reference,
     to: Recipients<'a>,
 ) -> NifResult<Term<'a>> {
-    connection.receive_inline(env, reference, to)
+    connection.read(env, reference, to, |reader| reader.receive_inline())
 }
 
 #[rustler::nif(schedule = "DirtyIo")]
@@ -94,7 +94,7 @@ fn feed<'a>(
     bytes: Binary,
     to: Recipients<'a>,
 ) -> NifResult<Term<'a>> {
-    connection.feed(env, &bytes, to)
+    connection.feed(env, to, |slice| slice.feed(&bytes))
 }
 
 /// The same on the caller's scheduler, for few bytes: it takes well under a millisecond.
@@ -105,7 +105,7 @@ fn feed_inline<'a>(
     bytes: Binary,
     to: Recipients<'a>,
 ) -> NifResult<Term<'a>> {
-    connection.feed_inline(env, &bytes, to)
+    connection.feed(env, to, |slice| slice.feed_inline(&bytes))
 }
 
 /// A lot may have to be decoded first.

@@ -38,7 +38,8 @@ pub struct Slice<'a, 's> {
 }
 
 impl<'a> Slice<'a, '_> {
-    /// Takes bytes that were read elsewhere, on a dirty thread.
+    /// Takes bytes that were read elsewhere, on a dirty thread. With none, goes on with those that were
+    /// taken before, and sees whether the peer is late.
     pub fn feed(&mut self, bytes: &[u8]) -> Step<'a> {
         self.budget.start_slice();
         self.take(bytes)

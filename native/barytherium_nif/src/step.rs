@@ -43,28 +43,24 @@ pub enum Failure {
 impl Step<'_> {
     /// Stop for `reason`.
     pub fn stop(reason: Atom) -> Self {
-        Step::Stop(End {
-            reason,
-            failure: None,
-            socket: Ending::Shutdown,
-        })
+        Self::end(reason, None, Ending::Shutdown)
     }
 
     /// Stop for `reason`, because of `failure`.
     pub fn fail(reason: Atom, failure: Failure) -> Self {
-        Step::Stop(End {
-            reason,
-            failure: Some(failure),
-            socket: Ending::Shutdown,
-        })
+        Self::end(reason, Some(failure), Ending::Shutdown)
     }
 
     /// Stop because nobody listens. The socket's owner may still have to write something.
     pub fn no_listener() -> Self {
+        Self::end(atoms::no_listener(), None, Ending::LeftToOwner)
+    }
+
+    fn end(reason: Atom, failure: Option<Failure>, socket: Ending) -> Self {
         Step::Stop(End {
-            reason: atoms::no_listener(),
-            failure: None,
-            socket: Ending::LeftToOwner,
+            reason,
+            failure,
+            socket,
         })
     }
 }

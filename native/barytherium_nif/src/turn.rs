@@ -99,7 +99,7 @@ pub fn is_crowded() -> bool {
 
 /// Connections that have a turn or wait for one.
 pub fn count() -> usize {
-    with_slots(|slots| slots.len())
+    with_slots(|slots| slots.connections())
 }
 
 fn with_slots<T>(access: impl FnOnce(&mut Slots<LocalPid>) -> T) -> T {

@@ -131,13 +131,8 @@ impl<W: Copy + PartialEq> Slots<W> {
     }
 
     /// How many connections have a slot or are queued.
-    pub fn len(&self) -> usize {
+    pub fn connections(&self) -> usize {
         self.holders.len() + self.queue.len()
-    }
-
-    /// Whether no connection has a slot or is queued.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     fn turn(&self) -> Turn {
@@ -242,7 +237,7 @@ mod tests {
             rotate(&mut slots, 'c', LATE),
             (Turn::Queued, vec!['d', 'b'])
         );
-        assert_eq!(slots.len(), 3);
+        assert_eq!(slots.connections(), 3);
     }
 
     #[test]
@@ -261,6 +256,6 @@ mod tests {
         assert_eq!(slots.claim('a', later), Turn::Alone);
         assert_eq!(release(&mut slots, 'a', later), []);
         assert_eq!(slots.claim('b', later), Turn::Alone);
-        assert_eq!(slots.len(), 1);
+        assert_eq!(slots.connections(), 1);
     }
 }

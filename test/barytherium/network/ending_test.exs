@@ -2,14 +2,10 @@ defmodule Barytherium.Network.EndingTest do
   @moduledoc "How connections end when more than one thing happens at once."
   use Barytherium.ReceiverCase, async: false
 
+  import Barytherium.NetworkCase
+
   alias Barytherium.Network
   alias Barytherium.Network.Sender
-
-  defp connect(callback \\ self(), opts \\ [], transport \\ :tcp) do
-    listener = Peer.listen(transport)
-    {:ok, network} = Network.start_link(callback, {127, 0, 0, 1}, Peer.port(listener), opts)
-    {network, Peer.accept(listener)}
-  end
 
   defp sender do
     assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, sender}}}

@@ -1,6 +1,7 @@
 defmodule Barytherium.Network.SenderTest do
   use ExUnit.Case, async: true
 
+  import Barytherium.NetworkCase
   import Barytherium.ReceiverCase, only: [eventually: 1]
 
   alias Barytherium.{Connection, Frame, Network, Peer}
@@ -11,14 +12,8 @@ defmodule Barytherium.Network.SenderTest do
   # A connection whose peer reads only when it is told to, after so much was written that the next
   # writes wait.
   defp blocked(opts) do
-    listener = Peer.listen(:tcp)
-    {:ok, network} = Network.start_link(self(), {127, 0, 0, 1}, Peer.port(listener), opts)
-    peer = Peer.accept(listener)
-    assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, sender}}}
-    Sender.write(sender, [%Frame{command: :connect}])
-    assert {:ok, "CONNECT\n\n\0"} = Peer.recv(peer)
-    Peer.send(peer, "CONNECTED\nversion:1.2\n\n\0")
-    assert_receive {:"$gen_cast", {:barytherium, :frames, {[_connected], ^sender}}}
+    {network, peer} = connect(self(), opts)
+    {network, sender} = connected(network, peer)
     assert %{is_agreed: true} = :sys.get_state(network)
     # The driver takes the first one. The writer waits with the second one.
     for size <- [20_000_000, 10] do
@@ -27,13 +22,6 @@ defmodule Barytherium.Network.SenderTest do
 
     eventually(fn -> Network.stats(network).frames_written == 3 end)
     {network, sender, peer}
-  end
-
-  defp read_all(peer, read \\ []) do
-    case Connection.recv(peer, 0, 5_000) do
-      {:ok, data} -> read_all(peer, [read, data])
-      {:error, _closed} -> IO.iodata_to_binary(read)
-    end
   end
 
   test "each caller that waits for a failed write gets its reason" do
@@ -77,10 +65,7 @@ defmodule Barytherium.Network.SenderTest do
   end
 
   test "writes that were accepted before CONNECTED are sent, although escapes make them larger" do
-    listener = Peer.listen(:tcp)
-    opts = [max_send_queue: 1_000_000]
-    {:ok, _network} = Network.start_link(self(), {127, 0, 0, 1}, Peer.port(listener), opts)
-    peer = Peer.accept(listener)
+    {_network, peer} = connect(self(), max_send_queue: 1_000_000)
     assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, sender}}}
     Sender.write(sender, [%Frame{command: :connect}])
     colons = String.duplicate(":", 100_000)
@@ -91,10 +76,10 @@ defmodule Barytherium.Network.SenderTest do
     # All of them are held.
     :sys.get_state(sender)
     Peer.send(peer, "CONNECTED\nversion:1.2\n\n\0")
-    reading = Task.async(fn -> read_all(peer) end)
+    reading = Task.async(fn -> Peer.read_all(peer) end)
     assert :ok = Sender.write(sender, [%Frame{command: :ack}], :sync)
     GenServer.stop(sender)
-    read = Task.await(reading)
+    {read, _reason} = Task.await(reading)
     for n <- 1..9, do: assert(read =~ "n#{n}:" <> String.duplicate("\\c", 100_000))
   end
 
@@ -117,10 +102,11 @@ defmodule Barytherium.Network.SenderTest do
   test "writes without frames wait for those before them, and are sent as nothing" do
     {_network, sender, peer} = blocked([])
     for _n <- 1..100_000, do: Sender.write(sender, [])
-    reading = Task.async(fn -> read_all(peer) end)
+    reading = Task.async(fn -> Peer.read_all(peer) end)
     assert :ok = Sender.write(sender, [%Frame{command: :ack}], :sync)
     assert :ok = Sender.write(sender, [], :sync)
     GenServer.stop(sender)
-    assert String.ends_with?(Task.await(reading), "xxx\0ACK\n\n\0")
+    {read, _reason} = Task.await(reading)
+    assert String.ends_with?(read, "xxx\0ACK\n\n\0")
   end
 end

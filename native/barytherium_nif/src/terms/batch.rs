@@ -50,6 +50,11 @@ impl<E: Environment> Batch<E> {
         self.frames.push(frame);
     }
 
+    /// A copy of the last frame.
+    pub fn copy_last<'a>(&self, env: Env<'a>) -> Option<Term<'a>> {
+        self.frames.last().map(|frame| frame.copy(env))
+    }
+
     /// How many frames there are.
     pub fn len(&self) -> usize {
         self.frames.len()
@@ -79,14 +84,6 @@ impl<'a> Batch<Env<'a>> {
         );
     }
 
-    /// The last frame, or the empty list.
-    pub fn last(&self) -> Term<'a> {
-        let frame = self.frames.last().copied();
-        frame
-            .unwrap_or_else(|| self.environment.list(&[]))
-            .in_env(self.environment)
-    }
-
     /// Empties the batch: the list of its frames.
     pub fn take(&mut self) -> Term<'a> {
         let frames = self.environment.list(&self.frames).in_env(self.environment);
@@ -110,13 +107,6 @@ impl Batch<MessageEnv> {
             .send(caller, to, |env| make(env, frames.in_env(env)));
         self.reset();
         sent
-    }
-
-    /// A copy of the last frame, or of the empty list.
-    pub fn copy_last<'a>(&self, env: Env<'a>) -> Term<'a> {
-        let frame = self.frames.last().copied();
-        let frame = frame.unwrap_or_else(|| self.environment.list(&[]));
-        self.environment.copy(frame, env)
     }
 
     /// Empties the batch.

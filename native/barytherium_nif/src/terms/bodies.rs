@@ -30,6 +30,17 @@ pub enum BodyPlace {
     Shared { frame: usize, following: usize },
 }
 
+impl BodyPlace {
+    /// The place of a body whose frame has `frame` bytes, if `following` more bytes were read.
+    pub fn new(may_share: bool, frame: usize, following: usize) -> BodyPlace {
+        if may_share {
+            BodyPlace::Shared { frame, following }
+        } else {
+            BodyPlace::Own
+        }
+    }
+}
+
 /// The binaries of one batch.
 #[derive(Default)]
 pub struct Bodies {

@@ -74,6 +74,12 @@ impl RawTerm {
         // SAFETY: a `Batch` calls this with its own environment only.
         unsafe { Term::new(env, self.0) }
     }
+
+    /// A copy in `env`.
+    pub fn copy<'a>(self, env: Env<'a>) -> Term<'a> {
+        // SAFETY: the environment of a `Batch`'s term is alive, and the copy is made in `env`.
+        unsafe { Term::new(env, enif_make_copy(env.as_c_arg(), self.0)) }
+    }
 }
 
 /// An environment that terms are made in. The terms that its methods take belong to it.
@@ -222,12 +228,6 @@ impl MessageEnv {
     pub fn clear(&mut self) {
         // SAFETY: terms that were made in it do not outlive the borrow of `self`.
         unsafe { enif_clear_env(self.0) };
-    }
-
-    /// A copy of `term`, which belongs to this environment.
-    pub fn copy<'a>(&self, term: RawTerm, env: Env<'a>) -> Term<'a> {
-        // SAFETY: the copy is made in `env`.
-        unsafe { Term::new(env, enif_make_copy(env.as_c_arg(), term.0)) }
     }
 }
 

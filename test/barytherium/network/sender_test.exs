@@ -14,7 +14,7 @@ defmodule Barytherium.Network.SenderTest do
   defp blocked(opts) do
     {network, peer} = connect(self(), opts)
     {network, sender} = connected(network, peer)
-    assert %{is_agreed: true} = :sys.get_state(network)
+    eventually(fn -> :sys.get_state(network).is_agreed end)
     # The driver takes the first one. The writer waits with the second one.
     for size <- [20_000_000, 10] do
       Sender.write(sender, [%Frame{command: :send, body: String.duplicate("x", size)}])

@@ -1,1 +1,7 @@
-ExUnit.start(exclude: [:broker], capture_log: true, assert_receive_timeout: 2_000)
+# The time-outs are for a machine that is busy with other things.
+ExUnit.start(
+  exclude: [:broker],
+  capture_log: true,
+  assert_receive_timeout: 10_000,
+  timeout: 180_000
+)

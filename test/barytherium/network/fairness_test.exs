@@ -64,12 +64,12 @@ defmodule Barytherium.Network.FairnessTest do
     floods = for _n <- 1..(System.schedulers_online() + 2), do: flood()
     [last | suspended] = floods
     await_more(floods)
-    for flood <- suspended, do: :erlang.suspend_process(flood.receiver)
+    for flood <- suspended, do: :sys.suspend(flood.receiver)
     await_more([last])
     # The suspended ones have to find out by themselves that all turns are free.
     Process.exit(last.pump, :kill)
     eventually(fn -> Native.live_turns() <= length(suspended) end)
-    for flood <- suspended, do: :erlang.resume_process(flood.receiver)
+    for flood <- suspended, do: :sys.resume(flood.receiver)
     await_more(suspended)
   end
 

@@ -129,6 +129,19 @@ impl<B: BodyBuffer> Decoder<B> {
         (missing > 0).then_some((buffer, missing))
     }
 
+    /// Moves bytes from the front of `input` to the body of known length that is being collected, as
+    /// many as it lacks. Returns how many.
+    pub fn take_body(&mut self, input: &mut &[u8]) -> usize {
+        let Some((buffer, missing)) = self.wanting_body() else {
+            return 0;
+        };
+        let (part, rest) = input.split_at(missing.min(input.len()));
+        buffer.extend_from_slice(part);
+        self.filled(part.len());
+        *input = rest;
+        part.len()
+    }
+
     /// Accounts for `bytes` that were put into [`wanting_body`](Self::wanting_body)'s buffer.
     pub fn filled(&mut self, bytes: usize) {
         self.offset += bytes as u64;

@@ -1,0 +1,143 @@
+//! Which servers are trusted.
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{CertificateError, DigitallySignedStruct, Error, OtherError, SignatureScheme};
+use std::fmt::{self, Display, Formatter};
+use std::sync::Arc;
+use webpki::EndEntityCert;
+
+/// Trusts any server: `verify: :verify_none`. The server must still own the key of its certificate.
+#[derive(Debug)]
+pub struct Anyone(pub Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anyone {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signed, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signed, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Trusts the servers of some authorities.
+#[derive(Debug)]
+pub struct Authorities {
+    pub verifier: Arc<WebPkiServerVerifier>,
+    /// Whether the certificate has to be for the name that was connected to. It does not with
+    /// `server_name_indication: :disable`.
+    pub is_named: bool,
+}
+
+impl ServerCertVerifier for Authorities {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let verified = self
+            .verifier
+            .verify_server_cert(end_entity, intermediates, name, ocsp, now);
+        match verified {
+            // The name is checked last.
+            Err(Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) if !self.is_named => Ok(ServerCertVerified::assertion()),
+            Err(_) if SelfSigned::is(&verified, end_entity) => {
+                Err(CertificateError::Other(OtherError(Arc::new(SelfSigned))).into())
+            }
+            // An authority of the same name that has another key is another authority.
+            Err(Error::InvalidCertificate(CertificateError::BadSignature)) => {
+                Err(CertificateError::UnknownIssuer.into())
+            }
+            other => other,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.verifier
+            .verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.verifier
+            .verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.verifier.supported_verify_schemes()
+    }
+}
+
+/// A server's certificate is its own authority, which is not trusted or is marked as an authority.
+#[derive(Debug)]
+pub struct SelfSigned;
+
+impl SelfSigned {
+    fn is(verified: &Result<ServerCertVerified, Error>, certificate: &CertificateDer<'_>) -> bool {
+        let Err(Error::InvalidCertificate(error)) = verified else {
+            return false;
+        };
+        let refused = match error {
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => true,
+            CertificateError::Other(error) => {
+                error.0.downcast_ref() == Some(&webpki::Error::CaUsedAsEndEntity)
+            }
+            _ => false,
+        };
+        let signs_itself =
+            |certificate: EndEntityCert| certificate.subject() == certificate.issuer();
+        refused && EndEntityCert::try_from(certificate).is_ok_and(signs_itself)
+    }
+}
+
+impl Display for SelfSigned {
+    fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
+        formatter.write_str("the certificate signs itself")
+    }
+}
+
+impl std::error::Error for SelfSigned {}

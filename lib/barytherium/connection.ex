@@ -2,13 +2,13 @@ defmodule Barytherium.Connection do
   @moduledoc """
   Opens and uses passive, binary, raw sockets over TCP or TLS.
 
-  `connect/3` returns a socket of `:gen_tcp` or `:ssl`. All functions here and
-  `Barytherium.Network.Receiver` take both kinds.
+  `connect/3` returns a socket of `:gen_tcp`, or with `secure: true` one of this library or of `:ssl`.
+  All functions here and `Barytherium.Network.Receiver` take each of them.
   """
 
   require Logger
 
-  alias Barytherium.Connection.Tls
+  alias Barytherium.Connection.{Tls, TlsSocket}
   alias Barytherium.Network.Options
 
   # The size of a TLS record. With the driver's default of 1,460 bytes `:ssl` reads in such small
@@ -22,7 +22,7 @@ defmodule Barytherium.Connection do
   @longest_path 103
 
   @type host :: :inet.hostname() | String.t() | :inet.socket_address()
-  @type socket :: :gen_tcp.socket() | :ssl.sslsocket()
+  @type socket :: :gen_tcp.socket() | :ssl.sslsocket() | TlsSocket.t()
 
   @typedoc "An option of `connect/3`, see `Barytherium.Network.start_link/4`."
   @type option :: {atom(), term()} | atom()
@@ -45,7 +45,7 @@ defmodule Barytherium.Connection do
     * `verify: :verify_none` - do not verify the server. This is logged.
 
   The error is an atom: a POSIX error, `:nxdomain`, `:timeout`, the name of a TLS alert, or
-  `:options` for options that `:ssl` could not use. Further details are logged.
+  `:options` for TLS options that cannot be used. Further details are logged.
 
   Raises `ArgumentError` for an invalid option, host or port.
   """
@@ -147,7 +147,7 @@ defmodule Barytherium.Connection do
     part = part(left(deadline), length(more) + 1)
     opts = socket_options(options, address) ++ family ++ transport
 
-    case connect_to(address, host, port, options.secure, opts, part) do
+    case connect_to(address, host, port, options, opts, part) do
       # An error that is not an atom (an untrusted server, unusable options) is reported at once. No
       # other address is tried after it.
       {:error, reason} when more != [] and is_atom(reason) ->
@@ -159,14 +159,32 @@ defmodule Barytherium.Connection do
     end
   end
 
-  defp connect_to(address, _host, port, false, opts, timeout) do
+  defp connect_to(address, _host, port, %{secure: false}, opts, timeout),
+    do: connect_tcp(address, port, opts, timeout)
+
+  defp connect_to(address, host, port, options, opts, timeout) do
+    {tcp, tls} = Options.split_tls(opts)
+
+    case Tls.plan(host, tls, options.tls) do
+      {:native, settings, name} ->
+        deadline = deadline(timeout)
+
+        with {:ok, socket} <- connect_tcp(address, port, tcp, timeout),
+             do: TlsSocket.handshake(socket, settings, name, left(deadline))
+
+      {:otp, tls} ->
+        :ssl.connect(address, port(address, port), tcp ++ tls, timeout)
+
+      {:error, reason} ->
+        {:error, reason}
+    end
+  end
+
+  defp connect_tcp(address, port, opts, timeout) do
     # `:gen_tcp` wants `:inet_backend` to be the first option.
     {backend, opts} = Enum.split_with(opts, &match?({:inet_backend, _backend}, &1))
     :gen_tcp.connect(address, port(address, port), backend ++ opts, timeout)
   end
-
-  defp connect_to(address, host, port, true, opts, timeout),
-    do: :ssl.connect(address, port(address, port), Tls.options(host, opts), timeout)
 
   defp port({:local, _path}, _port), do: 0
   defp port(_address, port), do: port
@@ -191,7 +209,7 @@ defmodule Barytherium.Connection do
 
   def reason({:tls_alert, {alert, text}}) do
     Logger.error("TLS: #{text}")
-    alert
+    Tls.reason(alert, text)
   end
 
   def reason({:options, _details} = reason) do
@@ -213,31 +231,28 @@ defmodule Barytherium.Connection do
   milliseconds.
   """
   @spec recv(socket(), non_neg_integer(), timeout()) :: {:ok, binary()} | {:error, term()}
-  def recv(socket, length, timeout) do
-    if tls?(socket),
-      do: :ssl.recv(socket, length, timeout),
-      else: :gen_tcp.recv(socket, length, timeout)
-  end
+  def recv(socket, length, timeout), do: transport(socket).recv(socket, length, timeout)
 
-  @doc "Sends all of `data`."
+  @doc """
+  Sends all of `data`. With TLS, only one process at a time may send.
+  """
   @spec send(socket(), iodata()) :: :ok | {:error, term()}
-  def send(socket, data) do
-    if tls?(socket), do: :ssl.send(socket, data), else: :gen_tcp.send(socket, data)
-  end
+  def send(socket, data), do: transport(socket).send(socket, data)
 
   @doc "Closes the socket. It may already be closed."
   @spec close(socket()) :: :ok
   def close(socket) do
-    if tls?(socket), do: close_tls(fn -> :ssl.close(socket) end), else: :gen_tcp.close(socket)
+    if tls(socket),
+      do: close_tls(fn -> transport(socket).close(socket) end),
+      else: :gen_tcp.close(socket)
+
     :ok
   end
 
   @doc false
   # Closes the socket for writing. The peer gets what was written, and then the end of the stream.
   @spec shutdown(socket()) :: :ok | {:error, term()}
-  def shutdown(socket) do
-    if tls?(socket), do: :ssl.shutdown(socket, :write), else: :gen_tcp.shutdown(socket, :write)
-  end
+  def shutdown(socket), do: transport(socket).shutdown(socket, :write)
 
   @doc false
   # Reads and discards what the peer still sends, until it closes, for at most `timeout` milliseconds.
@@ -245,6 +260,8 @@ defmodule Barytherium.Connection do
   # yet. No other process may read from the socket.
   @spec discard(socket(), non_neg_integer()) :: :ok
   def discard(socket, timeout), do: discard_until(socket, deadline(timeout))
+
+  defp discard_until(%TlsSocket{socket: socket}, deadline), do: discard_until(socket, deadline)
 
   defp discard_until(socket, deadline) do
     case recv(socket, 0, left(deadline)) do
@@ -256,10 +273,12 @@ defmodule Barytherium.Connection do
   @doc false
   # Closes without waiting for unsent data. A peer that does not read could delay that for minutes.
   @spec abandon(socket()) :: :ok
+  def abandon(%TlsSocket{socket: socket}), do: abandon(socket)
+
   def abandon(socket) do
     linger = [linger: {true, 0}]
 
-    if tls?(socket) do
+    if otp_tls?(socket) do
       close_tls(fn ->
         :ssl.setopts(socket, linger)
         :ssl.close(socket)
@@ -272,7 +291,7 @@ defmodule Barytherium.Connection do
     :ok
   end
 
-  # `:ssl.close/1` waits for unsent data. This function stops waiting after `@longest_tls_close`.
+  # This waits until an alert and unsent data are sent, but not longer than `@longest_tls_close`.
   defp close_tls(close) do
     {_pid, monitor} = spawn_monitor(close)
 
@@ -286,15 +305,23 @@ defmodule Barytherium.Connection do
   @doc false
   # Makes `pid` the owner of a socket that the caller owns.
   @spec give(socket(), pid()) :: :ok | {:error, term()}
-  def give(socket, pid) do
-    if tls?(socket),
-      do: :ssl.controlling_process(socket, pid),
-      else: :gen_tcp.controlling_process(socket, pid)
-  end
+  def give(socket, pid), do: transport(socket).controlling_process(socket, pid)
 
   @doc false
-  @spec tls?(socket()) :: boolean()
-  def tls?(socket), do: is_tuple(socket) and elem(socket, 0) == :sslsocket
+  # Which side does the TLS of the socket: the native one, OTP's `:ssl`, or nil for plain TCP.
+  @spec tls(socket()) :: nil | :native | :otp
+  def tls(socket) do
+    case transport(socket) do
+      :gen_tcp -> nil
+      :ssl -> :otp
+      TlsSocket -> :native
+    end
+  end
+
+  defp transport(%TlsSocket{}), do: TlsSocket
+  defp transport(socket), do: if(otp_tls?(socket), do: :ssl, else: :gen_tcp)
+
+  defp otp_tls?(socket), do: is_tuple(socket) and elem(socket, 0) == :sslsocket
 
   defp socket_options(options, address) do
     sizes = [

@@ -13,6 +13,7 @@ defmodule Barytherium.Native do
   #   * `{:wait, ms}` - call again when the socket is ready, or after this many milliseconds;
   #   * `:full` - the listener may be too far behind: ask `resume/1`;
   #   * `{:connected_frame, frame}` - tell the network, and `agree/2` with its answer;
+  #   * `{:owed, step}` - have the sender send the TLS records that reading has made, then go on;
   #   * `{:relay, casts, step}` - cast these to the listener, which is on another node, then go on;
   #   * `{:stop, reason, failure}` - it is over.
 
@@ -20,6 +21,18 @@ defmodule Barytherium.Native do
 
   @type connection :: reference()
   @type stats :: reference()
+  @type tls :: reference()
+  @typedoc "Certificates and keys are in DER, ciphers are the IANA's names."
+  @type tls_settings :: %{
+          trust: :anyone | {:authorities, [binary()]},
+          is_named: boolean(),
+          chain: [binary()],
+          key: nil | {:pkcs1 | :sec1 | :pkcs8, binary()},
+          versions: [:tls12 | :tls13],
+          ciphers: nil | [String.t()]
+        }
+  @typedoc "The name of a TLS alert, and a text for the log."
+  @type tls_failure :: {atom(), String.t()}
   @type counters ::
           {frames :: non_neg_integer(), bytes :: non_neg_integer(), slices :: non_neg_integer(),
            waits :: non_neg_integer(), pauses :: non_neg_integer(),
@@ -33,7 +46,9 @@ defmodule Barytherium.Native do
           | {:wait, timeout()}
           | :full
           | {:connected_frame, Barytherium.Frame.t()}
-          | {:stop, atom(), nil | :panic | {:refused, binary()} | failure()}
+          | {:stop, atom(),
+             nil | :panic | :truncated | {:tls, String.t()} | {:refused, binary()} | failure()}
+          | {:owed, step()}
           | {:relay, [{GenServer.server(), term()}], step()}
 
   @type encoded ::
@@ -54,6 +69,11 @@ defmodule Barytherium.Native do
   @spec open(nil | non_neg_integer(), binary(), map(), map(), recipients(), stats()) ::
           {:ok, connection()} | {:error, :emfile | :ebadf | :used}
   def open(_descriptor, _pending, _parse_state, _options, _recipients, _stats), do: not_loaded()
+
+  @spec open_large(nil | non_neg_integer(), binary(), map(), map(), recipients(), stats()) ::
+          {:ok, connection()} | {:error, :emfile | :ebadf | :used}
+  def open_large(_descriptor, _pending, _parse_state, _options, _recipients, _stats),
+    do: not_loaded()
 
   @spec confirm(connection(), :gen_tcp.socket()) :: :ok
   def confirm(_connection, _socket), do: not_loaded()
@@ -81,6 +101,28 @@ defmodule Barytherium.Native do
 
   @spec looked(connection(), non_neg_integer()) :: resume()
   def looked(_connection, _queued), do: not_loaded()
+
+  @spec tls_open(tls_settings(), name :: String.t()) :: {:ok, tls()} | {:error, tls_failure()}
+  def tls_open(_settings, _name), do: not_loaded()
+
+  @spec tls_knows_cipher(String.t()) :: boolean()
+  def tls_knows_cipher(_name), do: not_loaded()
+
+  @spec tls_handshake(tls(), binary()) :: {:continue | :established | tls_failure(), binary()}
+  def tls_handshake(_tls, _bytes), do: not_loaded()
+
+  @spec tls_encrypt(tls(), iodata()) :: binary() | :busy | {:closed | :internal_error, binary()}
+  def tls_encrypt(_tls, _data), do: not_loaded()
+
+  @spec tls_encrypt_large(tls(), iodata()) :: binary() | {:closed | :internal_error, binary()}
+  def tls_encrypt_large(_tls, _data), do: not_loaded()
+
+  @spec tls_close(tls()) :: binary()
+  def tls_close(_tls), do: not_loaded()
+
+  @spec tls_read(tls(), binary(), non_neg_integer()) ::
+          {:ok, binary()} | :more | :closed | tls_failure()
+  def tls_read(_tls, _bytes, _length), do: not_loaded()
 
   @spec new_stats() :: stats()
   def new_stats, do: not_loaded()

@@ -34,7 +34,7 @@ defmodule Barytherium.Network do
   require Logger
 
   alias Barytherium.{Connection, Frame, Native, Telemetry}
-  alias Barytherium.Network.{Connector, Options, Receiver, Sender}
+  alias Barytherium.Network.{Connector, Ending, Options, Receiver, Sender}
 
   @longest_wait Options.longest_wait()
 
@@ -110,19 +110,12 @@ defmodule Barytherium.Network do
       when timeout == :infinity or (is_integer(timeout) and timeout in 0..@longest_wait),
       do: GenServer.call(network, {:close, timeout}, :infinity)
 
-  # How long the peer may take to read what was written and to close, in milliseconds.
-  @longest_farewell 1_000
-
-  # How long the receiver's call with CONNECTED may arrive after the callback process has got that
-  # frame, in milliseconds.
-  @longest_agreement 100
-
   # How long a receiver may take to end after its socket was closed, in milliseconds. It may be in the
   # middle of a slice, or of `:ssl.recv/3`.
   @receiver_timeout 5_000
 
   @typedoc """
-  The counters of a connection since its start:
+  The counters of a connection since its start, and how it is secured:
 
     * `:frames` and `:bytes` - frames and bytes received;
     * `:slices` - calls of the native receive loop;
@@ -132,6 +125,8 @@ defmodule Barytherium.Network do
     * `:frames_written` - frames that were handed to the socket;
     * `:bytes_waiting` - bytes of the frames that wait to be written, see the option
       `max_send_queue`;
+    * `:tls` - who does the TLS: `:native`, `:otp` for `:ssl` of OTP, or `nil` for plain TCP, and
+      before there is a connection;
     * `:last_activity` - the time of the last read, in milliseconds of `System.monotonic_time/1`, or
       `nil` if nothing has been read.
   """
@@ -144,6 +139,7 @@ defmodule Barytherium.Network do
           parse_time: non_neg_integer(),
           frames_written: non_neg_integer(),
           bytes_waiting: non_neg_integer(),
+          tls: nil | :native | :otp,
           last_activity: nil | integer()
         }
 
@@ -172,6 +168,7 @@ defmodule Barytherium.Network do
         connector: nil,
         started: System.monotonic_time(),
         socket: nil,
+        tls: nil,
         sender_pid: nil,
         receiver_pid: nil,
         # Callers of `close/2`.
@@ -193,6 +190,7 @@ defmodule Barytherium.Network do
     limit = state.max_send_queue
     {:ok, sender_pid} = Sender.start_link(self(), socket, state.counters, limit)
     state = %{state | socket: socket, sender_pid: sender_pid, is_connected: true}
+    state = %{state | tls: Connection.tls(socket)}
     {:ok, receiver_pid} = state |> receiver_state(socket, sender_pid) |> Receiver.start_loop()
     {:noreply, %{state | receiver_pid: receiver_pid}}
   end
@@ -251,9 +249,7 @@ defmodule Barytherium.Network do
     callback(state, {:disconnect, reason})
     Telemetry.disconnect(state, reason, read_stats(state))
     Enum.each(state.closing, &GenServer.reply(&1, :ok))
-    # This also ends the receiver, if it has not ended yet.
-    Connection.close(state.socket)
-    stop_sender(state.sender_pid)
+    Ending.hang_up(state)
 
     {:noreply,
      %{
@@ -344,51 +340,14 @@ defmodule Barytherium.Network do
   # Sends what was written and a DISCONNECT before it closes the socket.
   def terminate(_reason, %{socket: nil} = state), do: stop_connector(state)
 
-  def terminate(_reason, state) do
-    unless state.is_agreed, do: await_agreement(state)
-
-    case Sender.finish(state.sender_pid, [], state.stop_timeout) do
-      :ok -> close_after_writing(state)
-      {:error, _reason} -> Connection.abandon(state.socket)
-    end
-  end
-
-  # The peer may not have read everything yet, and it may still send. Only one process reads at a
-  # time: first the receiver, until it has found the end or the callback process has ended, and then
-  # this process.
-  defp close_after_writing(%{socket: socket, receiver_pid: receiver}) do
-    Connection.shutdown(socket)
-    if await_end(receiver), do: Connection.discard(socket, @longest_farewell)
-    Connection.close(socket)
-  end
-
-  defp await_end(nil), do: true
-
-  defp await_end(receiver) do
-    receive do
-      {:EXIT, ^receiver, _reason} -> true
-    after
-      @longest_farewell -> false
-    end
-  end
-
-  # The callback process may get CONNECTED and write frames before the receiver calls this process
-  # with it. Until that call the sender holds these frames back.
-  defp await_agreement(state) do
-    receive do
-      {:"$gen_call", from, {:connected_frame, frame}} ->
-        GenServer.reply(from, Sender.connected(state.sender_pid, frame))
-    after
-      @longest_agreement -> :ok
-    end
-  end
+  def terminate(_reason, state), do: Ending.finish(state)
 
   defp stop_connector(state) do
     Connector.stop(state.connector)
     %{state | connector: nil}
   end
 
-  defp read_stats(%{stats: stats, counters: counters}) do
+  defp read_stats(%{stats: stats, counters: counters} = state) do
     {frames_written, bytes_waiting} = Sender.counts(counters)
     {frames, bytes, slices, waits, pauses, parse_time, idle} = Native.stats(stats)
 
@@ -401,13 +360,9 @@ defmodule Barytherium.Network do
       parse_time: parse_time,
       frames_written: frames_written,
       bytes_waiting: bytes_waiting,
+      tls: state.tls,
       last_activity: idle && System.monotonic_time(:millisecond) - idle
     }
-  end
-
-  defp stop_sender(sender_pid) do
-    Process.unlink(sender_pid)
-    Process.exit(sender_pid, :shutdown)
   end
 
   defp callback(%{callback_handler: pid}, {event, value}),

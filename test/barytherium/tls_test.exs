@@ -1,108 +1,227 @@
 defmodule Barytherium.TlsTest do
-  @moduledoc "Which certificates a connection trusts, and which errors it reports for the others."
-  use ExUnit.Case, async: true
+  @moduledoc """
+  Which servers a connection trusts, and which errors it reports for the others: natively and with
+  `:ssl`.
+  """
+  use Barytherium.TlsCase, async: true
 
   import ExUnit.CaptureLog
+  import Barytherium.ReceiverCase, only: [eventually: 1]
 
-  alias Barytherium.{Certificates, Connection, Frame, Network, Peer}
-  alias Barytherium.Network.Sender
+  alias Barytherium.NetworkCase
 
-  @moduletag capture_log: true
+  defp self_signed(context, authority) do
+    %{directory: directory} = directory(context)
+    [certificate, key] = for name <- ["cert.pem", "key.pem"], do: Path.join(directory, name)
 
-  setup_all do
-    %{certificates: Certificates.make(["localhost", {127, 0, 0, 1}])}
+    arguments =
+      ~w(req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost -addext subjectAltName=DNS:localhost
+         -addext basicConstraints=#{authority} -keyout #{key} -out #{certificate})
+
+    {_output, 0} = System.cmd("openssl", arguments, stderr_to_stdout: true)
+    {certificate, certfile: certificate, keyfile: key}
   end
 
-  # Starts a server that sends CONNECTED after each handshake. Returns its port.
-  defp server(options) do
-    test = self()
+  for tls <- [:native, :otp] do
+    describe "#{tls}:" do
+      @tls [tls: tls]
 
-    spawn_link(fn ->
-      mode = [mode: :binary, active: false, reuseaddr: true, ip: {127, 0, 0, 1}, log_level: :none]
-      {:ok, listener} = :ssl.listen(0, mode ++ options)
-      {:ok, {_address, port}} = :ssl.sockname(listener)
-      send(test, {:port, port})
-      serve(listener)
-    end)
+      for version <- [:"tlsv1.2", :"tlsv1.3"],
+          host <- ["localhost", :localhost, "127.0.0.1", {127, 0, 0, 1}] do
+        test "a trusted server with the right name is accepted: #{inspect(host)}, #{version}",
+             context do
+          %{server: server, cacerts: cacerts} = context.certificates
+          port = server(server ++ [versions: [unquote(version)]])
+          network = connect(unquote(Macro.escape(host)), port, @tls ++ [cacerts: cacerts])
+          assert_connected()
+          assert Network.stats(network).tls == unquote(tls)
+        end
+      end
 
-    receive do: ({:port, port} -> port)
-  end
+      test "by default only the system's authorities are trusted", context do
+        port = server(context.certificates.server)
+        connect("localhost", port, @tls)
+        assert_refused(:unknown_ca)
+      end
 
-  defp serve(listener) do
-    {:ok, socket} = :ssl.transport_accept(listener)
+      test "another authority is not trusted", context do
+        port = server(context.certificates.server)
+        connect("localhost", port, @tls ++ [cacerts: Certificates.make(["localhost"]).cacerts])
+        assert_refused(:unknown_ca)
+      end
 
-    with {:ok, socket} <- :ssl.handshake(socket, 5_000) do
-      :ssl.send(socket, "CONNECTED\nversion:1.2\n\n\0")
-      :ssl.recv(socket, 0, 2_000)
+      for authority <- ["CA:TRUE", "CA:FALSE"] do
+        test "a certificate that signs itself is not trusted (#{authority})", context do
+          {certificate, options} = self_signed(context, unquote(authority))
+          port = server(options)
+          connect("localhost", port, @tls)
+          assert_refused(:bad_certificate)
+
+          # Not even if it is the authority to trust, except natively if it is not marked as one.
+          connect("localhost", port, @tls ++ [cacertfile: certificate])
+
+          if @tls[:tls] == :native and unquote(authority) == "CA:FALSE",
+            do: assert_connected(),
+            else: assert_refused(:bad_certificate)
+        end
+      end
+
+      test "a certificate of another host is refused, by name and by address" do
+        certificates = Certificates.make(["other.example"])
+        port = server(certificates.server)
+        trusting = @tls ++ [cacerts: certificates.cacerts]
+
+        for host <- ["localhost", "127.0.0.1", {127, 0, 0, 1}] do
+          connect(host, port, trusting)
+          assert_refused(:hostname_check_failed)
+        end
+
+        # It is accepted if the options name that host, or no host.
+        for name <- ['other.example', "other.example", :disable] do
+          connect("localhost", port, trusting ++ [server_name_indication: name])
+          assert_connected()
+        end
+      end
+
+      test "without a name the authority still counts" do
+        port = server(Certificates.make(["localhost"]).server)
+        connect("localhost", port, @tls ++ [server_name_indication: :disable])
+        assert_refused(:unknown_ca)
+      end
+
+      test "a wildcard matches one label" do
+        certificates = Certificates.make(["*.feeds.example"])
+        port = server(certificates.server)
+
+        name = &(@tls ++ [cacerts: certificates.cacerts, server_name_indication: &1])
+        connect("localhost", port, name.('one.feeds.example'))
+        assert_connected()
+        connect("localhost", port, name.('one.two.feeds.example'))
+        assert_refused(:hostname_check_failed)
+      end
+
+      for {name, validity} <- [
+            {"has expired", {{2001, 1, 1}, {2002, 1, 1}}},
+            {"is not yet valid", {{2090, 1, 1}, {2091, 1, 1}}}
+          ] do
+        test "a certificate that #{name} is refused" do
+          certificates =
+            Certificates.make(["localhost"], validity: unquote(Macro.escape(validity)))
+
+          port = server(certificates.server)
+          connect("localhost", port, @tls ++ [cacerts: certificates.cacerts])
+          assert_refused(:certificate_expired)
+        end
+      end
+
+      test "a missing client certificate is reported (TLS 1.2)", context do
+        %{server: server, cacerts: cacerts} = context.certificates
+        required = [verify: :verify_peer, fail_if_no_peer_cert: true, versions: [:"tlsv1.2"]]
+        connect("localhost", server(server ++ required), @tls ++ [cacerts: cacerts])
+        assert_refused(:handshake_failure)
+      end
+
+      # In TLS 1.3 the client's handshake ends before the server checks its certificate. If the alert
+      # comes before anybody reads, `:ssl` reports only that the connection is closed. The log has the
+      # reason.
+      test "a missing client certificate is reported (TLS 1.3)", context do
+        %{server: server, cacerts: cacerts} = context.certificates
+        required = [verify: :verify_peer, fail_if_no_peer_cert: true, versions: [:"tlsv1.3"]]
+        reasons = [:certificate_required | if(@tls[:tls] == :otp, do: [:closed], else: [])]
+
+        log =
+          capture_log(fn ->
+            connect("localhost", server(server ++ required), @tls ++ [cacerts: cacerts])
+            assert_receive {:"$gen_cast", {:barytherium, :disconnect, reason}}
+            assert reason in reasons
+          end)
+
+        assert log =~ ~r/certificate.?required/i
+      end
+
+      test "a client certificate of another authority is reported", context do
+        %{server: server, cacerts: cacerts} = context.certificates
+        required = [verify: :verify_peer, fail_if_no_peer_cert: true, versions: [:"tlsv1.2"]]
+        port = server(server ++ required)
+        stranger = Certificates.make(["localhost"]).client
+        connect("localhost", port, @tls ++ [cacerts: cacerts] ++ stranger)
+        assert_refused(:unknown_ca)
+      end
+
+      test "a version that the server does not have is reported", context do
+        %{server: server, cacerts: cacerts} = context.certificates
+        port = server(server ++ [versions: [:"tlsv1.2"]])
+        connect("localhost", port, @tls ++ [cacerts: cacerts, versions: [:"tlsv1.3"]])
+        assert_refused(:protocol_version)
+      end
+
+      test "a cipher that the server does not have is reported", context do
+        %{server: server, cacerts: cacerts} = context.certificates
+        version = [versions: [:"tlsv1.2"]]
+        port = server(server ++ version ++ [ciphers: ['ECDHE-RSA-AES128-GCM-SHA256']])
+        client = [cacerts: cacerts, ciphers: ['ECDHE-RSA-AES256-GCM-SHA384']] ++ version
+        connect("localhost", port, @tls ++ client)
+        assert_refused(:insufficient_security)
+      end
+
+      for answer <- ["HTTP/1.1 400 Bad Request\r\n\r\n", "ERROR\nmessage:use TLS\n\n\0"] do
+        test "a peer that does not speak TLS is reported: #{inspect(answer)}" do
+          listener = Peer.listen(:tcp)
+          connect("localhost", Peer.port(listener), @tls)
+          peer = Peer.accept(listener)
+          Peer.send(peer, unquote(answer))
+          assert_refused(:unexpected_message)
+        end
+      end
+
+      test "a peer that says nothing is a time-out, and one that closes is closed" do
+        listener = Peer.listen(:tcp)
+        connect("localhost", Peer.port(listener), @tls ++ [connect_timeout: 200])
+        assert_refused(:timeout)
+        connect("localhost", Peer.port(listener), @tls)
+        for _connection <- 1..2, do: listener |> Peer.accept() |> Peer.close()
+        assert_refused(:closed)
+      end
+
+      test "details that the error atom does not have are logged", context do
+        port = server(context.certificates.server)
+
+        log =
+          capture_log(fn ->
+            connect("localhost", port, @tls ++ [cacertfile: "/no/such/file.pem"])
+            assert_refused(:options)
+          end)
+
+        assert log =~ "cacertfile"
+        assert log =~ "/no/such/file.pem"
+      end
+
+      test "a peer that does not read is a time-out", context do
+        %{server: server, cacerts: cacerts} = context.certificates
+        port = server(server)
+        opts = [cacerts: cacerts, send_timeout: 200, send_buffer: 4096]
+        connect("localhost", port, @tls ++ opts)
+        sender = assert_connected()
+        large = %Frame{command: :send, body: String.duplicate("x", 20_000_000)}
+        for _n <- 1..2, do: Sender.write(sender, [large])
+        assert_receive {:"$gen_cast", {:barytherium, :disconnect, reason}}
+        assert reason in [:timeout, :closed]
+      end
+
+      test "Connection.connect/3 verifies the certificate, and its socket is read by length",
+           context do
+        %{server: server, cacerts: cacerts} = context.certificates
+        port = server(server)
+        secure = [secure: true] ++ @tls
+        assert {:error, :unknown_ca} = Connection.connect("localhost", port, secure)
+        assert {:ok, socket} = Connection.connect("localhost", port, secure ++ [cacerts: cacerts])
+        assert Connection.recv(socket, 9, 1_000) == {:ok, "CONNECTED"}
+        assert Connection.recv(socket, 0, 1_000) == {:ok, "\nversion:1.2\n\n\0"}
+        assert Connection.recv(socket, 1, 10) == {:error, :timeout}
+        assert Connection.close(socket) == :ok
+        assert {:error, _closed} = Connection.send(socket, "x")
+      end
     end
-
-    serve(listener)
-  end
-
-  defp connect(host, port, opts),
-    do: Network.start_link(self(), host, port, [secure: true] ++ opts)
-
-  defp assert_connected do
-    assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, sender}}}, 5_000
-    assert_receive {:"$gen_cast", {:barytherium, :frames, {[%Frame{command: :connected}], _}}}
-    sender
-  end
-
-  defp assert_refused(reason) do
-    assert_receive {:"$gen_cast", {:barytherium, :connect, {:error, ^reason}}}, 5_000
-  end
-
-  for version <- [:"tlsv1.2", :"tlsv1.3"], host <- ["localhost", "127.0.0.1", {127, 0, 0, 1}] do
-    test "a trusted server with the right name is accepted: #{inspect(host)}, #{version}",
-         context do
-      %{server: server, cacerts: cacerts} = context.certificates
-      port = server(server ++ [versions: [unquote(version)]])
-      connect(unquote(Macro.escape(host)), port, cacerts: cacerts)
-      assert_connected()
-    end
-  end
-
-  test "by default only the system's authorities are trusted", context do
-    port = server(context.certificates.server)
-    connect("localhost", port, [])
-    assert_refused(:unknown_ca)
-  end
-
-  test "another authority is not trusted", context do
-    port = server(context.certificates.server)
-    connect("localhost", port, cacerts: Certificates.make(["localhost"]).cacerts)
-    assert_refused(:unknown_ca)
-  end
-
-  test "a certificate of another host is refused, by name and by address" do
-    certificates = Certificates.make(["other.example"])
-    port = server(certificates.server)
-    connect("localhost", port, cacerts: certificates.cacerts)
-    assert_refused(:handshake_failure)
-    connect("127.0.0.1", port, cacerts: certificates.cacerts)
-    assert_refused(:handshake_failure)
-    # It is accepted if the options name that host.
-    opts = [cacerts: certificates.cacerts, server_name_indication: 'other.example']
-    connect("localhost", port, opts)
-    assert_connected()
-  end
-
-  test "a wildcard matches one label" do
-    certificates = Certificates.make(["*.feeds.example"])
-    port = server(certificates.server)
-
-    name = &[cacerts: certificates.cacerts, server_name_indication: &1]
-    connect("localhost", port, name.('one.feeds.example'))
-    assert_connected()
-    connect("localhost", port, name.('one.two.feeds.example'))
-    assert_refused(:handshake_failure)
-  end
-
-  test "an expired certificate is refused" do
-    certificates = Certificates.make(["localhost"], validity: {{2001, 1, 1}, {2002, 1, 1}})
-    port = server(certificates.server)
-    connect("localhost", port, cacerts: certificates.cacerts)
-    assert_refused(:certificate_expired)
   end
 
   test "verify_none trusts any server, and is logged once", context do
@@ -111,78 +230,13 @@ defmodule Barytherium.TlsTest do
 
     log =
       capture_log(fn ->
-        for _n <- 1..2 do
-          connect("localhost", port, verify: :verify_none)
+        for tls <- [:native, :otp, :native] do
+          connect("localhost", port, verify: :verify_none, tls: tls)
           assert_connected()
         end
       end)
 
     assert length(String.split(log, "verify: :verify_none: anybody")) == 2
-  end
-
-  test "a client certificate is read from files", context do
-    directory = Path.join(System.tmp_dir!(), "barytherium_#{System.unique_integer([:positive])}")
-    File.mkdir_p!(directory)
-    on_exit(fn -> File.rm_rf!(directory) end)
-    files = Certificates.write!(context.certificates, directory)
-
-    server = [
-      cacertfile: files.client_cacertfile,
-      verify: :verify_peer,
-      fail_if_no_peer_cert: true
-    ]
-
-    port = server(files.server ++ server)
-    connect("localhost", port, [cacertfile: files.cacertfile] ++ files.client)
-    assert_connected()
-  end
-
-  test "a missing client certificate is reported (TLS 1.2)", context do
-    %{server: server, cacerts: cacerts} = context.certificates
-    required = [verify: :verify_peer, fail_if_no_peer_cert: true, versions: [:"tlsv1.2"]]
-    connect("localhost", server(server ++ required), cacerts: cacerts)
-    assert_refused(:handshake_failure)
-  end
-
-  # In TLS 1.3 the client's handshake ends before the server checks its certificate. If the alert comes
-  # before anybody reads, `:ssl` reports only that the connection is closed. The log has the reason.
-  test "a missing client certificate is reported (TLS 1.3)", context do
-    %{server: server, cacerts: cacerts} = context.certificates
-    required = [verify: :verify_peer, fail_if_no_peer_cert: true, versions: [:"tlsv1.3"]]
-
-    log =
-      capture_log(fn ->
-        connect("localhost", server(server ++ required), cacerts: cacerts)
-        assert_receive {:"$gen_cast", {:barytherium, :disconnect, reason}}, 5_000
-        assert reason in [:certificate_required, :closed]
-      end)
-
-    assert log =~ ~r/certificate.required/i
-  end
-
-  test "the log has details that the error atom does not have", context do
-    port = server(context.certificates.server)
-
-    log =
-      capture_log(fn ->
-        connect("localhost", port, cacertfile: "/no/such/file.pem")
-        assert_refused(:options)
-      end)
-
-    assert log =~ "cacertfile"
-    assert log =~ "/no/such/file.pem"
-  end
-
-  test "a peer that does not speak TLS, or sends nothing, is a connect error" do
-    listener = Peer.listen(:tcp)
-    connect("localhost", Peer.port(listener), [])
-    peer = Peer.accept(listener)
-    Peer.send(peer, "HTTP/1.1 400 Bad Request\r\n\r\n")
-    assert_receive {:"$gen_cast", {:barytherium, :connect, {:error, reason}}}, 5_000
-    assert is_atom(reason)
-
-    connect("localhost", Peer.port(listener), connect_timeout: 200)
-    assert_refused(:timeout)
   end
 
   test "TLS options without secure: true raise" do
@@ -194,23 +248,25 @@ defmodule Barytherium.TlsTest do
     assert Exception.message(error) =~ "secure: true is missing"
   end
 
-  test "a peer that does not read is a time-out", context do
-    %{server: server, cacerts: cacerts} = context.certificates
-    port = server(server)
-    opts = [cacerts: cacerts, send_timeout: 200, send_buffer: 4096]
-    connect("localhost", port, opts)
-    sender = assert_connected()
-    large = %Frame{command: :send, body: String.duplicate("x", 20_000_000)}
-    for _n <- 1..2, do: Sender.write(sender, [large])
-    assert_receive {:"$gen_cast", {:barytherium, :disconnect, reason}}, 10_000
-    assert reason in [:timeout, :closed]
+  test "a TLS peer on a connection without TLS is a parse error", context do
+    port = server(context.certificates.server)
+    {:ok, network} = Network.start_link(self(), "localhost", port)
+    assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, sender}}}
+    Sender.write(sender, [%Frame{command: :connect}])
+    assert_receive {:"$gen_cast", {:barytherium, :disconnect, :parse_error}}
+    eventually(fn -> not :sys.get_state(network).is_connected end)
   end
 
-  test "Connection.connect/3 verifies the certificate too", context do
-    %{server: server, cacerts: cacerts} = context.certificates
-    port = server(server)
-    assert {:error, :unknown_ca} = Connection.connect("localhost", port, secure: true)
-    assert {:ok, socket} = Connection.connect("localhost", port, secure: true, cacerts: cacerts)
-    Connection.close(socket)
+  test "an end with close_notify is not logged as truncated" do
+    {network, peer} = NetworkCase.connect(self(), Peer.options(:tls), :tls)
+    NetworkCase.connected(network, peer)
+
+    log =
+      capture_log(fn ->
+        Peer.close(peer)
+        assert_receive {:"$gen_cast", {:barytherium, :disconnect, :closed}}
+      end)
+
+    refute log =~ "127.0.0.1:#{:sys.get_state(network).port} closed"
   end
 end

@@ -7,9 +7,12 @@ defmodule Barytherium.Peer do
 
   alias Barytherium.Connection
 
-  @transports [:tcp, :socket, :tls]
+  @transports [:tcp, :socket, :tls, :ssl]
 
-  @doc "The kinds of socket that the receive loop reads from."
+  @doc """
+  The kinds of socket that the receive loop reads from: plain ones of both backends, native TLS, and
+  `:ssl`. The peer is one of `:ssl` in both cases.
+  """
   def transports, do: @transports
 
   @doc """
@@ -26,7 +29,7 @@ defmodule Barytherium.Peer do
   end
 
   @doc "Listens on a free port of the loopback interface."
-  def listen(:tls) do
+  def listen(transport) when transport in [:tls, :ssl] do
     {:ok, listener} =
       :ssl.listen(0, [ip: {127, 0, 0, 1}, reuseaddr: true] ++ certificate() ++ mode())
 
@@ -61,22 +64,24 @@ defmodule Barytherium.Peer do
     [owner | _] = Process.get(:"$callers")
     socket = accept(listener)
 
-    :ok =
-      if Connection.tls?(socket),
-        do: :ssl.controlling_process(socket, owner),
-        else: :gen_tcp.controlling_process(socket, owner)
+    :ok = Connection.give(socket, owner)
 
     socket
   end
 
-  defp connect(:tls, port, opts),
-    do: Connection.connect("127.0.0.1", port, [secure: true, verify: :verify_none] ++ opts)
+  defp connect(transport, port, opts) when transport in [:tls, :ssl],
+    do: Connection.connect("127.0.0.1", port, options(transport) ++ opts)
 
   defp connect(:tcp, port, opts), do: Connection.connect({127, 0, 0, 1}, port, opts)
 
   defp connect(:socket, port, opts) do
     :gen_tcp.connect({127, 0, 0, 1}, port, [{:inet_backend, :socket}] ++ opts ++ mode())
   end
+
+  @doc "The options that a client needs for this transport."
+  def options(:tls), do: [secure: true, verify: :verify_none]
+  def options(:ssl), do: [tls: :otp] ++ options(:tls)
+  def options(_plain), do: []
 
   def send(peer, data), do: :ok = Connection.send(peer, data)
 
@@ -107,14 +112,11 @@ defmodule Barytherium.Peer do
   def close(peer), do: Connection.close(peer)
 
   @doc "Closes with a reset (RST) instead of FIN."
-  def reset(peer) do
-    :ok = :inet.setopts(peer, linger: {true, 0})
-    close(peer)
-  end
+  def reset(peer), do: Connection.abandon(peer)
 
   defp mode, do: [mode: :binary, active: false]
 
-  defp tls_listener?(listener), do: Connection.tls?(listener)
+  defp tls_listener?(listener), do: Connection.tls(listener) == :otp
 
   # Made once in each run of the tests.
   defp certificate do

@@ -1,19 +1,32 @@
 defmodule Barytherium.Connection.Tls do
   @moduledoc false
-  # The options of `:ssl.connect/4`. Its defaults differ between OTP releases. With these options the
-  # server is verified on every release.
+  # Chooses between native TLS and `:ssl`, and completes the options of `:ssl.connect/4`. Its defaults
+  # differ between OTP releases. With these options the server is verified on every release.
 
   require Logger
 
-  @doc "Adds to `opts` the options that are missing for a connection to `host`."
-  @spec options(term(), [term()]) :: [term()]
-  def options(host, opts) do
+  alias Barytherium.Connection.TlsOptions
+
+  @type plan ::
+          {:native, Barytherium.Native.tls_settings(), String.t()}
+          | {:otp, [term()]}
+          | {:error, {:options, tuple()}}
+
+  @doc "How to connect to `host` with the TLS options `opts`; `tls` is the option of that name."
+  @spec plan(term(), keyword(), :native | :otp) :: plan()
+  def plan(host, opts, tls) do
+    if opts[:verify] == :verify_none, do: warn_once()
+    plan = if tls == :otp, do: :otp, else: TlsOptions.plan(host, opts, &system_certificates/0)
+    if plan == :otp, do: {:otp, options(host, opts)}, else: plan
+  end
+
+  # Adds to `opts` the options that are missing for a connection to `host`.
+  defp options(host, opts) do
     opts = Enum.map(opts, &charlist/1)
     given = for option when is_tuple(option) <- opts, do: elem(option, 0)
 
     case List.keyfind(opts, :verify, 0) do
       {:verify, :verify_none} ->
-        warn_once()
         opts
 
       _verify ->
@@ -67,6 +80,12 @@ defmodule Barytherium.Connection.Tls do
         "Barytherium connects with TLS and verify: :verify_none: anybody on the way can be the server"
       )
     end
+  end
+
+  @doc "The reason for an alert. `:ssl` has none of its own for a certificate of another host."
+  @spec reason(atom(), iodata()) :: atom()
+  def reason(alert, text) do
+    if to_string(text) =~ "hostname_check_failed", do: :hostname_check_failed, else: alert
   end
 
   @doc "Describes an options error of `:ssl` without values, because one of them may be a key."

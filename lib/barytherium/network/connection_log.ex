@@ -7,11 +7,27 @@ defmodule Barytherium.Network.ConnectionLog do
   alias Barytherium.{Native, ParseError, Telemetry}
 
   @doc "Reports why the native side ended the connection of `loop`; nothing if it did not."
-  @spec failure(nil | :panic | {:refused, binary()} | Native.failure(), map()) :: :ok
+  @spec failure(
+          nil
+          | :panic
+          | :truncated
+          | {:tls, String.t()}
+          | {:refused, binary()}
+          | Native.failure(),
+          map()
+        ) :: :ok
   def failure(nil, _loop), do: :ok
 
   def failure(:panic, _loop),
     do: Logger.error("Barytherium ended a connection because its native code panicked")
+
+  def failure(:truncated, loop) do
+    Logger.warning(
+      "#{peer(loop)} closed the TLS connection without close_notify: data may be missing (truncated)"
+    )
+  end
+
+  def failure({:tls, details}, loop), do: Logger.error("TLS: #{peer(loop)}: #{details}")
 
   def failure({:refused, message}, loop) do
     Logger.error("#{peer(loop)} refused the connection: #{inspect(message)}")

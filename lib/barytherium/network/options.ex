@@ -13,6 +13,10 @@ defmodule Barytherium.Network.Options do
 
   @schema [
     secure: {:boolean, false, "Connect with TLS."},
+    tls:
+      {:tls, :native,
+       "`:otp` uses `:ssl` of OTP for TLS. It is slower. It is used in any case for options " <>
+         "that only `:ssl` knows, and `stats/1` tells which one is in use."},
     connect_timeout:
       {:timeout, 10_000,
        "Milliseconds that connecting may take: name lookup, TCP and TLS together."},
@@ -163,6 +167,10 @@ defmodule Barytherium.Network.Options do
     end
   end
 
+  @doc "Splits options for the transport into those of `:gen_tcp` and those for TLS."
+  @spec split_tls([term()]) :: {[term()], keyword()}
+  def split_tls(transport), do: Enum.split_with(transport, &(name(&1) not in @tls))
+
   @doc "The options in `opts` that the receive loop takes."
   @spec receiving([term()]) :: keyword()
   def receiving(opts) do
@@ -183,12 +191,13 @@ defmodule Barytherium.Network.Options do
   end
 
   @doc "The options of the native connection, from the state of a receive loop."
-  @spec connection(map(), boolean()) :: map()
-  def connection(%{options: options, hb_recv: hb_recv} = loop, show_econnreset) do
+  @spec connection(map(), boolean(), nil | reference()) :: map()
+  def connection(%{options: options, hb_recv: hb_recv} = loop, show_econnreset, tls) do
     options
     |> Map.take([:first_frame_timeout, :heartbeat_receive_allowance])
     |> Map.merge(%{
       hb_recv: hb_recv,
+      tls: tls,
       show_econnreset: show_econnreset,
       high_water_mark: high_water_mark(loop)
     })
@@ -286,6 +295,7 @@ defmodule Barytherium.Network.Options do
   defp valid?(:mark, value), do: value == :infinity or (valid?(:size, value) and value > 0)
   defp valid?(:limit, value), do: value == :infinity or valid?(:size, value)
   defp valid?(:escapes, value), do: value in [:strict, :lenient]
+  defp valid?(:tls, value), do: value in [:native, :otp]
 
   defp expected(:boolean), do: "true or false"
   defp expected(:size), do: "an integer from 0 on"
@@ -295,4 +305,5 @@ defmodule Barytherium.Network.Options do
   defp expected(:mark), do: "an integer from 1 on, or :infinity"
   defp expected(:limit), do: expected(:size) <> ", or :infinity"
   defp expected(:escapes), do: ":strict or :lenient"
+  defp expected(:tls), do: ":native or :otp"
 end

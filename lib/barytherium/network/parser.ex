@@ -26,10 +26,15 @@ defmodule Barytherium.Network.Parser do
   """
   @spec open(nil | non_neg_integer(), binary(), map()) :: {:ok, t()} | {:error, atom()}
   def open(descriptor, pending, loop) do
-    options = Options.connection(loop, Socket.show_econnreset?(loop.socket))
+    options =
+      Options.connection(loop, Socket.show_econnreset?(loop.socket), Socket.tls(loop.socket))
+
     recipients = {loop.listener_pid, loop.sender_pid}
 
-    case Native.open(descriptor, pending, loop.parse_state, options, recipients, loop.stats) do
+    # Pending bytes of a TLS connection are decrypted at once.
+    open = if byte_size(pending) <= @inline_max, do: &Native.open/6, else: &Native.open_large/6
+
+    case open.(descriptor, pending, loop.parse_state, options, recipients, loop.stats) do
       {:ok, connection} ->
         reference = make_ref()
         {:ok, %__MODULE__{connection: connection, recipients: recipients, reference: reference}}

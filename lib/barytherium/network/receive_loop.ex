@@ -6,11 +6,11 @@ defmodule Barytherium.Network.ReceiveLoop do
   use GenServer, restart: :temporary
 
   alias Barytherium.{Connection, Telemetry}
-  alias Barytherium.Network.{ConnectionLog, Options, Parser, Socket}
+  alias Barytherium.Network.{ConnectionLog, Options, Parser, Sender, Socket}
 
-  # A TLS socket is waited for in `:ssl.recv/3`, where no message is handled. It returns after this
+  # An `:ssl` socket is waited for in `:ssl.recv/3`, where no message is handled. It returns after this
   # many milliseconds, to check that the listener is alive.
-  @longest_tls_wait 5_000
+  @longest_ssl_wait 5_000
 
   # A connection in the queue for a turn asks again after this many milliseconds. A turn takes one
   # millisecond; a process that has not ended its turn by then is suspended or starved.
@@ -30,15 +30,17 @@ defmodule Barytherium.Network.ReceiveLoop do
 
   @impl true
   def handle_continue(:open, %{socket: socket} = state) do
-    tls? = Connection.tls?(socket)
+    # An `:ssl` socket has no descriptor with plain bytes. `:ssl` reads from it.
+    ssl? = Connection.tls(socket) == :otp
     caller = with pid when is_pid(pid) <- state[:caller], do: Process.monitor(pid)
 
     # An idle connection keeps this, so it holds nothing that is not needed any more.
     loop = %{
       socket: socket,
-      tls: tls?,
+      ssl: ssl?,
       listener_pid: state.listener_pid,
       network_pid: state.network_pid,
+      sender_pid: state.sender_pid,
       # Whether the process in `network_pid` is the one that opened the socket.
       own_network: Map.has_key?(state, :greeting),
       # The host and port that the user gave, for the log.
@@ -46,7 +48,7 @@ defmodule Barytherium.Network.ReceiveLoop do
       monitors: %{
         listener: Process.monitor(state.listener_pid),
         caller: caller,
-        socket: unless(tls?, do: Socket.monitor(socket))
+        socket: unless(ssl?, do: Socket.monitor(Socket.tcp(socket)))
       },
       parser: nil,
       next: :inline,
@@ -56,10 +58,10 @@ defmodule Barytherium.Network.ReceiveLoop do
       paused: nil
     }
 
-    if tls?, do: open_tls(state, loop), else: open_tcp(state, loop)
+    if ssl?, do: open_ssl(state, loop), else: open_tcp(Socket.tcp(socket), state, loop)
   end
 
-  defp open_tcp(%{socket: socket} = state, loop) do
+  defp open_tcp(socket, state, loop) do
     with {:ok, bytes} <- Socket.leftover(socket),
          {:ok, descriptor} <- Socket.descriptor(socket),
          {:ok, parser} <- Parser.open(descriptor, bytes, state) do
@@ -77,7 +79,7 @@ defmodule Barytherium.Network.ReceiveLoop do
     end
   end
 
-  defp open_tls(state, loop) do
+  defp open_ssl(state, loop) do
     case Parser.open(nil, "", state) do
       {:ok, parser} -> act(:yield, %{loop | parser: parser})
       {:error, reason} -> finish(reason, loop)
@@ -137,17 +139,17 @@ defmodule Barytherium.Network.ReceiveLoop do
     unless loop[:own_network], do: Connection.close(loop.socket)
   end
 
-  defp read(:slice, %{tls: false} = loop), do: loop.parser |> Parser.receive_slice() |> act(loop)
+  defp read(:slice, %{ssl: false} = loop), do: loop.parser |> Parser.receive_slice() |> act(loop)
   defp read(:slice, loop), do: loop.parser |> Parser.feed_slice() |> act(loop)
   defp read(:turn, loop), do: read(:inline, loop)
 
-  defp read(:inline, %{tls: false} = loop),
+  defp read(:inline, %{ssl: false} = loop),
     do: loop.parser |> Parser.receive_inline() |> act(loop)
 
   defp read(:inline, loop), do: loop.parser |> Parser.feed("") |> act(loop)
 
   defp read({:recv, timeout}, %{parser: parser, socket: socket} = loop) do
-    case :ssl.recv(socket, 0, min(timeout, @longest_tls_wait)) do
+    case :ssl.recv(socket, 0, min(timeout, @longest_ssl_wait)) do
       {:ok, bytes} -> parser |> Parser.feed(IO.iodata_to_binary(bytes)) |> act(loop)
       {:error, :timeout} -> read(:inline, loop)
       {:error, reason} -> parser |> Parser.disconnect(Connection.reason(reason)) |> act(loop)
@@ -155,7 +157,7 @@ defmodule Barytherium.Network.ReceiveLoop do
   end
 
   # With a timeout of 0, every message that is waiting is handled before the next call.
-  defp act({:wait, timeout}, %{tls: true} = loop),
+  defp act({:wait, timeout}, %{ssl: true} = loop),
     do: {:noreply, %{loop | next: {:recv, timeout}}, 0}
 
   defp act({:wait, timeout}, loop), do: {:noreply, set_timer(timeout, %{loop | next: :wait})}
@@ -175,6 +177,13 @@ defmodule Barytherium.Network.ReceiveLoop do
     # Many connections are idle from here on, and would keep what it took to get here.
     :erlang.garbage_collect()
     act(:yield, loop)
+  end
+
+  # Records go through the sender, in one order with those that it writes. A sender that is not ours
+  # sends them with its next write, or they are sent when the socket is closed.
+  defp act({:owed, step}, loop) do
+    if loop.own_network, do: Sender.flush(loop.sender_pid)
+    act(step, loop)
   end
 
   defp act({:relay, casts, step}, loop) do

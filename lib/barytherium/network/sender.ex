@@ -109,8 +109,10 @@ defmodule Barytherium.Network.Sender do
   @doc false
   # Writes the queued frames and then, after CONNECTED, a DISCONNECT with these headers.
   @spec finish(pid(), Frame.frame_headers(), timeout()) :: :ok | {:error, atom()}
-  def finish(sender_pid, headers, timeout) do
-    GenServer.call(sender_pid, {:finish, headers}, timeout)
+  def finish(sender_pid, headers, timeout), do: call(sender_pid, {:finish, headers}, timeout)
+
+  defp call(sender_pid, request, timeout) do
+    GenServer.call(sender_pid, request, timeout)
   catch
     :exit, {:timeout, _call} -> {:error, :timeout}
     :exit, _reason -> {:error, :closed}
@@ -120,6 +122,17 @@ defmodule Barytherium.Network.Sender do
   # Queues a DISCONNECT. Before a CONNECT there is nothing to disconnect from.
   @spec disconnect(pid(), Frame.frame_headers()) :: :ok | :not_connected
   def disconnect(sender_pid, headers), do: GenServer.call(sender_pid, {:disconnect, headers})
+
+  @doc false
+  # Sends what the native side of TLS owes the peer: an alert, for example.
+  @spec flush(pid()) :: :ok
+  def flush(sender_pid), do: GenServer.cast(sender_pid, :flush)
+
+  @doc false
+  # Closes the socket for writing after the write in progress. `{:error, :timeout}`: the peer does not
+  # read.
+  @spec shutdown(pid(), timeout()) :: :ok | {:error, :timeout | :closed}
+  def shutdown(sender_pid, timeout), do: call(sender_pid, :shutdown, timeout)
 
   @impl true
   def init({network_pid, socket, counters, max_queue}) do
@@ -156,9 +169,19 @@ defmodule Barytherium.Network.Sender do
   def handle_cast({:write, frames, cost}, state),
     do: {:noreply, accept({frames, cost, nil}, state)}
 
+  def handle_cast(:flush, state) do
+    Writer.flush(state.writer)
+    {:noreply, state}
+  end
+
   def handle_cast(_stray, state), do: {:noreply, state}
 
   @impl true
+  def handle_call(:shutdown, from, state) do
+    Writer.shutdown(state.writer, from)
+    {:noreply, state}
+  end
+
   def handle_call({:write, frames, cost}, from, state),
     do: {:noreply, accept({frames, cost, from}, state)}
 

@@ -1,9 +1,11 @@
 defmodule Barytherium.Network.Socket do
   @moduledoc false
   # Differences between the kinds of sockets that the receive loop takes: a `:gen_tcp` port, a
-  # `:gen_tcp` socket with `inet_backend: :socket`, and an `:ssl` socket.
+  # `:gen_tcp` socket with `inet_backend: :socket`, native TLS over either of them, and an `:ssl`
+  # socket.
 
-  alias Barytherium.Connection
+  alias Barytherium.{Connection, Native}
+  alias Barytherium.Connection.TlsSocket
 
   @type monitor :: reference()
 
@@ -32,9 +34,10 @@ defmodule Barytherium.Network.Socket do
   end
 
   defp check_kind!({:"$inet", :gen_tcp_socket, _socket}), do: :ok
+  defp check_kind!(%TlsSocket{}), do: :ok
 
   defp check_kind!(socket) do
-    Connection.tls?(socket) ||
+    otp_tls?(socket) ||
       raise ArgumentError, "not a socket of :gen_tcp or :ssl: #{inspect(socket)}"
   end
 
@@ -49,24 +52,36 @@ defmodule Barytherium.Network.Socket do
   defp check_option!(_option), do: :ok
 
   defp getopts(socket, names) do
-    if Connection.tls?(socket),
+    if otp_tls?(socket),
       do: :ssl.getopts(socket, names),
-      else: :inet.getopts(socket, names)
+      else: :inet.getopts(tcp(socket), names)
   end
+
+  defp otp_tls?(socket), do: Connection.tls(socket) == :otp
+
+  @doc "The TLS session of the native side, if it has one."
+  @spec tls(Connection.socket()) :: nil | Native.tls()
+  def tls(%TlsSocket{tls: tls}), do: tls
+  def tls(_socket), do: nil
+
+  @doc "The `:gen_tcp` socket that is read from. An `:ssl` socket hides its own."
+  @spec tcp(Connection.socket()) :: Connection.socket()
+  def tcp(%TlsSocket{socket: socket}), do: socket
+  def tcp(socket), do: socket
 
   @doc "Whether the socket has this option, with which `:gen_tcp` tells a reset from a close."
   @spec show_econnreset?(Connection.socket()) :: boolean()
   def show_econnreset?(socket) do
-    not Connection.tls?(socket) and
+    not otp_tls?(socket) and
       getopts(socket, [:show_econnreset]) == {:ok, [show_econnreset: true]}
   end
 
   @doc "The peer's address for log messages, or `the peer` if it is unknown."
   @spec peer(Connection.socket()) :: String.t()
   def peer(socket) do
-    peername = if Connection.tls?(socket), do: &:ssl.peername/1, else: &:inet.peername/1
+    peername = if otp_tls?(socket), do: &:ssl.peername/1, else: &:inet.peername/1
 
-    case peername.(socket) do
+    case peername.(tcp(socket)) do
       {:ok, {address, port}} when is_tuple(address) -> "#{:inet.ntoa(address)}:#{port}"
       _other -> "the peer"
     end

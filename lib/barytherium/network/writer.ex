@@ -19,12 +19,32 @@ defmodule Barytherium.Network.Writer do
   @spec write(pid(), iodata()) :: :ok
   def write(writer, data), do: GenServer.cast(writer, {:write, data})
 
+  @doc "Writes what the native side of TLS owes the peer. No message follows."
+  @spec flush(pid()) :: :ok
+  def flush(writer), do: GenServer.cast(writer, :flush)
+
+  @doc "Closes the socket for writing, then replies `:ok` to `from`."
+  @spec shutdown(pid(), GenServer.from()) :: :ok
+  def shutdown(writer, from), do: GenServer.cast(writer, {:shutdown, from})
+
   @impl true
   def init(state), do: {:ok, state}
 
   @impl true
   def handle_cast({:write, data}, {sender, socket} = state) do
     send(sender, {:written, Connection.send(socket, data)})
+    {:noreply, state}
+  end
+
+  # Nobody waits for the result.
+  def handle_cast(:flush, {_sender, socket} = state) do
+    Connection.send(socket, "")
+    {:noreply, state}
+  end
+
+  def handle_cast({:shutdown, from}, {_sender, socket} = state) do
+    Connection.shutdown(socket)
+    GenServer.reply(from, :ok)
     {:noreply, state}
   end
 

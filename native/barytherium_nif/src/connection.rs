@@ -13,12 +13,12 @@
 use crate::atoms;
 use crate::delivery::{Delivery, Recipients};
 use crate::slice::Slice;
-use crate::slice::reader::Reader;
-use crate::socket::{Ending, Socket};
-use crate::state::{State, now};
+use crate::slice::reader::{Buffers, Reader};
+use crate::socket::Ending;
+use crate::state::{State, Transport, now};
 use crate::step::{Failure, Step, encode_resume};
 use crate::terms::{Batch, MessageEnv};
-use rustler::{Atom, Env, Error, LocalPid, Monitor, NifResult, Reference, Term};
+use rustler::{Atom, Encoder, Env, Error, LocalPid, Monitor, NifResult, Reference, Term};
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -28,13 +28,13 @@ use stomp::Resume;
 
 /// What a slice needs and a connection does not keep: one for each thread.
 struct Scratch {
-    buffer: Vec<u8>,
+    buffers: Buffers,
     batch: Batch<MessageEnv>,
 }
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch {
-        buffer: Vec::new(),
+        buffers: Buffers::default(),
         batch: Batch::new(MessageEnv::new()),
     });
 }
@@ -85,8 +85,8 @@ impl Connection {
     /// The descriptor is that of the socket that was meant.
     pub fn confirm(&self, owner: Term) {
         let mut state = self.lock();
-        if let Some(socket) = state.as_mut().and_then(|state| state.socket.as_mut()) {
-            socket.confirm(owner);
+        if let Some(transport) = state.as_mut().and_then(|state| state.transport.as_mut()) {
+            transport.socket.confirm(owner);
         }
     }
 
@@ -98,17 +98,18 @@ impl Connection {
         to: Recipients<'a>,
         receive: impl FnOnce(&mut Reader<'_, 'a, '_>) -> Step<'a>,
     ) -> NifResult<Term<'a>> {
-        self.run(env, to, |slice, socket, buffer| {
-            let socket = socket.ok_or(Error::BadArg)?;
+        self.run(env, to, |slice, transport, buffers| {
+            let transport = transport.ok_or(Error::BadArg)?;
             let step = receive(&mut Reader {
                 slice,
-                socket,
-                buffer,
+                transport,
+                buffers,
                 started: now(),
+                may_wait: false,
             });
             match step {
                 // The descriptor is above what the VM can poll.
-                Step::Wait(_) if socket.notify(env, reference).is_err() => {
+                Step::Wait(_) if transport.socket.notify(env, reference).is_err() => {
                     Ok(slice.stop(Step::stop(atoms::emfile())))
                 }
                 step => Ok(step),
@@ -170,7 +171,7 @@ impl Connection {
         &self,
         env: Env<'a>,
         to: Recipients<'a>,
-        work: impl FnOnce(&mut Slice<'a, '_>, Option<&Socket>, &mut Vec<u8>) -> NifResult<Step<'a>>,
+        work: impl FnOnce(&mut Slice<'a, '_>, Option<&Transport>, &mut Buffers) -> NifResult<Step<'a>>,
     ) -> NifResult<Term<'a>> {
         let mut guard = self.lock();
         let Some(state) = guard.as_mut() else {
@@ -179,15 +180,21 @@ impl Connection {
         state.stats.slices.add(1);
         let (step, answer) = SCRATCH.with_borrow_mut(|scratch| {
             let delivery = Delivery::new(env, to, &mut scratch.batch, state.share_bodies);
-            let (mut slice, socket) = state.slice(env, delivery);
-            let step = contained(&mut slice, |slice| work(slice, socket, &mut scratch.buffer))?;
-            let answer = slice.delivery.answer(step.encode(env));
+            let (mut slice, transport) = state.slice(env, delivery);
+            let step = contained(&mut slice, |slice| {
+                work(slice, transport, &mut scratch.buffers)
+            })?;
+            let mut answer = slice.delivery.answer(step.encode(env));
+            if slice.owes {
+                answer = (atoms::owed(), answer).encode(env);
+            }
             NifResult::Ok((step, answer))
         })?;
         if let Step::Stop(end) = step
             && let Some(state) = guard.take()
         {
-            state.stop(env, end.socket);
+            let ending = state.ending(end.socket);
+            state.stop(env, ending);
         }
         Ok(answer)
     }

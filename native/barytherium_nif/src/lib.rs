@@ -7,6 +7,7 @@
 //! * [`budget`]: how much it does in one call; [`turn`]: which connections may read now;
 //! * [`delivery`]: frames to messages; [`account`]: what each listener has not taken yet;
 //! * [`terms`]: frames as terms, with the `unsafe` calls in `terms/raw.rs`;
+//! * [`tls`]: the TLS sessions of connections;
 //! * [`socket`]: a socket's descriptor, with all of the other `unsafe` code;
 //! * [`halt`]: connections that the VM closed while it halts;
 //! * [`parse_state`] and [`codec`]: parsing and formatting without a connection;
@@ -32,6 +33,7 @@ mod state;
 mod stats;
 mod step;
 mod terms;
+mod tls;
 mod turn;
 
 /// `schedulers` is how many the VM has online.

@@ -11,16 +11,43 @@ use crate::delivery::Recipients;
 use crate::options::ConnectionOptions;
 use crate::parse_state::{Negotiated, ParseState};
 use crate::socket::{Ending, Socket};
-use crate::state::{State, now};
+use crate::state::{State, Transport, now};
 use crate::stats::Stats;
+use crate::tls::{self, Tls, TlsSettings};
 use crate::turn::{self, Place};
 use rustler::{Atom, Binary, Env, NifResult, Reference, ResourceArc, Term};
 use std::time::Duration;
 
 /// `{:ok, connection}`, `{:error, posix}`, or `{:error, :used}` if `parse_state` was used before.
-/// `descriptor` is the socket's, or nil.
+/// `descriptor` is the socket's, or nil. `pending` are bytes that were already read from it.
 #[rustler::nif]
 fn open<'a>(
+    env: Env<'a>,
+    descriptor: Option<i32>,
+    pending: Binary,
+    parse_state: ParseState,
+    options: ConnectionOptions,
+    to: Recipients<'a>,
+    stats: ResourceArc<Stats>,
+) -> Result<ResourceArc<Connection>, Atom> {
+    open_connection(env, descriptor, pending, parse_state, options, to, stats)
+}
+
+/// The same on a dirty scheduler: a lot has to be decrypted first.
+#[rustler::nif(schedule = "DirtyIo")]
+fn open_large<'a>(
+    env: Env<'a>,
+    descriptor: Option<i32>,
+    pending: Binary,
+    parse_state: ParseState,
+    options: ConnectionOptions,
+    to: Recipients<'a>,
+    stats: ResourceArc<Stats>,
+) -> Result<ResourceArc<Connection>, Atom> {
+    open_connection(env, descriptor, pending, parse_state, options, to, stats)
+}
+
+fn open_connection<'a>(
     env: Env<'a>,
     descriptor: Option<i32>,
     pending: Binary,
@@ -37,15 +64,19 @@ fn open<'a>(
         }
         return Err(atoms::used());
     };
-    if !pending.is_empty() {
-        stats.read(pending.len(), now());
+    let undecoded = match &options.tls {
+        None => pending.to_vec(),
+        Some(tls) => tls.take_over(&pending),
+    };
+    if !undecoded.is_empty() {
+        stats.read(undecoded.len(), now());
     }
     let listener = to.local_listener();
     let account = listener.zip(options.high_water_mark);
     let place = listener.and(socket.as_ref());
     let state = State {
         session: options.session(decoder, now()),
-        undecoded: pending.as_slice().into(),
+        undecoded: undecoded.into(),
         budget: Default::default(),
         account: account.map(|(listener, mark)| Account::open(listener, env.pid(), mark)),
         place: place.map(|_| Place::new(env.pid())),
@@ -53,7 +84,10 @@ fn open<'a>(
         show_econnreset: options.show_econnreset,
         share_bodies: parse_state.shares_bodies(),
         paused: false,
-        socket,
+        transport: socket.map(|socket| Transport {
+            socket,
+            tls: options.tls,
+        }),
     };
     let connection = ResourceArc::new(Connection::new(state));
     env.monitor(&connection, &env.pid());
@@ -135,6 +169,54 @@ fn resume<'a>(env: Env<'a>, connection: ResourceArc<Connection>) -> Term<'a> {
 #[rustler::nif]
 fn looked<'a>(env: Env<'a>, connection: ResourceArc<Connection>, queued: usize) -> Term<'a> {
     connection.looked(env, queued)
+}
+
+/// A TLS session with the server `name`: `{:ok, tls}` or `{:error, {reason, details}}`. Loading the
+/// authorities takes milliseconds.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn tls_open(
+    env: Env,
+    settings: TlsSettings,
+    name: &str,
+) -> Result<ResourceArc<Tls>, (Atom, String)> {
+    tls::open(env, settings, name)
+}
+
+#[rustler::nif]
+fn tls_knows_cipher(name: &str) -> bool {
+    tls_session::knows_cipher(name)
+}
+
+#[rustler::nif(schedule = "DirtyCpu")]
+fn tls_handshake<'a>(env: Env<'a>, tls: ResourceArc<Tls>, bytes: Binary) -> Term<'a> {
+    tls::handshake(env, &tls, &bytes)
+}
+
+/// On the caller's scheduler: takes well under a millisecond, or is refused with `:busy`.
+#[rustler::nif]
+fn tls_encrypt<'a>(env: Env<'a>, tls: ResourceArc<Tls>, data: Term<'a>) -> NifResult<Term<'a>> {
+    let data = Binary::from_iolist(data)?;
+    Ok(tls::encrypt(env, &tls, &data, false))
+}
+
+#[rustler::nif(schedule = "DirtyCpu")]
+fn tls_encrypt_large<'a>(
+    env: Env<'a>,
+    tls: ResourceArc<Tls>,
+    data: Term<'a>,
+) -> NifResult<Term<'a>> {
+    let data = Binary::from_iolist(data)?;
+    Ok(tls::encrypt(env, &tls, &data, true))
+}
+
+#[rustler::nif(schedule = "DirtyCpu")]
+fn tls_close<'a>(env: Env<'a>, tls: ResourceArc<Tls>) -> Term<'a> {
+    tls::close(env, &tls)
+}
+
+#[rustler::nif(schedule = "DirtyCpu")]
+fn tls_read<'a>(env: Env<'a>, tls: ResourceArc<Tls>, bytes: Binary, length: usize) -> Term<'a> {
+    tls::read(env, &tls, &bytes, length)
 }
 
 #[rustler::nif]

@@ -1,6 +1,7 @@
 //! Options as they come from `Barytherium.Network.Options`.
 
-use rustler::NifMap;
+use crate::tls::Tls;
+use rustler::{NifMap, ResourceArc};
 use std::time::Duration;
 use stomp::{Decoder, Options, Session, Timing, UndefinedEscapes};
 
@@ -40,6 +41,8 @@ pub struct ConnectionOptions {
     pub high_water_mark: Option<usize>,
     /// The agreed interval, `None` before CONNECTED.
     hb_recv: Option<u64>,
+    /// The TLS session of the socket; `None` for plain TCP.
+    pub tls: Option<ResourceArc<Tls>>,
 }
 
 impl ConnectionOptions {

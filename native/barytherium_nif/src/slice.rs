@@ -5,6 +5,7 @@
 //! [`Step`].
 
 pub mod reader;
+mod records;
 
 use crate::account::Account;
 use crate::atoms;
@@ -35,6 +36,8 @@ pub struct Slice<'a, 's> {
     pub stats: &'s Stats,
     pub delivery: Delivery<'a, 's>,
     pub show_econnreset: bool,
+    /// Whether reading has made TLS records that the sender has to send.
+    pub owes: bool,
 }
 
 impl<'a> Slice<'a, '_> {
@@ -52,13 +55,13 @@ impl<'a> Slice<'a, '_> {
         if is_small(self.session.decoder()) {
             return self.take(bytes);
         }
-        self.has_read(bytes.len());
+        self.has_read_elsewhere(bytes);
         self.undecoded.append(bytes);
         Step::Turn(Turn::Alone)
     }
 
     fn take(&mut self, bytes: &[u8]) -> Step<'a> {
-        self.has_read(bytes.len());
+        self.has_read_elsewhere(bytes);
         match self.decode_undecoded() {
             Break(step) => {
                 self.undecoded.append(bytes);
@@ -104,11 +107,14 @@ impl<'a> Slice<'a, '_> {
         end
     }
 
-    /// Accounts for bytes that were read, if any.
-    fn has_read(&mut self, bytes: usize) {
-        if bytes == 0 {
-            return;
+    fn has_read_elsewhere(&mut self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.has_read(bytes.len());
         }
+    }
+
+    /// Accounts for bytes that were read.
+    fn has_read(&mut self, bytes: usize) {
         let now = now();
         self.session.touch(now);
         self.budget.read(bytes);

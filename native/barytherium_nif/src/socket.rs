@@ -178,7 +178,8 @@ impl Socket {
         })
     }
 
-    fn receive_one(&self, buffer: &mut [u8]) -> Result<usize> {
+    /// Reads into `buffer` what is there, without waiting.
+    pub fn receive_one(&self, buffer: &mut [u8]) -> Result<usize> {
         let start = buffer.as_mut_ptr().cast();
         // SAFETY: `buffer` is borrowed mutably for the call, and the descriptor is open as long as
         // there is a `Socket`.

@@ -7,6 +7,7 @@ use crate::slice::Slice;
 use crate::socket::{Ending, Socket};
 use crate::stats::Stats;
 use crate::terms::BinaryBody;
+use crate::tls::Tls;
 use crate::turn::Place;
 use rustler::{Env, ResourceArc};
 use std::sync::LazyLock;
@@ -23,7 +24,7 @@ pub fn now() -> Duration {
 pub struct State {
     pub session: Session<BinaryBody>,
     /// None if the bytes come from elsewhere.
-    pub socket: Option<Socket>,
+    pub transport: Option<Transport>,
     pub undecoded: Undecoded,
     pub budget: Budget,
     /// What the listener has not taken. None for no back-pressure.
@@ -70,12 +71,12 @@ impl State {
         resume
     }
 
-    /// A slice of this connection, and its socket.
+    /// A slice of this connection, and what it reads from.
     pub fn slice<'a, 's>(
         &'s mut self,
         env: Env<'a>,
         delivery: Delivery<'a, 's>,
-    ) -> (Slice<'a, 's>, Option<&'s Socket>) {
+    ) -> (Slice<'a, 's>, Option<&'s Transport>) {
         let slice = Slice {
             env,
             session: &mut self.session,
@@ -86,14 +87,24 @@ impl State {
             stats: &self.stats,
             delivery,
             show_econnreset: self.show_econnreset,
+            owes: false,
         };
-        (slice, self.socket.as_ref())
+        (slice, self.transport.as_ref())
+    }
+
+    /// What becomes of the socket after an orderly end.
+    pub fn ending(&self, ending: Ending) -> Ending {
+        match &self.transport {
+            // The owner still has to send an alert.
+            Some(Transport { tls: Some(_), .. }) => Ending::LeftToOwner,
+            _ => ending,
+        }
     }
 
     /// Closes the duplicate, and lets others that wait for the listener or for a turn go on.
     pub fn stop(self, env: Env, ending: Ending) {
-        if let Some(socket) = self.socket {
-            socket.stop(env, ending);
+        if let Some(transport) = self.transport {
+            transport.socket.stop(env, ending);
         }
         if let Some(account) = self.account {
             account.close(env);
@@ -102,6 +113,13 @@ impl State {
             place.leave(env);
         }
     }
+}
+
+/// What a connection reads from.
+pub struct Transport {
+    pub socket: Socket,
+    /// What decrypts the bytes of the socket. None for plain TCP.
+    pub tls: Option<ResourceArc<Tls>>,
 }
 
 /// Bytes that were read and not decoded.
@@ -127,9 +145,8 @@ impl Undecoded {
     }
 }
 
-impl From<&[u8]> for Undecoded {
-    fn from(bytes: &[u8]) -> Self {
-        let bytes = bytes.to_vec();
+impl From<Vec<u8>> for Undecoded {
+    fn from(bytes: Vec<u8>) -> Self {
         Undecoded { bytes, decoded: 0 }
     }
 }

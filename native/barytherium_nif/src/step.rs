@@ -36,6 +36,10 @@ pub enum Failure {
     Parse(ParseError),
     /// The peer answered CONNECT with an ERROR, whose `message` header this is.
     Refused(Vec<u8>),
+    /// The TLS connection has failed, for a reason that this text explains.
+    Tls(String),
+    /// The peer closed its TLS connection without saying so (`close_notify`).
+    Truncated,
     /// A bug of ours. It ends the connection that met it.
     Panic,
 }
@@ -87,6 +91,8 @@ impl Failure {
     fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
         match self {
             Failure::Panic => atoms::panic().encode(env),
+            Failure::Truncated => atoms::truncated().encode(env),
+            Failure::Tls(details) => (atoms::tls(), details).encode(env),
             Failure::Parse(error) => parse_error(env, error),
             Failure::Refused(message) => {
                 let message = Binary::from(NewBinary::from_slice(env, message));

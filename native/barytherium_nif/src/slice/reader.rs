@@ -4,8 +4,8 @@ use super::{Flow, Slice};
 use crate::atoms;
 use crate::budget::{SLICE_TIME, SMALL_READ};
 use crate::parse_state::is_small;
-use crate::socket::{Read, Socket};
-use crate::state::now;
+use crate::socket::Read;
+use crate::state::{Transport, now};
 use crate::step::Step;
 use rustler::Atom;
 use std::io::{self, ErrorKind};
@@ -26,11 +26,20 @@ const LINGER: Duration = Duration::from_micros(100);
 /// A slice that reads from a socket.
 pub struct Reader<'r, 'a, 's> {
     pub slice: &'r mut Slice<'a, 's>,
-    pub socket: &'r Socket,
-    /// The thread's read buffer. It grows to the largest read.
-    pub buffer: &'r mut Vec<u8>,
+    pub transport: &'r Transport,
+    pub buffers: &'r mut Buffers,
     /// When the call began.
     pub started: Duration,
+    /// Whether the thread may wait for a lock.
+    pub may_wait: bool,
+}
+
+/// A thread's buffers. They grow to the largest read.
+#[derive(Default)]
+pub struct Buffers {
+    pub read: Vec<u8>,
+    /// What was read from a TLS connection, decrypted.
+    pub plaintext: Vec<u8>,
 }
 
 /// Why reading stopped.
@@ -44,6 +53,7 @@ enum Pause {
 impl<'a> Reader<'_, 'a, '_> {
     /// Reads and delivers on a dirty thread.
     pub fn receive(&mut self) -> Step<'a> {
+        self.may_wait = true;
         self.slice.budget.start_slice();
         self.read_and_linger()
             .break_value()
@@ -59,7 +69,7 @@ impl<'a> Reader<'_, 'a, '_> {
             }
             let burst = self.slice.budget.is_burst();
             self.slice.budget.end_burst();
-            if !burst || !self.socket.await_readable(LINGER) {
+            if !burst || !self.transport.socket.await_readable(LINGER) {
                 return Break(self.slice.wait());
             }
         }
@@ -131,32 +141,36 @@ impl<'a> Reader<'_, 'a, '_> {
     /// Reads once, into a buffer of `size` bytes, and decodes what was read. `None` if there is
     /// nothing to read.
     fn read(&mut self, size: usize) -> Flow<'a, Option<Read>> {
+        if let Some(tls) = &self.transport.tls {
+            return self.read_records(tls, size);
+        }
         match self.receive_once(size) {
             Ok(read) if read.bytes() == 0 => Break(self.slice.stop(Step::stop(atoms::closed()))),
             Ok(read) => {
                 let before = self.slice.budget.work();
                 self.slice.has_read(read.bytes());
-                let flow = self.slice.decode(&self.buffer[..read.beyond]);
+                let flow = self.slice.decode(&self.buffers.read[..read.beyond]);
                 // Learn even if the turn ends here: dense frames are what ends a turn early.
                 self.slice.budget.learn(before, read.bytes());
                 flow?;
                 Continue(Some(read))
             }
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    /// Ends the connection, unless there is only nothing to read.
+    pub(super) fn fail(&mut self, error: &io::Error) -> Flow<'a, Option<Read>> {
+        match error.kind() {
             // After an interruption there may be more. The VM will say so at once.
-            Err(error)
-                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
-            {
-                Continue(None)
-            }
-            Err(error) => Break(self.slice.stop(Step::stop(self.reason(&error)))),
+            ErrorKind::WouldBlock | ErrorKind::Interrupted => Continue(None),
+            _ => Break(self.slice.stop(Step::stop(self.reason(error)))),
         }
     }
 
     /// Reads into the body that is being collected, and then into the buffer.
     fn receive_once(&mut self, size: usize) -> io::Result<Read> {
-        if self.buffer.len() < size {
-            self.buffer.resize(size, 0);
-        }
+        grow(&mut self.buffers.read, size);
         let most = self.slice.budget.left().max(size);
         let decoder = self.slice.session.decoder();
         let body = decoder.wanting_body();
@@ -165,8 +179,9 @@ impl<'a> Reader<'_, 'a, '_> {
             _ => size,
         };
         let read = self
+            .transport
             .socket
-            .receive(body, most, &mut self.buffer[..beyond])?;
+            .receive(body, most, &mut self.buffers.read[..beyond])?;
         decoder.filled(read.body);
         Ok(read)
     }
@@ -181,5 +196,11 @@ impl<'a> Reader<'_, 'a, '_> {
             ErrorKind::NetworkDown => atoms::enetdown(),
             _ => atoms::closed(),
         }
+    }
+}
+
+pub(super) fn grow(buffer: &mut Vec<u8>, size: usize) {
+    if buffer.len() < size {
+        buffer.resize(size, 0);
     }
 }

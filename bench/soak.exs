@@ -1,8 +1,8 @@
 # Run by script/soak. Runs connections of every kind for a long time, and then checks that nothing is
 # left of them.
 #
-# Workers open connections to scripted peers, one after the other. The kind of each connection is
-# random. Each is checked by itself: what arrived, in which order, and how it ended.
+# Workers open connections to scripted peers, one after the other. The kind of each connection and its
+# transport are random. Each is checked by itself: what arrived, in which order, and how it ended.
 defmodule Soak do
   import Bitwise
 
@@ -21,7 +21,6 @@ defmodule Soak do
     :slow_listener,
     :large_bodies,
     :bytes,
-    :tls,
     :garbage,
     :reset,
     :silence,
@@ -35,7 +34,7 @@ defmodule Soak do
     {:ok, _apps} = Application.ensure_all_started(:barytherium)
     # Each refusal and parse error would be logged.
     Logger.configure(level: :none)
-    for kind <- @kinds, do: connection(kind)
+    for kind <- @kinds, transport <- Peer.transports(), do: connection({kind, transport})
     settle(nil)
     before = counts()
     IO.puts("before  #{inspect(before)}")
@@ -52,8 +51,8 @@ defmodule Soak do
     now = counts()
     IO.puts("after   #{inspect(now)}")
 
-    for {kind, count} <- Enum.sort(done),
-        do: IO.puts("#{String.pad_trailing("#{kind}", 16)} #{count}")
+    for {{kind, transport}, count} <- Enum.sort(done),
+        do: IO.puts("#{String.pad_trailing("#{kind}, #{transport}", 24)} #{count}")
 
     IO.puts("connections      #{done |> Map.values() |> Enum.sum()}, all correct")
 
@@ -93,7 +92,7 @@ defmodule Soak do
 
   defp work(deadline, done) do
     if System.monotonic_time(:second) < deadline do
-      kind = Enum.random(@kinds)
+      kind = {Enum.random(@kinds), Enum.random(Peer.transports())}
       connection(kind)
       work(deadline, Map.update(done, kind, 1, &(&1 + 1)))
     else
@@ -103,18 +102,22 @@ defmodule Soak do
 
   # Runs in a process of its own. Its mailbox is for one connection only, and what it started ends
   # with it.
-  defp connection(kind) do
+  defp connection({kind, transport}) do
     {pid, monitor} =
       spawn_monitor(fn ->
         Process.flag(:trap_exit, true)
+        Process.put(:transport, transport)
         scenario(kind)
       end)
 
     receive do
-      {:DOWN, ^monitor, :process, ^pid, :normal} -> :ok
-      {:DOWN, ^monitor, :process, ^pid, reason} -> raise("#{kind}: #{inspect(reason)}")
+      {:DOWN, ^monitor, :process, ^pid, :normal} ->
+        :ok
+
+      {:DOWN, ^monitor, :process, ^pid, reason} ->
+        raise("#{kind} over #{transport}: #{inspect(reason)}")
     after
-      2 * @patience -> raise("#{kind} hangs: #{inspect(Process.info(pid))}")
+      2 * @patience -> raise("#{kind} over #{transport} hangs: #{inspect(Process.info(pid))}")
     end
   end
 
@@ -141,11 +144,6 @@ defmodule Soak do
     disconnected(:closed)
   end
 
-  defp scenario(:tls) do
-    {_network, peer} = connect([secure: true, verify: :verify_none], :tls)
-    feed(peer, 500, 1_000)
-  end
-
   defp scenario(:garbage) do
     {_network, peer} = connect()
     Peer.send(peer, [frames(1..10, 100), "MESSAGE\nno colon\n\n\0"])
@@ -164,7 +162,7 @@ defmodule Soak do
   end
 
   defp scenario(:silence) do
-    {_network, peer} = connect([heartbeat_receive_allowance: 100], :tcp, "100,100")
+    {_network, peer} = connect([heartbeat_receive_allowance: 100], "100,100")
     disconnected(:timeout)
     Peer.assert_closed(peer)
   end
@@ -194,7 +192,7 @@ defmodule Soak do
   end
 
   defp scenario(:killed_receiver) do
-    {socket, peer} = Peer.pair(Enum.random([:tcp, :socket]))
+    {socket, peer} = Peer.pair(transport())
     {:ok, receiver} = Network.Receiver.start_link(socket, self(), self(), self())
     if :rand.uniform(2) == 1, do: Peer.send(peer, "CONNECTED\n\n\0MESSAGE\n\nx")
     Process.sleep(:rand.uniform(3) - 1)
@@ -218,8 +216,11 @@ defmodule Soak do
   end
 
   # A network that has received CONNECTED, and its peer.
-  defp connect(opts \\ [], transport \\ :tcp, heart_beat \\ "0,0") do
-    listener = Peer.listen(transport)
+  defp transport, do: Process.get(:transport)
+
+  defp connect(opts \\ [], heart_beat \\ "0,0") do
+    listener = Peer.listen(transport())
+    opts = opts ++ Peer.options(transport())
     {:ok, network} = Network.start_link(self(), {127, 0, 0, 1}, Peer.port(listener), opts)
     peer = Peer.accept(listener)
     {:barytherium, :connect, {:ok, sender}} = cast(:connect)

@@ -27,9 +27,10 @@ defmodule Barytherium.LimitsTest do
           {"max_body", {:max_body, 4}, "MESSAGE\n\n1234\0", "MESSAGE\n\n12345"},
           {"max_body, declared", {:max_body, 4}, "MESSAGE\ncontent-length:4\n\n1234\0",
            "MESSAGE\ncontent-length:5\n"}
-        ] do
-      test "#{name}: accepted at the limit, refused one over it while bytes arrive" do
-        {_network, peer} = connect([unquote(option)])
+        ],
+        transport <- [:tcp, :tls, :ssl] do
+      test "#{transport}, #{name}: accepted at the limit, refused one over it while bytes arrive" do
+        {_network, peer} = connect([unquote(option)], unquote(transport))
         Peer.send(peer, unquote(at))
         assert_receive {:"$gen_cast", {:barytherium, :frames, {[%Frame{command: :message}], _}}}
         Peer.send(peer, unquote(over))
@@ -89,40 +90,58 @@ defmodule Barytherium.LimitsTest do
     assert output =~ "left: 0"
   end
 
-  describe "resident memory stays bounded under" do
-    test "an endless line" do
-      assert_refused("a header line longer than the limit", "MESSAGE\n", :binary.copy("x", @mib))
-    end
+  for transport <- [:tcp, :tls, :ssl] do
+    describe "#{transport}: resident memory stays bounded under" do
+      @transport transport
 
-    test "endless headers" do
-      assert_refused("more headers than the limit", "MESSAGE\n", :binary.copy("a:b\n", 1000))
-    end
+      test "an endless line" do
+        assert_refused(
+          @transport,
+          "a header line longer than the limit",
+          "MESSAGE\n",
+          :binary.copy("x", @mib)
+        )
+      end
 
-    test "a body without end" do
-      assert_refused("a body larger than the limit", "MESSAGE\n\n", :binary.copy("x", @mib),
-        max_body: 4 * @mib
-      )
-    end
+      test "endless headers" do
+        assert_refused(
+          @transport,
+          "more headers than the limit",
+          "MESSAGE\n",
+          :binary.copy("a:b\n", 1000)
+        )
+      end
 
-    test "a content-length of 99 GB, which is refused, or accepted without reserving memory" do
-      head = "MESSAGE\ncontent-length:99000000000\n\n"
-      assert_refused("a body larger than the limit", head, "")
+      test "a body without end" do
+        assert_refused(
+          @transport,
+          "a body larger than the limit",
+          "MESSAGE\n\n",
+          :binary.copy("x", @mib),
+          max_body: 4 * @mib
+        )
+      end
 
-      {receiver, peer, _socket} = start_connected(:tcp, max_body: :infinity)
-      grown = growth(fn -> Peer.send(peer, head <> "begin") && read(receiver) end)
-      assert grown < @most_growth
-      Peer.close(peer)
-      assert_disconnect(:closed, receiver)
-    end
+      test "a content-length of 99 GB, which is refused, or accepted without reserving memory" do
+        head = "MESSAGE\ncontent-length:99000000000\n\n"
+        assert_refused(@transport, "a body larger than the limit", head, "")
 
-    test "endless empty frames" do
-      frame = "MESSAGE\n\n\0"
-      frames = :binary.copy(frame, 10_000)
-      assert_passes(frames, 10_000)
-    end
+        {receiver, peer, _socket} = start_connected(@transport, max_body: :infinity)
+        grown = growth(fn -> Peer.send(peer, head <> "begin") && read(receiver) end)
+        assert grown < @most_growth
+        Peer.close(peer)
+        assert_disconnect(:closed, receiver)
+      end
 
-    test "endless heart-beats" do
-      assert_passes(:binary.copy("\n", @mib), 0)
+      test "endless empty frames" do
+        frame = "MESSAGE\n\n\0"
+        frames = :binary.copy(frame, 10_000)
+        assert_passes(@transport, frames, 10_000)
+      end
+
+      test "endless heart-beats" do
+        assert_passes(@transport, :binary.copy("\n", @mib), 0)
+      end
     end
   end
 
@@ -131,8 +150,9 @@ defmodule Barytherium.LimitsTest do
     if Map.has_key?(event.meta, :barytherium_parse_error), do: send(test, {:logged, event})
   end
 
-  defp connect(opts) do
-    listener = Peer.listen(:tcp)
+  defp connect(opts, transport \\ :tcp) do
+    listener = Peer.listen(transport)
+    opts = opts ++ Peer.options(transport)
     {:ok, network} = Network.start_link(self(), "127.0.0.1", Peer.port(listener), opts)
     peer = Peer.accept(listener)
     assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, _sender}}}
@@ -141,8 +161,8 @@ defmodule Barytherium.LimitsTest do
     {network, peer}
   end
 
-  defp assert_refused(reason, head, endless, opts \\ []) do
-    {receiver, peer, _socket} = start_connected(:tcp, opts)
+  defp assert_refused(transport, reason, head, endless, opts \\ []) do
+    {receiver, peer, _socket} = start_connected(transport, opts)
 
     log =
       capture_log(fn ->
@@ -155,8 +175,8 @@ defmodule Barytherium.LimitsTest do
   end
 
   # The peer sends all the time, and the listener keeps up.
-  defp assert_passes(bytes, frames_each) do
-    {socket, peer} = Peer.pair()
+  defp assert_passes(transport, bytes, frames_each) do
+    {socket, peer} = Peer.pair(transport)
     times = 600
     test = self()
     counter = spawn_link(fn -> count_frames(1 + times * frames_each, test) end)

@@ -65,10 +65,10 @@ defmodule Barytherium.StoppingTest do
       if Connection.send(peer, bodies) == :ok, do: feed(peer, n + 100)
     end
 
-    for transport <- [:tcp, :tls], ending <- [:stop, :kill] do
+    for transport <- [:tcp, :tls, :ssl], ending <- [:stop, :kill] do
       test "all written frames arrive, and no received frame is cut (#{transport}, #{ending})" do
         {port, peer} = feeding_peer(unquote(transport))
-        opts = if unquote(transport) == :tls, do: [secure: true, verify: :verify_none], else: []
+        opts = Peer.options(unquote(transport))
         test = self()
         callback = spawn(fn -> check_frames(test) end)
         # Not linked, so that only the callback process can end the network.

@@ -89,25 +89,34 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
       end
     end
 
-    for version <- [:"tlsv1.2", :"tlsv1.3"] do
-      test "#{version} works, verified, with and without a client certificate", %{broker: broker} do
+    for version <- [:"tlsv1.2", :"tlsv1.3"], tls <- [:native, :otp] do
+      test "#{version} works (#{tls}), verified, with and without a client certificate",
+           %{broker: broker} do
         %{tls: %{port: port, cacertfile: cacertfile, client: client}} = broker
         secure = [secure: true, port: port, cacertfile: cacertfile, versions: [unquote(version)]]
+        secure = secure ++ [tls: unquote(tls)]
 
         for {host, opts} <- [{"localhost", []}, {"127.0.0.1", client}] do
           {sender, _connected} = connected(broker, [], secure ++ [host: host] ++ opts)
+          assert Network.stats(network()).tls == unquote(tls)
           queue = "/queue/tls-#{unquote(version)}"
           subscribe(sender, queue)
-          body = :crypto.strong_rand_bytes(100_000)
-          assert echo(sender, queue, [], body).body == body
+
+          for size <- [0, 1, 100_000] do
+            body = :crypto.strong_rand_bytes(size)
+            assert echo(sender, queue, [], body).body == body
+          end
+
           disconnect(sender)
         end
       end
     end
 
     test "a certificate of an unknown authority is not trusted", %{broker: broker} do
-      Network.start_link(self(), "localhost", broker.tls.port, secure: true)
-      assert_receive {:"$gen_cast", {:barytherium, :connect, {:error, :unknown_ca}}}, 5_000
+      for tls <- [:native, :otp] do
+        Network.start_link(self(), "localhost", broker.tls.port, secure: true, tls: tls)
+        assert_receive {:"$gen_cast", {:barytherium, :connect, {:error, :unknown_ca}}}
+      end
     end
 
     @tag capture_log: true

@@ -38,55 +38,64 @@ defmodule Barytherium.Network.EndingTest do
     Process.sleep(:infinity)
   end
 
-  test "what the peer sent before it closed is delivered, although sending heart-beats fails" do
-    test = self()
-    callback = spawn_link(fn -> slow_callback(test) end)
-    {network, peer} = connect(callback, high_water_mark: 2)
-    assert {:ok, "CONNECT" <> _headers} = Connection.recv(peer, 0, 2_000)
-    Peer.send(peer, "CONNECTED\nversion:1.2\nheart-beat:0,50\n\n\0")
-    assert_receive {:sender, sender}
+  for transport <- [:tcp, :tls, :ssl] do
+    test "what the peer sent before it closed is delivered, although sending heart-beats fails: #{transport}" do
+      test = self()
+      callback = spawn_link(fn -> slow_callback(test) end)
+      opts = [high_water_mark: 2] ++ Peer.options(unquote(transport))
+      {network, peer} = connect(callback, opts, unquote(transport))
+      assert {:ok, "CONNECT" <> _headers} = Connection.recv(peer, 0, 2_000)
+      Peer.send(peer, "CONNECTED\nversion:1.2\nheart-beat:0,50\n\n\0")
+      assert_receive {:sender, sender}
 
-    for n <- 1..40 do
-      Peer.send(peer, "MESSAGE\nn:#{n}\n\n\0")
-      eventually(fn -> Network.stats(network).frames == min(n, 2) + 1 end)
+      for n <- 1..40 do
+        Peer.send(peer, "MESSAGE\nn:#{n}\n\n\0")
+        eventually(fn -> Network.stats(network).frames == min(n, 2) + 1 end)
+      end
+
+      Peer.send(peer, "ERROR\nmessage:bye\n\n\0")
+      # Unread heart-beats would turn the close into a reset, which would discard the frames.
+      {:ok, _beats} = Connection.recv(peer, 0, 1_000)
+      Peer.close(peer)
+      # Long enough for some heart-beats to fail. A call to the sender would delay them.
+      assert Process.alive?(sender)
+      refute_receive {:took, _frames}, 500
+      send(callback, :take)
+      assert_receive {:took, {41, :closed}}, 5_000
     end
-
-    Peer.send(peer, "ERROR\nmessage:bye\n\n\0")
-    # Unread heart-beats would turn the close into a reset, which would discard the frames.
-    {:ok, _beats} = Connection.recv(peer, 0, 1_000)
-    Peer.close(peer)
-    # Long enough for some heart-beats to fail. A call to the sender would delay them.
-    assert Process.alive?(sender)
-    refute_receive {:took, _frames}, 500
-    send(callback, :take)
-    assert_receive {:took, {41, :closed}}, 5_000
   end
 
-  test "a peer that does not read is a time-out, and no frame comes after it" do
-    options = [send_timeout: 100, send_buffer: 4096, first_frame_timeout: 60_000]
-    {_network, peer} = connect(self(), options)
-    sender = sender()
-    Peer.send(peer, connected_bytes())
-    frames = :binary.copy("MESSAGE\n\n" <> String.duplicate("x", 500) <> "\0", 100)
-    pump = fn pump -> if Connection.send(peer, frames) == :ok, do: pump.(pump) end
-    spawn(fn -> pump.(pump) end)
-    large = %Frame{command: :send, body: String.duplicate("x", 20_000_000)}
-    # The socket's driver takes the first write. The next one waits for it, and times out.
-    Sender.write(sender, [large])
-    Sender.write(sender, [%Frame{command: :send, body: "more"}])
-    assert {frames, :timeout} = until_disconnect()
-    assert frames > 0
-    refute_receive {:"$gen_cast", _message}, 200
+  for transport <- [:tcp, :tls, :ssl] do
+    test "a peer that does not read is a time-out, and no frame comes after it: #{transport}" do
+      options = [send_timeout: 100, send_buffer: 4096, first_frame_timeout: 60_000]
+      options = options ++ Peer.options(unquote(transport))
+      {_network, peer} = connect(self(), options, unquote(transport))
+      sender = sender()
+      Peer.send(peer, connected_bytes())
+      frames = :binary.copy("MESSAGE\n\n" <> String.duplicate("x", 500) <> "\0", 100)
+      pump = fn pump -> if Connection.send(peer, frames) == :ok, do: pump.(pump) end
+      spawn(fn -> pump.(pump) end)
+      large = %Frame{command: :send, body: String.duplicate("x", 20_000_000)}
+      # The socket's driver takes the first write. The next one waits for it, and times out.
+      Sender.write(sender, [large])
+      Sender.write(sender, [%Frame{command: :send, body: "more"}])
+      assert {frames, :timeout} = until_disconnect()
+      assert frames > 0
+      refute_receive {:"$gen_cast", _message}, 200
+    end
   end
 
-  test "a TLS peer that does not read does not block the network process" do
-    options = [secure: true, verify: :verify_none, send_buffer: 4096, first_frame_timeout: 300]
-    {network, _peer} = connect(self(), options, :tls)
-    large = %Frame{command: :send, body: String.duplicate("x", 20_000_000)}
-    Sender.write(sender(), [large])
-    assert {0, :timeout} = until_disconnect()
-    # It answers although the socket cannot be closed until the peer reads.
-    assert %{frames: 0} = Network.stats(network)
+  for transport <- [:tcp, :tls, :ssl] do
+    test "a peer that does not read does not block the network process: #{transport}" do
+      options = [send_buffer: 4096, first_frame_timeout: 300]
+      options = options ++ Peer.options(unquote(transport))
+      {network, _peer} = connect(self(), options, unquote(transport))
+      large = %Frame{command: :send, body: String.duplicate("x", 20_000_000)}
+      Sender.write(sender(), [large])
+      assert {0, :timeout} = until_disconnect()
+      # It answers although the socket cannot be closed until the peer reads.
+      assert %{frames: 0} = Network.stats(network)
+    end
   end
 
   test "stopping a network stops its sender" do

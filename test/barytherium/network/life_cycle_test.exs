@@ -42,97 +42,114 @@ defmodule Barytherium.Network.LifeCycleTest do
     Connection.close(socket)
   end
 
-  test "300 connections, one after the other, leave no descriptor, whoever ends them" do
-    assert_same_descriptors(300, fn n ->
-      {receiver, peer, socket} = start_connected()
+  for transport <- [:tcp, :tls, :ssl] do
+    test "150 connections, one after the other, leave no descriptor, whoever ends them: #{transport}" do
+      assert_same_descriptors(150, fn n ->
+        {receiver, peer, socket} = start_connected(unquote(transport))
 
-      case rem(n, 3) do
-        0 -> Peer.close(peer)
-        1 -> Connection.close(socket)
-        2 -> Peer.send(peer, "GARBAGE")
-      end
+        case rem(n, 3) do
+          0 -> Peer.close(peer)
+          1 -> Connection.close(socket)
+          2 -> Peer.send(peer, "GARBAGE")
+        end
 
-      reason = if rem(n, 3) == 2, do: :parse_error, else: :closed
-      finish(receiver, peer, socket, reason)
-    end)
-  end
-
-  test "300 connections at once leave no descriptor" do
-    before = descriptors()
-    connections = for _n <- 1..300, do: start_connected()
-    for {_receiver, peer, _socket} <- connections, do: Peer.close(peer)
-
-    for {receiver, _peer, _socket} <- connections do
-      monitor = Process.monitor(receiver)
-      assert_receive {:DOWN, ^monitor, :process, ^receiver, _reason}
-      assert_receive {:"$gen_cast", {:barytherium, :disconnect, :closed}}
+        reason = if rem(n, 3) == 2, do: :parse_error, else: :closed
+        finish(receiver, peer, socket, reason)
+      end)
     end
-
-    eventually(fn -> descriptors() <= before end)
   end
 
-  test "killed receivers leave no descriptor, at any stage" do
-    Process.flag(:trap_exit, true)
-    body = String.duplicate("x", 1_000_000)
+  for transport <- [:tcp, :tls, :ssl] do
+    test "150 connections at once leave no descriptor: #{transport}" do
+      before = descriptors()
+      connections = for _n <- 1..150, do: start_connected(unquote(transport))
+      for {_receiver, peer, _socket} <- connections, do: Peer.close(peer)
 
-    assert_same_descriptors(60, fn n ->
-      {receiver, peer, socket} = if rem(n, 3) == 0, do: start_receiver(), else: start_connected()
-
-      if rem(n, 3) == 2 do
-        # The receiver is killed in a slice, or close to one.
-        spawn_link(fn -> Connection.send(peer, ["MESSAGE\ncontent-length:5000000\n\n", body]) end)
+      for {receiver, _peer, _socket} <- connections do
+        monitor = Process.monitor(receiver)
+        assert_receive {:DOWN, ^monitor, :process, ^receiver, _reason}
+        assert_receive {:"$gen_cast", {:barytherium, :disconnect, :closed}}
       end
 
-      Process.exit(receiver, :kill)
-      assert_receive {:EXIT, ^receiver, :killed}
-      Peer.close(peer)
-      Connection.close(socket)
-    end)
+      eventually(fn -> descriptors() <= before end)
+    end
   end
 
-  test "a killed receiver leaves nothing, even if a debugger keeps its state" do
-    Process.flag(:trap_exit, true)
-    before = descriptors()
+  for transport <- [:tcp, :tls, :ssl] do
+    test "killed receivers leave no descriptor, at any stage: #{transport}" do
+      Process.flag(:trap_exit, true)
+      body = String.duplicate("x", 1_000_000)
 
-    kept =
-      for _n <- 1..5 do
-        {receiver, peer, socket} = start_connected()
+      assert_same_descriptors(60, fn n ->
+        transport = unquote(transport)
 
-        spawn_link(fn ->
-          Connection.send(peer, ["MESSAGE\n\n", String.duplicate("x", 1_000_000)])
-        end)
+        {receiver, peer, socket} =
+          if rem(n, 3) == 0, do: start_receiver(transport), else: start_connected(transport)
 
-        state = :sys.get_state(receiver)
+        if rem(n, 3) == 2 do
+          # The receiver is killed in a slice, or close to one.
+          spawn_link(fn ->
+            Connection.send(peer, ["MESSAGE\ncontent-length:5000000\n\n", body])
+          end)
+        end
+
         Process.exit(receiver, :kill)
         assert_receive {:EXIT, ^receiver, :killed}
-        # The end of our duplicate: the socket itself is open.
-        assert {:error, :closed} = :gen_tcp.recv(peer, 0, 5_000)
         Peer.close(peer)
         Connection.close(socket)
-        state
-      end
-
-    eventually(fn -> descriptors() <= before end)
-    eventually(fn -> Native.live_turns() == 0 end)
-    assert length(kept) == 5
+      end)
+    end
   end
 
-  test "killed networks leave nothing, at any stage" do
-    Process.flag(:trap_exit, true)
-    listener = Peer.listen(:tcp)
-    counts = counts()
+  for transport <- [:tcp, :tls] do
+    test "a killed receiver leaves nothing, even if a debugger keeps its state: #{transport}" do
+      Process.flag(:trap_exit, true)
+      before = descriptors()
 
-    for n <- 1..60 do
-      {:ok, network} = Network.start_link(self(), {127, 0, 0, 1}, Peer.port(listener))
-      peer = Peer.accept(listener)
-      if rem(n, 3) > 0, do: Peer.send(peer, connected_bytes())
-      if rem(n, 3) > 1, do: assert_receive({:"$gen_cast", {:barytherium, :frames, _frames}})
-      Process.exit(network, :kill)
-      assert_receive {:EXIT, ^network, :killed}
-      Peer.close(peer)
+      kept =
+        for _n <- 1..5 do
+          {receiver, peer, socket} = start_connected(unquote(transport))
+
+          spawn_link(fn ->
+            Connection.send(peer, ["MESSAGE\n\n", String.duplicate("x", 1_000_000)])
+          end)
+
+          state = :sys.get_state(receiver)
+          Process.exit(receiver, :kill)
+          assert_receive {:EXIT, ^receiver, :killed}
+          # The end of our duplicate: the socket itself is open.
+          assert {:error, :closed} = Connection.recv(peer, 0, 5_000)
+          Peer.close(peer)
+          Connection.close(socket)
+          state
+        end
+
+      eventually(fn -> descriptors() <= before end)
+      eventually(fn -> Native.live_turns() == 0 end)
+      assert length(kept) == 5
     end
+  end
 
-    assert_back_at(counts)
+  for transport <- [:tcp, :tls, :ssl] do
+    test "killed networks leave nothing, at any stage: #{transport}" do
+      Process.flag(:trap_exit, true)
+      transport = unquote(transport)
+      listener = Peer.listen(transport)
+      counts = counts()
+
+      for n <- 1..60 do
+        options = Peer.options(transport)
+        {:ok, network} = Network.start_link(self(), {127, 0, 0, 1}, Peer.port(listener), options)
+        peer = Peer.accept(listener)
+        if rem(n, 3) > 0, do: Peer.send(peer, connected_bytes())
+        if rem(n, 3) > 1, do: assert_receive({:"$gen_cast", {:barytherium, :frames, _frames}})
+        Process.exit(network, :kill)
+        assert_receive {:EXIT, ^network, :killed}
+        Peer.close(peer)
+      end
+
+      assert_back_at(counts)
+    end
   end
 
   @tag :memory

@@ -16,6 +16,8 @@ defmodule Bench do
     {"1 MB", 1_048_576}
   ]
 
+  @bare_tls Path.expand("target/release/bare_tls", __DIR__)
+
   @tls "TLS, 1.5 KB"
 
   def run(options) do
@@ -46,7 +48,9 @@ defmodule Bench do
       {"256 B, ActiveMQ's headers", &end_to_end(&1, Payload.new(256, :activemq))},
       {"256 B, each acknowledged", &acknowledged(&1, Payload.new(256), :each)},
       {"256 B, lists acknowledged", &acknowledged(&1, Payload.new(256), :last)},
+      {"TLS, 256 B", &tls(&1, Payload.new(256))},
       {@tls, &tls(&1, Payload.new(1_500))},
+      {"TLS, 16 KB", &tls(&1, Payload.new(16_384))},
       {"latency, idle VM", &latency(&1, 0)},
       {"latency, busy VM", &latency(&1, busy)},
       {"latency, paced, idle VM", &paced(&1, 0)},
@@ -95,9 +99,23 @@ defmodule Bench do
     end)
   end
 
-  defp tls(options, {bytes, _frames}) do
+  defp tls(options, {bytes, frames}) do
     opts = [secure: true, verify: :verify_none]
-    rounds(options, Feed.start_tls(bytes), &compare(options, &1, opts))
+    size = byte_size(bytes) / frames
+
+    rounds(options, Feed.start_tls(bytes), fn port ->
+      figures = compare(options, port, opts)
+      through_ssl = Contender.measure(:ours_ssl, port, options.time, opts)
+      {bare, 0} = System.cmd(@bare_tls, ["#{port}", "#{options.time}"])
+      bare = bare |> String.trim() |> String.to_integer()
+
+      figures ++
+        [
+          "ours over :ssl, frames/s": through_ssl.rate,
+          "CPU of ours over :ssl": figures[:"CPU us"] / through_ssl.cpu,
+          "of bare rustls": figures[:"frames/s"] * size / bare
+        ]
+    end)
   end
 
   # All contenders acknowledge through our sender.

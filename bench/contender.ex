@@ -3,6 +3,7 @@ defmodule Bench.Contender do
   Who receives, and how much of it per second.
 
     * `:ours` - the native receive loop;
+    * `:ours_ssl` - the same with `tls: :otp`, so that it reads through `:ssl`;
     * `:elixir` - `Bench.ElixirLoop`, the best loop in Elixir that we know how to write;
     * `:splitting` - `Bench.SplittingLoop`, the straightforward one;
     * `:raw` - `recv` that discards what it reads.
@@ -184,7 +185,8 @@ defmodule Bench.Contender do
 
     {pid, monitor} =
       spawn_monitor(fn ->
-        {:ok, socket} = Connection.connect({127, 0, 0, 1}, port, opts ++ options(contender))
+        opts = options(contender, opts[:secure]) ++ opts
+        {:ok, socket} = Connection.connect({127, 0, 0, 1}, port, opts)
         send(parent, {self(), :connected})
         run(contender, socket, counter, acknowledge)
       end)
@@ -207,8 +209,10 @@ defmodule Bench.Contender do
 
   def count(counter), do: :counters.get(counter, 1)
 
-  defp options(:ours), do: []
-  defp options(_other), do: @socket_options
+  defp options(:ours, _secure), do: []
+  defp options(:ours_ssl, _secure), do: [tls: :otp]
+  defp options(_other, true), do: [tls: :otp] ++ @socket_options
+  defp options(_other, nil), do: @socket_options
 
   defp run(:raw, socket, counter, nil) do
     {:ok, bytes} = Connection.recv(socket, 0, :infinity)
@@ -233,7 +237,7 @@ defmodule Bench.Contender do
   defp start_loop(:elixir, socket), do: start_elixir(socket, &Bench.ElixirLoop.loop/2)
   defp start_loop(:splitting, socket), do: start_elixir(socket, &Bench.SplittingLoop.loop/2)
 
-  defp start_loop(:ours, socket) do
+  defp start_loop(ours, socket) when ours in [:ours, :ours_ssl] do
     network = spawn_link(&answer_network/0)
     {:ok, loop} = Receiver.start_link(socket, self(), network, self())
     give(socket, loop)
@@ -249,7 +253,7 @@ defmodule Bench.Contender do
 
   defp give(socket, pid) do
     # Port sockets stay with who opened them, so that it can write as well.
-    if Connection.tls?(socket), do: :ssl.controlling_process(socket, pid)
+    if Connection.tls(socket) == :otp, do: :ssl.controlling_process(socket, pid)
   end
 
   defp acknowledge(which, sender, counter) do

@@ -10,8 +10,8 @@ defmodule Bench.Feed do
     open(@program, [to_string(mode), path, to_string(milliseconds)])
   end
 
-  @doc "The same with TLS."
-  def start_tls(bytes) do
+  @doc "The same with TLS: a flood, or the bytes at an interval."
+  def start_tls(bytes, milliseconds \\ 0) do
     options = [digest: :sha256, key: {:rsa, 2048, 65_537}]
     chain = %{root: options, intermediates: [], peer: options}
 
@@ -26,7 +26,7 @@ defmodule Bench.Feed do
         {type, key, :not_encrypted}
       ])
 
-    open("/usr/bin/python3", [@tls_program, file(bytes), file(pem)])
+    open("/usr/bin/python3", [@tls_program, file(bytes), file(pem), "#{milliseconds}"])
   end
 
   def stop(port), do: Port.close(port)

@@ -5,15 +5,18 @@ defmodule Scale do
   alias Barytherium.{Connection, Native}
   alias Barytherium.Network.Receiver
 
-  def run(count) do
+  def run(count, transport) do
     {:ok, _apps} = Application.ensure_all_started(:barytherium)
-    {_feed, port} = Bench.Feed.start(:beat, "", 1_000)
+    Logger.configure(level: :error)
+    {_feed, port} = feed(transport)
     network = spawn_link(&answer/0)
     listener = spawn_link(&listen/0)
 
-    # Open the sockets before the first measurement: their cost is not that of the receive loop.
-    sockets = for _n <- 1..count, do: connect(port)
-    before = measure([listener, network])
+    # With TCP the sockets are open before the first measurement: their cost is not that of the receive
+    # loop. With TLS the sessions are part of what is measured.
+    opened = measure([listener, network])
+    sockets = for _n <- 1..count, do: connect(port, transport)
+    before = if transport == :tcp, do: measure([listener, network]), else: opened
     loops = for socket <- sockets, do: start(socket, listener, network)
     await(fn -> connected(listener) == count end)
     # Long enough for each to be read several times. Without heart-beats each would time out.
@@ -28,13 +31,20 @@ defmodule Scale do
     IO.puts("of that, processes   #{per(before.processes, after_.processes, count)} bytes")
     {time, {:ok, _bytes}} = :timer.tc(fn -> File.read("mix.exs") end)
     IO.puts("File.read/1          #{time} us")
-    true = alive == count and waiting > count * 0.99
+    true = alive == count and (transport == :ssl or waiting > count * 0.99)
   end
 
-  defp connect(port) do
-    {:ok, socket} = Connection.connect({127, 0, 0, 1}, port)
+  defp feed(:tcp), do: Bench.Feed.start(:beat, "", 1_000)
+  defp feed(_tls), do: Bench.Feed.start_tls("\n", 1_000)
+
+  defp connect(port, transport) do
+    {:ok, socket} = Connection.connect({127, 0, 0, 1}, port, options(transport))
     socket
   end
+
+  defp options(:tcp), do: []
+  defp options(:tls), do: [secure: true, verify: :verify_none]
+  defp options(:ssl), do: [tls: :otp] ++ options(:tls)
 
   defp start(socket, listener, network) do
     {:ok, loop} = Receiver.start_link(socket, listener, network, self())
@@ -81,4 +91,5 @@ defmodule Scale do
   defp per(before, after_, count), do: div(after_ - before, count)
 end
 
-Scale.run(System.argv() |> hd() |> String.to_integer())
+[count, transport] = System.argv()
+Scale.run(String.to_integer(count), String.to_existing_atom(transport))

@@ -1,9 +1,13 @@
-"""Floods each connection with the contents of a file, over TLS: tls_feed.py FILE PEM."""
+"""Sends the contents of a file again and again, over TLS: tls_feed.py FILE PEM MILLISECONDS.
+
+It waits so long between two of them; 0 is a flood.
+"""
 import os
 import socket
 import ssl
 import sys
 import threading
+import time
 
 CONNECTED = b"CONNECTED\nversion:1.2\nheart-beat:1000,0\n\n\0\n"
 
@@ -12,7 +16,10 @@ context.load_cert_chain(sys.argv[2])
 with open(sys.argv[1], "rb") as file:
     payload = file.read()
 
-listener = socket.create_server(("127.0.0.1", 0))
+interval = int(sys.argv[3]) / 1000
+threading.stack_size(256 * 1024)
+
+listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
 print(listener.getsockname()[1], flush=True)
 
 
@@ -27,6 +34,8 @@ def flood(connection):
             stream.sendall(CONNECTED)
             while True:
                 stream.sendall(payload)
+                if interval:
+                    time.sleep(interval)
     except OSError:
         pass
 

@@ -12,6 +12,10 @@ defmodule Barytherium.TlsOptionsTest do
     assert Network.stats(network).tls == context.trust[:tls]
   end
 
+  defp openssl(arguments) do
+    {_output, 0} = System.cmd("openssl", arguments, stderr_to_stdout: true)
+  end
+
   for tls <- [:native, :otp] do
     describe "#{tls}, client certificates:" do
       @tls [tls: tls]
@@ -40,6 +44,30 @@ defmodule Barytherium.TlsOptionsTest do
         assert_accepted(context, cert: [certificate], key: key)
       end
 
+      test "with a key of an elliptic curve", %{certificates: certificates} = context do
+        path = &Path.join(context.directory, &1)
+        make = ~w(req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj)
+        openssl(make ++ ["/CN=ca", "-keyout", path.("ca_key"), "-out", path.("ca")])
+        authority = ["-CA", path.("ca"), "-CAkey", path.("ca_key")]
+
+        openssl(
+          make ++ ["/CN=client", "-keyout", path.("key"), "-out", path.("cert")] ++ authority
+        )
+
+        openssl(["ec", "-in", path.("key"), "-out", path.("sec1")])
+
+        required = [verify: :verify_peer, fail_if_no_peer_cert: true, cacertfile: path.("ca")]
+        port = server(Keyword.delete(certificates.server, :cacerts) ++ required)
+        context = %{context | port: port}
+
+        for key <- ["key", "sec1"],
+            do: assert_accepted(context, certfile: path.("cert"), keyfile: path.(key))
+
+        [{:Certificate, certificate, _}] = :public_key.pem_decode(File.read!(path.("cert")))
+        key = List.keyfind(:public_key.pem_decode(File.read!(path.("sec1"))), :ECPrivateKey, 0)
+        assert_accepted(context, cert: certificate, key: {:ECPrivateKey, elem(key, 1)})
+      end
+
       for {form, arguments} <- [
             {"PKCS #8", ~w(pkcs8 -topk8 -nocrypt)},
             {"encrypted PKCS #8", ~w(pkcs8 -topk8 -v2 aes-256-cbc -passout pass:secret)},
@@ -61,7 +89,7 @@ defmodule Barytherium.TlsOptionsTest do
            %{files: files, directory: directory} = context do
         key = Path.join(directory, "encrypted_key.pem")
         arguments = ~w(pkcs8 -topk8 -v2 aes-256-cbc -passout pass:secret -in)
-        {_output, 0} = System.cmd("openssl", arguments ++ [files.client[:keyfile], "-out", key])
+        openssl(arguments ++ [files.client[:keyfile], "-out", key])
         client = [certfile: files.client[:certfile], keyfile: key, password: 'not-the-secret']
 
         log =

@@ -12,8 +12,6 @@ defmodule Soak do
   @workers 12
   # Milliseconds to wait for anything, on a machine that is busy with all the other connections.
   @patience 60_000
-  # The VM may have grown by this many bytes, because allocators keep some memory.
-  @growth 128 * 1024 * 1024
   @connected "CONNECTED\nversion:1.2\nheart-beat:100,100\n\n\0"
 
   @kinds [
@@ -30,7 +28,8 @@ defmodule Soak do
     :refused
   ]
 
-  def run(minutes) do
+  # The VM may have grown by `growth` MiB, because allocators keep some memory.
+  def run(minutes, growth) do
     {:ok, _apps} = Application.ensure_all_started(:barytherium)
     # Each refusal and parse error would be logged.
     Logger.configure(level: :none)
@@ -58,7 +57,9 @@ defmodule Soak do
 
     left = for {what, count} <- now, what != :memory, count > before[what], do: {what, count}
     unless left == [], do: raise("left behind: #{inspect(left)}")
-    if now.memory > before.memory + @growth, do: raise("grown to #{now.memory} bytes")
+
+    if now.memory > before.memory + growth * 1024 * 1024,
+      do: raise("grown to #{now.memory} bytes")
   end
 
   defp counts do
@@ -304,4 +305,5 @@ defmodule Soak do
   end
 end
 
-Soak.run(System.argv() |> hd() |> String.to_integer())
+[minutes, growth] = Enum.map(System.argv(), &String.to_integer/1)
+Soak.run(minutes, growth)

@@ -8,7 +8,7 @@ defmodule Barytherium.Connection do
 
   require Logger
 
-  alias Barytherium.Connection.{Tls, TlsSocket}
+  alias Barytherium.Connection.{Deadline, Tls, TlsSocket}
   alias Barytherium.Network.Options
 
   # The size of a TLS record. With the driver's default of 1,460 bytes `:ssl` reads in such small
@@ -53,11 +53,13 @@ defmodule Barytherium.Connection do
   def connect(host, port, opts \\ []) do
     {options, transport} = Options.split(opts)
     check_address!(host, port)
-    deadline = deadline(options.connect_timeout)
+    {tcp, tls} = Options.split_tls(transport)
+    deadline = Deadline.in_ms(options.connect_timeout)
 
     result =
-      with {:ok, addresses} <- addresses(host, transport, deadline),
-           do: try_each(addresses, host, port, options, transport, deadline)
+      with {:ok, addresses} <- addresses(host, tcp, deadline),
+           {:ok, plan} <- plan(host, tls, options),
+           do: try_each(addresses, port, plan, &(socket_options(options, &1) ++ tcp), deadline)
 
     with {:error, reason} <- result, do: {:error, reason(reason)}
   end
@@ -132,7 +134,7 @@ defmodule Barytherium.Connection do
 
   defp look_up(host, families, transport, deadline) do
     name = if is_atom(host), do: host, else: to_charlist(host)
-    results = Enum.map(families, &:inet.gethostbyname(name, &1, left(deadline)))
+    results = Enum.map(families, &:inet.gethostbyname(name, &1, Deadline.left(deadline)))
 
     found =
       for {:ok, {:hostent, _name, _aliases, _type, _length, addresses}} <- results,
@@ -142,16 +144,24 @@ defmodule Barytherium.Connection do
     if found == [], do: hd(results), else: {:ok, found}
   end
 
-  # Each address gets an equal part of the time that is left.
-  defp try_each([{address, family} | more], host, port, options, transport, deadline) do
-    part = part(left(deadline), length(more) + 1)
-    opts = socket_options(options, address) ++ family ++ transport
+  defp plan(_host, _tls, %{secure: false}), do: {:ok, :tcp}
 
-    case connect_to(address, host, port, options, opts, part) do
+  defp plan(host, tls, options) do
+    case Tls.plan(host, tls, options.tls) do
+      {:error, reason} -> {:error, reason}
+      plan -> {:ok, plan}
+    end
+  end
+
+  # Each address gets an equal part of the time that is left.
+  defp try_each([{address, family} | more], port, plan, options, deadline) do
+    part = part(Deadline.left(deadline), length(more) + 1)
+
+    case connect_to(plan, address, port, family ++ options.(address), part) do
       # An error that is not an atom (an untrusted server, unusable options) is reported at once. No
       # other address is tried after it.
       {:error, reason} when more != [] and is_atom(reason) ->
-        others = try_each(more, host, port, options, transport, deadline)
+        others = try_each(more, port, plan, options, deadline)
         with {:error, other} when is_atom(other) <- others, do: {:error, reason}
 
       result ->
@@ -159,26 +169,18 @@ defmodule Barytherium.Connection do
     end
   end
 
-  defp connect_to(address, _host, port, %{secure: false}, opts, timeout),
+  defp connect_to(:tcp, address, port, opts, timeout),
     do: connect_tcp(address, port, opts, timeout)
 
-  defp connect_to(address, host, port, options, opts, timeout) do
-    {tcp, tls} = Options.split_tls(opts)
+  defp connect_to({:native, settings, name}, address, port, opts, timeout) do
+    deadline = Deadline.in_ms(timeout)
 
-    case Tls.plan(host, tls, options.tls) do
-      {:native, settings, name} ->
-        deadline = deadline(timeout)
-
-        with {:ok, socket} <- connect_tcp(address, port, tcp, timeout),
-             do: TlsSocket.handshake(socket, settings, name, left(deadline))
-
-      {:otp, tls} ->
-        :ssl.connect(address, port(address, port), tcp ++ tls, timeout)
-
-      {:error, reason} ->
-        {:error, reason}
-    end
+    with {:ok, socket} <- connect_tcp(address, port, opts, timeout),
+         do: TlsSocket.handshake(socket, settings, name, deadline)
   end
+
+  defp connect_to({:otp, tls}, address, port, opts, timeout),
+    do: :ssl.connect(address, port(address, port), opts ++ tls, timeout)
 
   defp connect_tcp(address, port, opts, timeout) do
     # `:gen_tcp` wants `:inet_backend` to be the first option.
@@ -188,12 +190,6 @@ defmodule Barytherium.Connection do
 
   defp port({:local, _path}, _port), do: 0
   defp port(_address, port), do: port
-
-  defp deadline(:infinity), do: :infinity
-  defp deadline(timeout), do: System.monotonic_time(:millisecond) + timeout
-
-  defp left(:infinity), do: :infinity
-  defp left(deadline), do: max(deadline - System.monotonic_time(:millisecond), 0)
 
   defp part(:infinity, _count), do: :infinity
   defp part(left, count), do: div(left, count)
@@ -259,12 +255,12 @@ defmodule Barytherium.Connection do
   # Closing with unread data would reset the connection, and the peer could lose what it has not read
   # yet. No other process may read from the socket.
   @spec discard(socket(), non_neg_integer()) :: :ok
-  def discard(socket, timeout), do: discard_until(socket, deadline(timeout))
+  def discard(socket, timeout), do: discard_until(socket, Deadline.in_ms(timeout))
 
   defp discard_until(%TlsSocket{socket: socket}, deadline), do: discard_until(socket, deadline)
 
   defp discard_until(socket, deadline) do
-    case recv(socket, 0, left(deadline)) do
+    case recv(socket, 0, Deadline.left(deadline)) do
       {:ok, _data} -> discard_until(socket, deadline)
       {:error, _closed} -> :ok
     end

@@ -70,11 +70,6 @@ defmodule Barytherium.Native do
           {:ok, connection()} | {:error, :emfile | :ebadf | :used}
   def open(_descriptor, _pending, _parse_state, _options, _recipients, _stats), do: not_loaded()
 
-  @spec open_large(nil | non_neg_integer(), binary(), map(), map(), recipients(), stats()) ::
-          {:ok, connection()} | {:error, :emfile | :ebadf | :used}
-  def open_large(_descriptor, _pending, _parse_state, _options, _recipients, _stats),
-    do: not_loaded()
-
   @spec confirm(connection(), :gen_tcp.socket()) :: :ok
   def confirm(_connection, _socket), do: not_loaded()
 

@@ -42,7 +42,7 @@ defmodule Barytherium.Connection.TlsOptions do
       is_named: is_named,
       chain: chain,
       key: key,
-      versions: Enum.map(list(opts[:versions], Map.keys(@versions)), &version/1),
+      versions: opts |> Map.get(:versions, Map.keys(@versions)) |> list() |> Enum.map(&version/1),
       ciphers: ciphers(opts[:ciphers])
     }
 
@@ -63,7 +63,7 @@ defmodule Barytherium.Connection.TlsOptions do
 
   defp trust(verify, opts, trusted) when verify in [nil, :verify_peer] do
     case opts do
-      %{cacerts: certificates} -> {:authorities, Enum.map(list(certificates, []), &der/1)}
+      %{cacerts: certificates} -> {:authorities, Enum.map(list(certificates), &der/1)}
       %{cacertfile: file} -> {:authorities, certificates(:cacertfile, file)}
       _neither -> {:authorities, Enum.map(trusted.(), &der/1)}
     end
@@ -77,7 +77,7 @@ defmodule Barytherium.Connection.TlsOptions do
   defp der(_other), do: throw(:otp)
 
   defp identity(%{cert: [_ | _] = chain} = opts),
-    do: {chain |> list([]) |> Enum.map(&der/1), key!(opts)}
+    do: {chain |> list() |> Enum.map(&der/1), key!(opts)}
 
   defp identity(%{cert: der} = opts) when is_binary(der), do: {[der], key!(opts)}
   defp identity(%{certfile: file} = opts), do: {certificates(:certfile, file), key!(opts)}
@@ -145,8 +145,8 @@ defmodule Barytherium.Connection.TlsOptions do
   defp ciphers(nil), do: nil
 
   defp ciphers(ciphers) do
-    names = ciphers |> list([]) |> Enum.map(&cipher/1)
-    if names != [] and Enum.all?(names, &Native.tls_knows_cipher/1), do: names, else: throw(:otp)
+    names = ciphers |> list() |> Enum.map(&cipher/1)
+    if Enum.all?(names, &Native.tls_knows_cipher/1), do: names, else: throw(:otp)
   end
 
   # A suite is a map, or a name of the IANA or of OpenSSL.
@@ -167,12 +167,8 @@ defmodule Barytherium.Connection.TlsOptions do
 
   defp cipher(_other), do: throw(:otp)
 
-  defp list(nil, default), do: default
-
-  defp list([_ | _] = list, _default),
-    do: if(List.improper?(list), do: throw(:otp), else: list)
-
-  defp list(_other, _default), do: throw(:otp)
+  defp list([_ | _] = list), do: if(List.improper?(list), do: throw(:otp), else: list)
+  defp list(_other), do: throw(:otp)
 
   defp text(text) do
     to_string(text)

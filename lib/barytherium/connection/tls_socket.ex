@@ -6,6 +6,7 @@ defmodule Barytherium.Connection.TlsSocket do
   # Records have to be sent in the order in which they were encrypted, so only one process may write at
   # a time. In a `Barytherium.Network` this is the writer.
 
+  alias Barytherium.Connection.Deadline
   alias Barytherium.Native
 
   # Encrypting this much takes 0.1 ms at most, with any cipher.
@@ -20,15 +21,15 @@ defmodule Barytherium.Connection.TlsSocket do
   @type error :: atom() | {:tls_alert, {atom(), iodata()}}
 
   @doc """
-  Does the handshake on an open socket with the server `name`, within `timeout` milliseconds. Closes
-  the socket if it fails.
+  Does the handshake on an open socket with the server `name`, until `deadline`. Closes the socket if
+  it fails.
   """
-  @spec handshake(:gen_tcp.socket(), Native.tls_settings(), String.t(), timeout()) ::
+  @spec handshake(:gen_tcp.socket(), Native.tls_settings(), String.t(), Deadline.t()) ::
           {:ok, t()} | {:error, error()}
-  def handshake(socket, settings, name, timeout) do
+  def handshake(socket, settings, name, deadline) do
     result =
       with {:ok, tls} <- open(settings, name),
-           do: continue(%__MODULE__{socket: socket, tls: tls}, "", deadline(timeout))
+           do: continue(%__MODULE__{socket: socket, tls: tls}, "", deadline)
 
     with {:error, _reason} <- result, do: :gen_tcp.close(socket)
     result
@@ -47,7 +48,7 @@ defmodule Barytherium.Connection.TlsSocket do
         {:ok, connection}
 
       {:continue, :ok} ->
-        with {:ok, bytes} <- :gen_tcp.recv(socket, 0, left(deadline)),
+        with {:ok, bytes} <- :gen_tcp.recv(socket, 0, Deadline.left(deadline)),
              do: continue(connection, bytes, deadline)
 
       {failure, _sent} when is_tuple(failure) ->
@@ -60,7 +61,7 @@ defmodule Barytherium.Connection.TlsSocket do
 
   @doc "Receives as `:gen_tcp.recv/3` does."
   @spec recv(t(), non_neg_integer(), timeout()) :: {:ok, binary()} | {:error, error()}
-  def recv(connection, length, timeout), do: read(connection, "", length, deadline(timeout))
+  def recv(connection, length, timeout), do: read(connection, "", length, Deadline.in_ms(timeout))
 
   defp read(%{socket: socket, tls: tls} = connection, bytes, length, deadline) do
     case Native.tls_read(tls, bytes, length) do
@@ -68,7 +69,7 @@ defmodule Barytherium.Connection.TlsSocket do
         {:ok, data}
 
       :more ->
-        with {:ok, bytes} <- :gen_tcp.recv(socket, 0, left(deadline)),
+        with {:ok, bytes} <- :gen_tcp.recv(socket, 0, Deadline.left(deadline)),
              do: read(connection, bytes, length, deadline)
 
       :closed ->
@@ -120,10 +121,4 @@ defmodule Barytherium.Connection.TlsSocket do
   @doc "Makes `pid` the owner."
   @spec controlling_process(t(), pid()) :: :ok | {:error, atom()}
   def controlling_process(%{socket: socket}, pid), do: :gen_tcp.controlling_process(socket, pid)
-
-  defp deadline(:infinity), do: :infinity
-  defp deadline(timeout), do: System.monotonic_time(:millisecond) + timeout
-
-  defp left(:infinity), do: :infinity
-  defp left(deadline), do: max(deadline - System.monotonic_time(:millisecond), 0)
 end

@@ -31,10 +31,7 @@ defmodule Barytherium.Network.Parser do
 
     recipients = {loop.listener_pid, loop.sender_pid}
 
-    # Pending bytes of a TLS connection are decrypted at once.
-    open = if byte_size(pending) <= @inline_max, do: &Native.open/6, else: &Native.open_large/6
-
-    case open.(descriptor, pending, loop.parse_state, options, recipients, loop.stats) do
+    case Native.open(descriptor, pending, loop.parse_state, options, recipients, loop.stats) do
       {:ok, connection} ->
         reference = make_ref()
         {:ok, %__MODULE__{connection: connection, recipients: recipients, reference: reference}}

@@ -58,11 +58,13 @@ defmodule Barytherium.Network.ReceiveLoop do
       paused: nil
     }
 
-    if ssl?, do: open_ssl(state, loop), else: open_tcp(Socket.tcp(socket), state, loop)
+    if ssl?, do: open_ssl(state, loop), else: open_tcp(state, loop)
   end
 
-  defp open_tcp(socket, state, loop) do
-    with {:ok, bytes} <- Socket.leftover(socket),
+  defp open_tcp(state, loop) do
+    socket = Socket.tcp(state.socket)
+
+    with {:ok, bytes} <- Socket.leftover(state.socket),
          {:ok, descriptor} <- Socket.descriptor(socket),
          {:ok, parser} <- Parser.open(descriptor, bytes, state) do
       loop = %{loop | parser: parser}

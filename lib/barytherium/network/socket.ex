@@ -98,7 +98,10 @@ defmodule Barytherium.Network.Socket do
   Bytes that the driver has already read from the socket. Call this before `descriptor/1`: after an
   error the driver closes the descriptor.
   """
-  @spec leftover(:gen_tcp.socket()) :: {:ok, binary()} | {:error, atom()}
+  @spec leftover(:gen_tcp.socket() | TlsSocket.t()) :: {:ok, binary()} | {:error, atom()}
+  # It asks the driver for all that there is, so nothing is left.
+  def leftover(%TlsSocket{}), do: {:ok, ""}
+
   def leftover(socket) do
     case :gen_tcp.recv(socket, 0, 0) do
       {:ok, bytes} -> {:ok, IO.iodata_to_binary(bytes)}

@@ -19,35 +19,10 @@ use rustler::{Atom, Binary, Env, NifResult, Reference, ResourceArc, Term};
 use std::time::Duration;
 
 /// `{:ok, connection}`, `{:error, posix}`, or `{:error, :used}` if `parse_state` was used before.
-/// `descriptor` is the socket's, or nil. `pending` are bytes that were already read from it.
+/// `descriptor` is the socket's, or nil. `pending` are bytes of plain TCP that were already
+/// read from it.
 #[rustler::nif]
 fn open<'a>(
-    env: Env<'a>,
-    descriptor: Option<i32>,
-    pending: Binary,
-    parse_state: ParseState,
-    options: ConnectionOptions,
-    to: Recipients<'a>,
-    stats: ResourceArc<Stats>,
-) -> Result<ResourceArc<Connection>, Atom> {
-    open_connection(env, descriptor, pending, parse_state, options, to, stats)
-}
-
-/// The same on a dirty scheduler: a lot has to be decrypted first.
-#[rustler::nif(schedule = "DirtyIo")]
-fn open_large<'a>(
-    env: Env<'a>,
-    descriptor: Option<i32>,
-    pending: Binary,
-    parse_state: ParseState,
-    options: ConnectionOptions,
-    to: Recipients<'a>,
-    stats: ResourceArc<Stats>,
-) -> Result<ResourceArc<Connection>, Atom> {
-    open_connection(env, descriptor, pending, parse_state, options, to, stats)
-}
-
-fn open_connection<'a>(
     env: Env<'a>,
     descriptor: Option<i32>,
     pending: Binary,
@@ -66,7 +41,7 @@ fn open_connection<'a>(
     };
     let undecoded = match &options.tls {
         None => pending.to_vec(),
-        Some(tls) => tls.take_over(&pending),
+        Some(tls) => tls.take_plaintext(),
     };
     if !undecoded.is_empty() {
         stats.read(undecoded.len(), now());

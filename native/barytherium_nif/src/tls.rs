@@ -30,10 +30,9 @@ impl Tls {
         self.0.try_lock()
     }
 
-    /// Decrypts `pending`, which was already read from the socket. Returns all plaintext that nobody
-    /// has taken.
-    pub fn take_over(&self, pending: &[u8]) -> Vec<u8> {
-        self.0.lock().read(pending, 0).unwrap_or_default()
+    /// Plaintext that came with the end of the handshake, or that nobody has received since.
+    pub fn take_plaintext(&self) -> Vec<u8> {
+        self.0.lock().take_plaintext()
     }
 }
 

@@ -1,9 +1,8 @@
 //! Whom to trust and who we are.
 
 use crate::Failure;
-use crate::verifier::{Anyone, Authorities};
+use crate::verifier::Verifier;
 use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
@@ -113,7 +112,7 @@ impl Config {
             .with_protocol_versions(&versions)
             .map_err(|error| Failure::options(format!("versions, ciphers: {error}")))?
             .dangerous()
-            .with_custom_certificate_verifier(verifier(settings, &provider)?);
+            .with_custom_certificate_verifier(Arc::new(verifier(settings, &provider)?));
         let mut config = match &settings.identity {
             None => builder.with_no_client_auth(),
             Some(identity) => {
@@ -144,13 +143,22 @@ fn version(version: &Version) -> &'static SupportedProtocolVersion {
     }
 }
 
-fn verifier(
-    settings: &Settings,
-    provider: &Arc<CryptoProvider>,
-) -> Result<Arc<dyn ServerCertVerifier>, Failure> {
-    let Trust::Authorities(authorities) = &settings.trust else {
-        return Ok(Arc::new(Anyone(provider.clone())));
+fn verifier(settings: &Settings, provider: &Arc<CryptoProvider>) -> Result<Verifier, Failure> {
+    let authorities = match &settings.trust {
+        Trust::Anyone => None,
+        Trust::Authorities(authorities) => Some(authorities_verifier(authorities, provider)?),
     };
+    Ok(Verifier {
+        provider: provider.clone(),
+        authorities,
+        is_named: settings.is_named,
+    })
+}
+
+fn authorities_verifier(
+    authorities: &[Vec<u8>],
+    provider: &Arc<CryptoProvider>,
+) -> Result<Arc<WebPkiServerVerifier>, Failure> {
     let mut roots = RootCertStore::empty();
     // Some certificates in a system's store are too old for today's rules. They are left out.
     roots.add_parsable_certificates(authorities.iter().cloned().map(CertificateDer::from));
@@ -160,13 +168,9 @@ fn verifier(
             details: "there is no authority to trust".to_owned(),
         });
     }
-    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+    WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
         .build()
-        .map_err(|error| Failure::options(format!("cacerts: {error}")))?;
-    Ok(Arc::new(Authorities {
-        verifier,
-        is_named: settings.is_named,
-    }))
+        .map_err(|error| Failure::options(format!("cacerts: {error}")))
 }
 
 fn certified_key(identity: &Identity, provider: &CryptoProvider) -> Result<CertifiedKey, Failure> {

@@ -55,13 +55,6 @@ pub enum End {
     Failed(Failure),
 }
 
-/// Why the processing of records stopped.
-enum Processed {
-    /// There is no complete record left.
-    All,
-    End(End),
-}
-
 impl Session {
     /// A connection to the server `name`.
     ///
@@ -88,13 +81,10 @@ impl Session {
         let mut records = std::mem::take(&mut self.partial);
         records.extend_from_slice(bytes);
         let mut plaintext = std::mem::take(&mut self.plaintext);
-        let (used, processed) =
-            self.process(&mut records, &mut |part| plaintext.extend_from_slice(part));
+        let (used, end) = self.process(&mut records, &mut |part| plaintext.extend_from_slice(part));
         self.plaintext = plaintext;
         self.partial = records.split_off(used);
-        if let Processed::End(end) = processed {
-            self.end = Some(end);
-        }
+        self.end = end;
         match &self.end {
             Some(End::Failed(failure)) => Err(failure.clone()),
             Some(End::Closed) if self.connection.is_handshaking() => Err(Failure {
@@ -124,15 +114,13 @@ impl Session {
     /// Decrypts `records`, which begin with [`Session::partial`]'s bytes, and hands their plaintext to
     /// `take`, a record at a time. The end of the peer's data is in [`Session::end`] afterwards.
     pub fn decrypt(&mut self, records: &mut [u8], mut take: impl FnMut(&[u8])) {
-        let (used, processed) = match &self.end {
-            Some(_) => (records.len(), Processed::All),
-            None => self.process(records, &mut take),
-        };
+        if self.end.is_some() {
+            return;
+        }
+        let (used, end) = self.process(records, &mut take);
         // An idle connection holds no buffer.
         self.partial = records[used..].to_vec();
-        if let Processed::End(end) = processed {
-            self.end = Some(end);
-        }
+        self.end = end;
     }
 
     /// Takes `bytes` that have arrived, for a caller that reads without a buffer of its own. Returns
@@ -211,14 +199,19 @@ impl Session {
         written.map(drop).map_err(|_| Unwritable::Exhausted)
     }
 
-    /// Processes the records at the front of `records`. Returns how many bytes they have.
-    fn process(&mut self, records: &mut [u8], take: &mut impl FnMut(&[u8])) -> (usize, Processed) {
+    /// Processes the records at the front of `records`, until there is no complete one left, or up to
+    /// the end of the peer's data. Returns how many bytes they have, and that end.
+    fn process(
+        &mut self,
+        records: &mut [u8],
+        take: &mut impl FnMut(&[u8]),
+    ) -> (usize, Option<End>) {
         let mut used = 0;
         loop {
             let UnbufferedStatus { discard, state } =
                 self.connection.process_tls_records(&mut records[used..]);
             used += discard;
-            let processed = match state {
+            let end = match state {
                 Ok(ConnectionState::ReadTraffic(mut traffic)) => {
                     while let Some(Ok(record)) = traffic.next_record() {
                         used += record.discard;
@@ -234,17 +227,15 @@ impl Session {
                     transmit.done();
                     continue;
                 }
-                Ok(ConnectionState::PeerClosed | ConnectionState::Closed) => {
-                    Processed::End(End::Closed)
-                }
+                Ok(ConnectionState::PeerClosed | ConnectionState::Closed) => Some(End::Closed),
                 Err(error) => {
                     self.take_alert(&mut records[used..]);
-                    Processed::End(End::Failed(error.into()))
+                    Some(End::Failed(error.into()))
                 }
                 // It can be written, or more has to be read.
-                Ok(_) => Processed::All,
+                Ok(_) => None,
             };
-            return (used, processed);
+            return (used, end);
         }
     }
 

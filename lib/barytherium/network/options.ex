@@ -4,17 +4,14 @@ defmodule Barytherium.Network.Options do
   # documentation. `@tcp`, `@tcp_flags` and `@tls` list the options that are passed on to `:gen_tcp`
   # and `:ssl`.
 
-  import Bitwise, only: [<<<: 2]
+  import Barytherium.Schema, only: [name: 1, raise_unknown: 2]
 
-  @unlimited 0xFFFF_FFFF_FFFF_FFFF
-  @longest_wait 0xFFFF_FFFF
-  # The largest socket buffer that can be requested from the operating system.
-  @largest (1 <<< 31) - 1
+  alias Barytherium.Schema
 
   @schema [
     secure: {:boolean, false, "Connect with TLS."},
     tls:
-      {:tls, :native,
+      {{:one_of, [:native, :otp]}, :native,
        "`:otp` uses `:ssl` of OTP for TLS. It is slower. It is used in any case for options " <>
          "that only `:ssl` knows, and `stats/1` tells which one is in use."},
     connect_timeout:
@@ -58,7 +55,7 @@ defmodule Barytherium.Network.Options do
        "Maximum size of a body in bytes. A larger one ends the connection with " <>
          "`:parse_error`. May be `:infinity`."},
     escapes:
-      {:escapes, :strict,
+      {{:one_of, [:strict, :lenient]}, :strict,
        "`:strict` ends the connection with `:parse_error` at an escape that STOMP does not " <>
          "define (`\\t`). `:lenient` keeps such escapes as they are, for brokers that write " <>
          "backslashes unescaped."},
@@ -100,59 +97,34 @@ defmodule Barytherium.Network.Options do
 
   @type t :: %{atom() => term()}
 
-  @doc "The longest time that a process or a timer of the VM can wait: 49 days, in milliseconds."
+  @doc "The longest time that a process or a timer of the VM can wait, in milliseconds."
   @spec longest_wait() :: pos_integer()
-  def longest_wait, do: @longest_wait
+  def longest_wait, do: Schema.longest_wait()
 
   @doc "The schema as a Markdown list."
   @spec docs() :: String.t()
-  def docs do
-    Enum.map_join(@schema, "\n", fn {name, {_type, default, text}} ->
-      default = if is_nil(default), do: "", else: " Default: `#{inspect(default)}`."
-      "  * `:#{name}` - #{text}#{default}"
-    end)
-  end
+  def docs, do: Schema.docs(@schema)
 
   @doc "The schema as a Markdown table, for the README."
   @spec table() :: String.t()
-  def table do
-    rows =
-      for {name, {_type, default, text}} <- @schema do
-        default = if is_nil(default), do: "", else: "`#{inspect(default)}`"
-        "| `#{name}` | #{default} | #{text} |\n"
-      end
-
-    "| option | default | meaning |\n| --- | --- | --- |\n#{rows}"
-  end
+  def table, do: Schema.table(@schema)
 
   @doc """
   Splits options into those of the schema, with their defaults, and those for the transport.
   Raises `ArgumentError` for an unknown option or an invalid value.
   """
   @spec split([term()]) :: {t(), [term()]}
-  def split(opts) when is_list(opts) do
-    refuse_twice!(opts)
-    {ours, transport} = opts |> Enum.reject(&(&1 in @settled)) |> Enum.split_with(&ours?/1)
-    Enum.each(ours, &validate!/1)
+  def split(opts) do
+    {options, others} = Schema.split(opts, @schema)
+    transport = Enum.reject(others, &(&1 in @settled))
     Enum.each(transport, &validate_transport!/1)
-    defaults = Map.new(@schema, fn {name, {_type, default, _text}} -> {name, default} end)
-    options = Enum.into(ours, defaults)
     unless options.secure, do: Enum.each(transport, &refuse_tls!/1)
     {options, transport}
   end
 
-  # The message does not show them, because one may be a password.
-  def split(_other), do: raise(ArgumentError, "the options are not a list")
-
-  # Of two equal names, some code would use the first value and other code the last.
-  defp refuse_twice!(opts) do
-    names = for option <- opts, name = name(option), name != :raw, do: name
-
-    case names -- Enum.uniq(names) do
-      [] -> :ok
-      [name | _more] -> raise ArgumentError, "option #{inspect(name)} is given twice"
-    end
-  end
+  @doc "The names of all options, those for the transport included."
+  @spec names() :: [atom()]
+  def names, do: Keyword.keys(@schema) ++ @tcp ++ @tls ++ @tcp_flags
 
   @doc "Checks options that concern parsing only. Returns them with all defaults."
   @spec parsing(keyword()) :: t()
@@ -184,7 +156,7 @@ defmodule Barytherium.Network.Options do
     %{
       max_header_line: options.max_header_line,
       max_headers: options.max_headers,
-      max_body: if(options.max_body == :infinity, do: @unlimited, else: options.max_body),
+      max_body: if(options.max_body == :infinity, do: Schema.unlimited(), else: options.max_body),
       keep_undefined_escapes: options.escapes == :lenient,
       share_bodies: options.share_bodies
     }
@@ -209,18 +181,6 @@ defmodule Barytherium.Network.Options do
   defp high_water_mark(%{options: %{high_water_mark: :infinity}}), do: nil
   defp high_water_mark(%{options: %{high_water_mark: mark}}), do: mark
 
-  defp ours?({name, _value}) when is_atom(name), do: Keyword.has_key?(@schema, name)
-  defp ours?(_other), do: false
-
-  defp validate!({name, value}) do
-    {type, _default, _text} = @schema[name]
-
-    unless valid?(type, value) do
-      raise ArgumentError,
-            "invalid value for option #{inspect(name)}: #{inspect(value)}, and not #{expected(type)}"
-    end
-  end
-
   defp validate_transport!(option) do
     name = name(option)
 
@@ -229,7 +189,7 @@ defmodule Barytherium.Network.Options do
       name in @tcp and is_tuple(option) -> check_value!(option)
       name in @tls and is_tuple(option) -> :ok
       name in @tcp_flags and is_atom(option) -> :ok
-      true -> raise_unknown(name, Keyword.keys(@schema) ++ @tcp ++ @tls ++ @tcp_flags)
+      true -> raise_unknown(name, names())
     end
   end
 
@@ -253,7 +213,9 @@ defmodule Barytherium.Network.Options do
   defp transport_value?(:linger, value),
     do: match?({on, seconds} when is_boolean(on) and is_integer(seconds) and seconds >= 0, value)
 
-  defp transport_value?(name, value) when name in ~w(recbuf sndbuf)a, do: valid?(:buffer, value)
+  defp transport_value?(name, value) when name in ~w(recbuf sndbuf)a,
+    do: Schema.valid?(:buffer, value)
+
   defp transport_value?(_name, _value), do: true
 
   defp address?({:local, path}), do: is_binary(path) or is_list(path)
@@ -269,41 +231,4 @@ defmodule Barytherium.Network.Options do
             "option #{inspect(name(option))} is for TLS, and secure: true is missing"
     end
   end
-
-  defp name(option) when is_tuple(option) and tuple_size(option) > 0, do: elem(option, 0)
-  defp name(option), do: option
-
-  # A term that is not an atom may contain a password.
-  defp shown(name) when is_atom(name), do: inspect(name)
-  defp shown(_other), do: "that is no atom and no tuple with one"
-
-  defp raise_unknown(name, known) do
-    nearest = Enum.max_by(known, &String.jaro_distance(to_string(&1), text(name)))
-
-    raise ArgumentError,
-          "unknown option #{shown(name)}; the nearest that there is: #{inspect(nearest)}"
-  end
-
-  defp text(name) when is_atom(name), do: to_string(name)
-  defp text(_other), do: ""
-
-  defp valid?(:boolean, value), do: is_boolean(value)
-  defp valid?(:size, value), do: is_integer(value) and value in 0..@unlimited
-  defp valid?(:buffer, value), do: is_integer(value) and value in 1..@largest
-  defp valid?(:time, value), do: is_integer(value) and value in 0..@longest_wait
-  defp valid?(:timeout, value), do: value == :infinity or valid?(:time, value)
-  defp valid?(:mark, value), do: value == :infinity or (valid?(:size, value) and value > 0)
-  defp valid?(:limit, value), do: value == :infinity or valid?(:size, value)
-  defp valid?(:escapes, value), do: value in [:strict, :lenient]
-  defp valid?(:tls, value), do: value in [:native, :otp]
-
-  defp expected(:boolean), do: "true or false"
-  defp expected(:size), do: "an integer from 0 on"
-  defp expected(:buffer), do: "an integer from 1 to #{@largest}"
-  defp expected(:time), do: "an integer from 0 to #{@longest_wait}"
-  defp expected(:timeout), do: expected(:time) <> ", or :infinity"
-  defp expected(:mark), do: "an integer from 1 on, or :infinity"
-  defp expected(:limit), do: expected(:size) <> ", or :infinity"
-  defp expected(:escapes), do: ":strict or :lenient"
-  defp expected(:tls), do: ":native or :otp"
 end

@@ -76,12 +76,14 @@ defmodule Barytherium.Network.Sender do
   `send_timeout` for its own write and for each write before it.
   """
   @spec write(pid(), [Frame.t()], :sync) :: :ok | {:error, atom()}
-  def write(sender_pid, frames, :sync) do
+  def write(sender_pid, frames, :sync), do: write_within(sender_pid, frames, :infinity)
+
+  @doc false
+  # The same, for at most `timeout` milliseconds. After that the frames may still be written.
+  @spec write_within(pid(), [Frame.t()], timeout()) :: :ok | {:error, atom()}
+  def write_within(sender_pid, frames, timeout) do
     {frames, cost} = prepare(sender_pid, frames)
-    GenServer.call(sender_pid, {:write, frames, cost}, :infinity)
-  catch
-    # The sender has ended, or ends during the call.
-    :exit, _reason -> {:error, :closed}
+    call(sender_pid, {:write, frames, cost}, timeout)
   end
 
   # Runs in the caller, so that a mistake raises there and not in the sender, which others use too.

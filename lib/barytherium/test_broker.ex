@@ -6,12 +6,11 @@ defmodule Barytherium.TestBroker do
       port = Barytherium.TestBroker.port(broker)
       Barytherium.Network.start_link(self(), "127.0.0.1", port)
 
-  It supports CONNECT and STOMP, SUBSCRIBE and UNSUBSCRIBE, SEND, receipts, DISCONNECT and
-  heart-beats. It accepts any login.
+  It supports CONNECT and STOMP, SUBSCRIBE and UNSUBSCRIBE, SEND, transactions, receipts, DISCONNECT
+  and heart-beats. It accepts any login.
 
   A message goes to the clients that are subscribed to its destination at that moment. The broker
-  keeps no messages. It accepts ACK and NACK and ignores them. It answers BEGIN, COMMIT and ABORT with
-  an ERROR.
+  keeps no messages. It accepts ACK and NACK and ignores them.
   """
   use GenServer, restart: :temporary
 
@@ -102,6 +101,10 @@ defmodule Barytherium.TestBroker do
     do: {:noreply, reject(state, &match?({_destination, ^client, _id}, &1))}
 
   def handle_info({:EXIT, _acceptor, reason}, state), do: {:stop, reason, state}
+
+  @impl true
+  # Without this the port could still be in use for a moment when the broker has ended.
+  def terminate(_reason, state), do: :gen_tcp.close(state.listener)
 
   defp reject(state, condition),
     do: %{state | subscriptions: Enum.reject(state.subscriptions, condition)}

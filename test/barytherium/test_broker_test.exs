@@ -52,11 +52,39 @@ defmodule Barytherium.TestBrokerTest do
   defp at_least(count, got) when length(got) >= count, do: got
   defp at_least(count, got), do: at_least(count, got ++ frames())
 
-  test "an unknown command is answered with ERROR, and ends the connection" do
+  for {command, headers} <- [
+        message: [],
+        send: [{"destination", "/queue/a"}, {"transaction", "none"}],
+        commit: [{"transaction", "none"}]
+      ] do
+    test "a #{command} that makes no sense is answered with ERROR, and ends the connection" do
+      {_broker, sender} = connect([])
+      Sender.write(sender, [%Frame{command: unquote(command), headers: unquote(headers)}])
+      message = "cannot #{unquote(command)}"
+      assert [%Frame{command: :error, headers: [{"message", ^message}]}] = frames()
+      assert_receive {:"$gen_cast", {:barytherium, :disconnect, :closed}}
+    end
+  end
+
+  test "messages of a transaction are delivered when it is committed" do
     {_broker, sender} = connect([])
-    Sender.write(sender, [%Frame{command: :begin}])
-    assert [%Frame{command: :error, headers: [{"message", "cannot begin"}]}] = frames()
-    assert_receive {:"$gen_cast", {:barytherium, :disconnect, :closed}}
+    Sender.write(sender, [@subscribe])
+
+    for {last, body} <- [abort: "no", commit: "yes"] do
+      transaction = {"transaction", body}
+
+      send = %Frame{
+        command: :send,
+        headers: [{"destination", "/queue/a"}, transaction],
+        body: body
+      }
+
+      begin = %Frame{command: :begin, headers: [transaction]}
+      Sender.write(sender, [begin, send, %Frame{command: last, headers: [transaction]}])
+    end
+
+    assert [%Frame{body: "yes", headers: headers}] = frames()
+    refute List.keymember?(headers, "transaction", 0)
   end
 
   test "heart-beats keep an idle connection alive in both directions" do

@@ -35,6 +35,8 @@ defmodule Barytherium.TestBroker.Client do
        rate: Keyword.get(opts, :rate, 0),
        body: Keyword.get(opts, :body, @default_body),
        delivered: 0,
+       # The SEND frames of each open transaction, the latest first.
+       transactions: %{},
        watchdog: nil,
        silence: 0
      }}
@@ -122,10 +124,30 @@ defmodule Barytherium.TestBroker.Client do
     {:noreply, state}
   end
 
-  defp handle_frame(:send, %{"destination" => destination}, frame, state) do
-    own = ["destination", "receipt", "content-length"]
-    headers = Enum.reject(frame.headers, fn {name, _value} -> name in own end)
-    :ok = TestBroker.publish(state.broker, destination, frame.body, headers)
+  defp handle_frame(:begin, %{"transaction" => id}, _frame, state),
+    do: {:noreply, put_in(state.transactions[id], [])}
+
+  defp handle_frame(:send, %{"transaction" => id}, frame, %{transactions: transactions} = state)
+       when is_map_key(transactions, id) do
+    headers = List.keydelete(frame.headers, "transaction", 0)
+    {:noreply, update_in(state.transactions[id], &[%{frame | headers: headers} | &1])}
+  end
+
+  defp handle_frame(
+         command,
+         %{"transaction" => id},
+         _frame,
+         %{transactions: transactions} = state
+       )
+       when command in [:commit, :abort] and is_map_key(transactions, id) do
+    {frames, state} = pop_in(state.transactions[id])
+    if command == :commit, do: frames |> Enum.reverse() |> Enum.each(&publish(&1, state))
+    {:noreply, state}
+  end
+
+  defp handle_frame(:send, %{"destination" => _} = headers, frame, state)
+       when not is_map_key(headers, "transaction") do
+    publish(frame, state)
     {:noreply, state}
   end
 
@@ -135,6 +157,13 @@ defmodule Barytherium.TestBroker.Client do
   defp handle_frame(command, _headers, _frame, state) do
     send_data(format(state, :error, [{"message", "cannot #{command}"}]), state)
     {:stop, :normal, state}
+  end
+
+  defp publish(frame, state) do
+    {_name, destination} = List.keyfind(frame.headers, "destination", 0)
+    own = ["destination", "receipt", "content-length"]
+    headers = Enum.reject(frame.headers, fn {name, _value} -> name in own end)
+    :ok = TestBroker.publish(state.broker, destination, frame.body, headers)
   end
 
   defp receipt(nil, state), do: {:noreply, state}

@@ -3,9 +3,14 @@ defmodule Barytherium.Telemetry do
   The events that this library emits with [`:telemetry`](https://hex.pm/packages/telemetry).
 
   They are emitted if the application includes `:telemetry`. This library does not depend on it.
+  `events/0` lists their names, for `:telemetry.attach_many/4`. Durations are in native time units.
 
-    * `[:barytherium, :connect]` - an attempt to connect ended. Measurements: `:duration`, in native
-      time units. Metadata: `:host`, `:port`, `:result` (`:ok` or the reason) and `:network`, the
+  ## Connections
+
+  Of `Barytherium.Network`:
+
+    * `[:barytherium, :connect]` - an attempt to connect ended. Measurements: `:duration`.
+      Metadata: `:host`, `:port`, `:result` (`:ok` or the reason) and `:network`, the
       pid of the `Barytherium.Network`.
     * `[:barytherium, :disconnect]` - a connection ended. Measurements: the counters of
       `t:Barytherium.Network.stats/0` except `:last_activity`. Metadata: `:host`, `:port`, `:reason`
@@ -14,16 +19,67 @@ defmodule Barytherium.Telemetry do
       Metadata: `:message` (the `message` header of the ERROR), `:listener` (the callback process)
       and `:network`.
     * `[:barytherium, :pause]` - reading has resumed after a pause, which began because the callback
-      process was behind. Measurements: `:duration`, in native time units. Metadata: `:listener`
-      (the callback process) and `:network`.
+      process was behind. Measurements: `:duration`. Metadata: `:listener` (the callback process)
+      and `:network`.
 
   There are no events for single frames or reads. `Barytherium.Network.stats/1` counts those.
+
+  ## Clients
+
+  Of `Barytherium.Client`. The metadata of all but the last have `:client`, a pid, and `:endpoint`, the
+  URL of the broker without credentials.
+
+    * `[:barytherium, :client, :connected]` - there is a connection. Measurements: `:duration`, from the
+      beginning of the attempt. Metadata: `:version`, `:server`, and the `:headers` of CONNECTED.
+    * `[:barytherium, :client, :disconnected]` - a connection has ended. Measurements: `:duration`, how
+      long it lasted. Metadata: `:reason`, an atom or the broker's ERROR frame, and `:failures`, the
+      waits since a connection lasted.
+    * `[:barytherium, :client, :connection_failure]` - an attempt to connect has failed. Measurements:
+      `:duration`. Metadata: `:reason` and `:failures` likewise.
+    * `[:barytherium, :client, :error]` - the broker has sent an ERROR frame. Measurements: none.
+      Metadata: `:frame`, and as `:disconnected`.
+    * `[:barytherium, :client, :publish]` - `Barytherium.Client.publish/4` or `publish_many/3` returns;
+      emitted in the calling process. Measurements: `:duration`, `:count` (of messages), and `:bytes`
+      (of their bodies). Metadata: `:client`, as it was given; `:messages`, a list with the headers of
+      each message, `destination` included; `:result`, `:ok` or `{:error, reason}`.
+
+  ## Consumers
+
+  Spans of `Barytherium.Consumer`, emitted in its process. They are emitted only while a handler is attached
+  to an event that begins with `[:barytherium, :consumer]`.
+
+    * `[:barytherium, :consumer, :message, :start]` - `handle_message/2` is about to be called.
+      Measurements: `:monotonic_time`, `:system_time`, `:count` (1), and `:bytes` (of the body).
+      Metadata: `:module`, `:client`, `:consumer` (pids), and `:headers`, those of the message. The
+      context of a trace is among them, if the publisher has put it there.
+    * `[:barytherium, :consumer, :message, :stop]` - it has returned. Measurements: `:monotonic_time`
+      and `:duration`. Metadata: as `:start`, and `:result`: `:ack`, `:nack` or `:noreply`.
+    * `[:barytherium, :consumer, :message, :exception]` - it has raised. Measurements: as `:stop`.
+      Metadata: as `:start`, and `:kind`, `:reason` and `:stacktrace`. These may contain the body.
+    * `[:barytherium, :consumer, :batch, :start | :stop | :exception]` - the same for `handle_batch/2`.
+      `:count` and `:bytes` are of all its messages. Instead of `:headers` there is `:messages`, a
+      list with the headers of each.
   """
+
+  @events [[:connect], [:disconnect], [:refused], [:pause]] ++
+            for(
+              event <- ~w(connected disconnected connection_failure error publish)a,
+              do: [:client, event]
+            ) ++
+            for(
+              what <- [:message, :batch],
+              event <- [:start, :stop, :exception],
+              do: [:consumer, what, event]
+            )
+
+  @doc "The names of all events."
+  @spec events() :: [[atom(), ...], ...]
+  def events, do: Enum.map(@events, &[:barytherium | &1])
 
   @doc false
   @spec connect(map(), integer(), :ok | atom()) :: :ok
   def connect(network, started, result) do
-    execute(:connect, %{duration: System.monotonic_time() - started}, %{
+    execute([:connect], %{duration: System.monotonic_time() - started}, %{
       host: network.host,
       port: network.port,
       result: result,
@@ -34,7 +90,7 @@ defmodule Barytherium.Telemetry do
   @doc false
   @spec disconnect(map(), atom(), Barytherium.Network.stats()) :: :ok
   def disconnect(network, reason, stats) do
-    execute(:disconnect, Map.delete(stats, :last_activity), %{
+    execute([:disconnect], Map.delete(stats, :last_activity), %{
       host: network.host,
       port: network.port,
       reason: reason,
@@ -45,7 +101,7 @@ defmodule Barytherium.Telemetry do
   @doc false
   @spec refused(map(), binary()) :: :ok
   def refused(loop, message) do
-    execute(:refused, %{}, %{
+    execute([:refused], %{}, %{
       message: message,
       listener: loop.listener_pid,
       network: loop.network_pid
@@ -55,17 +111,79 @@ defmodule Barytherium.Telemetry do
   @doc false
   @spec pause(map(), integer()) :: :ok
   def pause(loop, started) do
-    execute(:pause, %{duration: System.monotonic_time() - started}, %{
+    execute([:pause], %{duration: System.monotonic_time() - started}, %{
       listener: loop.listener_pid,
       network: loop.network_pid
     })
+  end
+
+  @doc false
+  @spec client(atom(), map(), map()) :: :ok
+  def client(event, measurements, metadata),
+    do: execute([:client, event], measurements, metadata)
+
+  @doc false
+  @spec publish(GenServer.server(), [Barytherium.Frame.t()], integer(), term()) :: :ok
+  def publish(client, frames, started, result) do
+    measurements = %{
+      duration: System.monotonic_time() - started,
+      count: length(frames),
+      bytes: frames |> Enum.map(&byte_size(&1.body)) |> Enum.sum()
+    }
+
+    messages = Enum.map(frames, & &1.headers)
+    client(:publish, measurements, %{client: client, messages: messages, result: result})
+  end
+
+  @doc false
+  # Whether somebody listens to the events of consumers. Asked for each list of frames.
+  @spec observed?() :: boolean()
+  def observed? do
+    function_exported?(:telemetry, :list_handlers, 1) and
+      apply(:telemetry, :list_handlers, [[:barytherium, :consumer]]) != []
+  end
+
+  @doc false
+  @spec span_start(:handle_message | :handle_batch, map(), [Barytherium.Frame.t()]) :: tuple()
+  def span_start(callback, handler, messages) do
+    common = %{module: handler.module, client: handler.client, consumer: self()}
+    headers = Enum.map(messages, & &1.headers)
+
+    {event, metadata} =
+      case callback do
+        :handle_message -> {:message, Map.put(common, :headers, hd(headers))}
+        :handle_batch -> {:batch, Map.put(common, :messages, headers)}
+      end
+
+    started = System.monotonic_time()
+    measurements = %{monotonic_time: started, system_time: System.system_time()}
+    bytes = messages |> Enum.map(&byte_size(&1.body)) |> Enum.sum()
+    measurements = Map.merge(measurements, %{count: length(messages), bytes: bytes})
+    execute([:consumer, event, :start], measurements, metadata)
+    {event, started, metadata}
+  end
+
+  @doc false
+  @spec span_stop(tuple(), tuple()) :: :ok
+  def span_stop({event, started, metadata}, result) do
+    now = System.monotonic_time()
+    measurements = %{monotonic_time: now, duration: now - started}
+
+    case result do
+      {:exception, kind, reason, stacktrace} ->
+        failure = %{kind: kind, reason: reason, stacktrace: stacktrace}
+        execute([:consumer, event, :exception], measurements, Map.merge(metadata, failure))
+
+      {command, _state} ->
+        execute([:consumer, event, :stop], measurements, Map.put(metadata, :result, command))
+    end
   end
 
   # Checked for each event, because the application may load `:telemetry` later. The check takes
   # less than a microsecond.
   defp execute(event, measurements, metadata) do
     if function_exported?(:telemetry, :execute, 3),
-      do: apply(:telemetry, :execute, [[:barytherium, event], measurements, metadata])
+      do: apply(:telemetry, :execute, [[:barytherium | event], measurements, metadata])
 
     :ok
   end

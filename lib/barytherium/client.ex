@@ -1,0 +1,484 @@
+defmodule Barytherium.Client do
+  @moduledoc """
+  A client that stays connected to a broker, or to one of several.
+
+      children = [
+        {Barytherium.Client, url: "stomp://guest:guest@localhost", name: MyApp.Stomp}
+      ]
+
+      :ok = Barytherium.Client.publish(MyApp.Stomp, "/queue/a", "hello")
+
+  It connects in the background, notices when the connection ends, and connects again after a wait that
+  doubles with each failure. It subscribes anew before anything else is written. To handle the messages
+  of a feed, `Barytherium.Consumer` is the easier way; this module is below it.
+
+  ## Errors
+
+  The reason of an error is an atom, or the ERROR frame with which the broker answered:
+
+    * `:disconnected` - there is no connection. Nothing was written;
+    * `:unconfirmed` - the connection ended before the broker's receipt. The broker may have carried
+      the request out;
+    * `:timeout` - no receipt within the time-out. The broker may have carried the request out, or may
+      still do so;
+    * `:unescapable` - the negotiated version of STOMP cannot write one of the headers;
+    * `%Barytherium.Frame{command: :error}` - the broker refused. If it does not say what it refused, and
+      most brokers do not, all requests that wait get this answer, and the connection ends.
+
+  ## Events
+
+  The process of the option `:listener` gets casts:
+
+    * `{:barytherium, :client, {{:connected, info}, client}}` - `info` is a map with `:endpoint`,
+      `:version`, `:server`, `:client`, and the `:headers` of CONNECTED;
+    * `{:barytherium, :client, {{:disconnected, reason}, client}}` - a connection has ended;
+    * `{:barytherium, :client, {{:connection_failure, reason}, client}}` - an attempt to connect has
+      failed. If the broker refused the login or the virtual host, `reason` is its ERROR frame, and the
+      next attempt comes after the longest wait;
+    * `{:barytherium, :client, {{:error, frame}, client}}` - the broker has sent an ERROR frame.
+
+  `reason` is as in "Errors", or one of `Barytherium.Network`, or `:credentials` if the function for
+  login or passcode failed. `Barytherium.Telemetry` has the same events.
+  """
+
+  alias Barytherium.Client.{Options, Outbound, Server, Session, Transaction}
+  alias Barytherium.Connection.Deadline
+  alias Barytherium.{Frame, Network, Schema, Telemetry}
+  alias Barytherium.Network.Sender
+
+  # Milliseconds that a request may take, unless its options say otherwise.
+  @timeout 5_000
+
+  # Milliseconds by which an answer may be late on a busy machine.
+  @margin 1_000
+
+  # `publish_many/3` writes this many messages and then waits for their receipts.
+  @chunk 256
+
+  @type client :: GenServer.server()
+  @type reason :: atom() | Frame.t()
+  @type subscription :: pos_integer()
+
+  @typedoc "A message for `publish_many/3`: its destination, its body, and further headers."
+  @type message :: {String.t(), iodata()} | {String.t(), iodata(), Frame.frame_headers()}
+
+  @type publish_option ::
+          {:headers, Frame.frame_headers()}
+          | {:receipt, boolean()}
+          | {:timeout, non_neg_integer()}
+          | {:wait, boolean()}
+
+  @typedoc """
+    * `:state` - `:connected`, `:connecting`, `:disconnected` (it waits before the next attempt) or
+      `:closing`;
+    * `:endpoint` - the broker that is used, or was tried last, as a URL without credentials;
+    * `:version`, `:server` - of the connection, or `nil`;
+    * `:reason` - why the last connection or attempt ended, or `nil`;
+    * `:failures` - waits since a connection lasted;
+    * `:connections` - connections so far;
+    * `:subscriptions` - subscriptions that are kept up;
+    * `:unconfirmed` - requests whose receipts have not arrived;
+    * `:network` - the `Barytherium.Network` of the connection, or `nil`.
+  """
+  @type status :: %{
+          state: :connected | :connecting | :disconnected | :closing,
+          endpoint: nil | String.t(),
+          version: Frame.version(),
+          server: nil | String.t(),
+          reason: nil | reason(),
+          failures: non_neg_integer(),
+          connections: non_neg_integer(),
+          subscriptions: non_neg_integer(),
+          unconfirmed: non_neg_integer(),
+          network: nil | pid()
+        }
+
+  @doc """
+  Starts a client. It returns at once, and connects in the background.
+
+  ## Options
+
+    * `:name` - a name for the client, as for `GenServer.start_link/3`.
+  #{Options.docs()}
+
+  The other options are those of `Barytherium.Network.start_link/4`: `:connect_timeout`, for example.
+
+  Raises `ArgumentError` for invalid options.
+  """
+  @spec start_link(keyword()) :: GenServer.on_start()
+  def start_link(opts) do
+    {name, opts} = pop_name(opts)
+    start_server(name, Options.settings!(opts))
+  end
+
+  defp pop_name(opts) when is_list(opts) do
+    {names, opts} = Enum.split_with(opts, &match?({:name, _name}, &1))
+
+    case names do
+      [] ->
+        {nil, opts}
+
+      [{:name, name}] when is_atom(name) ->
+        {name, opts}
+
+      [{:name, {:global, _} = name}] ->
+        {name, opts}
+
+      [{:name, {:via, _, _} = name}] ->
+        {name, opts}
+
+      _other ->
+        raise ArgumentError, "option :name is an atom, {:global, term} or {:via, module, term}"
+    end
+  end
+
+  defp pop_name(_other), do: raise(ArgumentError, "the options are not a list")
+
+  @doc false
+  # With `:delivery` and `:subscriptions` in the settings, for `Barytherium.Consumer`.
+  @spec start_server(nil | term(), map()) :: GenServer.on_start()
+  def start_server(nil, settings), do: :gen_statem.start_link(Server, settings, [])
+
+  def start_server(name, settings) when is_atom(name),
+    do: :gen_statem.start_link({:local, name}, Server, settings, [])
+
+  def start_server(name, settings), do: :gen_statem.start_link(name, Server, settings, [])
+
+  # Longer than a connection may take to write what is left.
+  @shutdown 15_000
+
+  @doc "A child specification with the options of `start_link/1`."
+  @spec child_spec(keyword()) :: Supervisor.child_spec()
+  def child_spec(opts) do
+    {name, _opts} = pop_name(opts)
+    # A supervisor's reports show the arguments. The function hides them.
+    %{
+      id: name || __MODULE__,
+      start: {__MODULE__, :start_child, [fn -> opts end]},
+      restart: :transient,
+      shutdown: @shutdown
+    }
+  end
+
+  @doc false
+  @spec start_child((() -> keyword())) :: GenServer.on_start()
+  def start_child(opts), do: start_link(opts.())
+
+  @doc """
+  Sends a message (STOMP 1.2, "SEND") and waits for the broker's receipt. `:ok` means that the broker
+  has it.
+
+  Options:
+
+    * `:headers` - further headers. Default: `[]`;
+    * `:timeout` - milliseconds that all of it may take. Default: 5,000;
+    * `:wait` - wait for a connection, if there is none, within the time-out. Default: `false`, which
+      returns `{:error, :disconnected}` at once;
+    * `:receipt` - with `false` there is no receipt. `:ok` then means that the socket has the message, and
+      the reason of an error is one of `Barytherium.Network.Sender.write/3`. Default: `true`.
+
+  In a callback of a `Barytherium.Consumer` its own client can only publish with `receipt: false`,
+  because receipts come through the process that runs the callback. The message is then sent before the
+  acknowledgement of the message that is being handled. Otherwise use another client.
+
+  With a transaction in place of the client there is no receipt, and `:headers` is the only option.
+
+  Raises `ArgumentError` for a message that cannot be written, and for invalid options.
+  """
+  @spec publish(client() | Transaction.t(), String.t(), iodata(), [publish_option()]) ::
+          :ok | {:error, reason()}
+  def publish(client, destination, body, opts \\ [])
+
+  def publish(%Transaction{} = transaction, destination, body, opts) do
+    options = Schema.all!(opts, headers: {:list, [], ""})
+    header = Transaction.header(transaction)
+    frame = Outbound.send_frame({destination, body, options.headers}, [header])
+    observed(fn -> Transaction.write(transaction, [frame]) end, transaction.client, [frame])
+  end
+
+  def publish(client, destination, body, opts) do
+    options = Schema.all!(opts, publish_schema() ++ [headers: {:list, [], ""}])
+    frame = Outbound.send_frame({destination, body, options.headers})
+    observed(fn -> client |> write([frame], options) |> without_indexes() end, client, [frame])
+  end
+
+  # Returns what `write` does, and emits an event about it.
+  defp observed(write, client, frames) do
+    started = System.monotonic_time()
+    result = write.()
+    summary = if result == :ok, do: :ok, else: {:error, elem(result, 1)}
+    Telemetry.publish(client, frames, started, summary)
+    result
+  end
+
+  defp publish_schema do
+    [
+      timeout: {:time, @timeout, ""},
+      wait: {:boolean, false, ""},
+      receipt: {:boolean, true, ""}
+    ]
+  end
+
+  defp write(client, frames, %{receipt: true} = options) do
+    request = {:write, frames, options[:sender], options.timeout, options.wait}
+    client |> call(request, options.timeout) |> refuse_own_callback!()
+  end
+
+  # The COMMIT of a transaction, on its connection.
+  defp write(_client, frames, %{receipt: false, sender: sender, timeout: timeout}),
+    do: Sender.write_within(sender, frames, timeout)
+
+  defp write(client, frames, %{receipt: false, timeout: timeout} = options) do
+    deadline = Deadline.in_ms(timeout)
+
+    with {:ok, session} <- session(client, options),
+         do: Sender.write_within(session.sender, frames, Deadline.left(deadline))
+  end
+
+  defp session(client, %{receipt: receipt, timeout: timeout, wait: wait}),
+    do: client |> call({:session, receipt, timeout, wait}, timeout) |> refuse_own_callback!()
+
+  defp refuse_own_callback!(result) when is_tuple(result) and elem(result, 1) == :own_callback do
+    raise ArgumentError,
+          "the broker's answer cannot arrive while this callback runs: use receipt: false, or another client"
+  end
+
+  defp refuse_own_callback!(result), do: result
+
+  defp without_indexes({:error, reason, _left}), do: {:error, reason}
+  defp without_indexes(result), do: result
+
+  @doc """
+  Sends many messages, and waits for all receipts.
+
+  Up to #{@chunk} messages are written together, so this is much faster than `publish/4` for each.
+  After `{:error, reason, messages}` the broker has confirmed all messages except these, which are as
+  they were given. Call the function with them again to send them once more; the broker may then have some
+  of them twice.
+
+  Options are `:timeout` (for each #{@chunk} messages), `:wait` and `:receipt` as for `publish/4`.
+  """
+  @spec publish_many(client(), [message()], [publish_option()]) ::
+          :ok | {:error, reason(), [message()]}
+  def publish_many(client, messages, opts \\ []) do
+    options = Schema.all!(opts, publish_schema())
+    unless is_list(messages), do: raise(ArgumentError, "not a list of messages")
+    frames = Enum.map(messages, &Outbound.send_frame/1)
+    observed(fn -> write_chunks(client, frames, messages, options) end, client, frames)
+  end
+
+  defp write_chunks(_client, [], [], _options), do: :ok
+
+  defp write_chunks(client, frames, messages, options) do
+    {chunk, frames} = Enum.split(frames, @chunk)
+    {now, later} = Enum.split(messages, @chunk)
+
+    case write(client, chunk, options) do
+      :ok -> write_chunks(client, frames, later, options)
+      {:error, reason} -> {:error, reason, messages}
+      {:error, reason, left} -> {:error, reason, pick(now, left) ++ later}
+    end
+  end
+
+  defp pick(messages, indexes) do
+    indexes = MapSet.new(indexes)
+    for {message, index} <- Enum.with_index(messages), index in indexes, do: message
+  end
+
+  @doc """
+  Runs `fun` with a transaction (STOMP 1.2, "BEGIN"), and commits it.
+
+      Client.transaction(client, fn transaction ->
+        :ok = Client.publish(transaction, "/queue/b", "result")
+        :ok = Client.ack(transaction, message)
+      end)
+
+  Returns `{:ok, result}` with what `fun` returned when the broker has confirmed the COMMIT. If `fun`
+  raises, throws or exits, the transaction is aborted, and the caller gets that. `{:error, reason}`: see
+  "Errors"; if the connection ends before the COMMIT, the broker discards the transaction.
+
+  Options are `:timeout` (for waiting, and for COMMIT), `:wait` and `:receipt` as for `publish/4`.
+  """
+  @spec transaction(client(), (Transaction.t() -> result), [publish_option()]) ::
+          {:ok, result} | {:error, reason()}
+        when result: term()
+  def transaction(client, fun, opts \\ []) when is_function(fun, 1) do
+    options = Schema.all!(opts, publish_schema())
+
+    with {:ok, session} <- session(client, options) do
+      transaction = Transaction.begin(client, session, options.timeout)
+      result = Transaction.run(transaction, fun)
+      commit = Transaction.frame(transaction, :commit)
+      options = Map.merge(options, %{sender: session.sender, wait: false})
+      with :ok <- client |> write([commit], options) |> without_indexes(), do: {:ok, result}
+    end
+  end
+
+  @doc """
+  Subscribes to a destination (STOMP 1.2, "SUBSCRIBE").
+
+  The process of the option `:to` gets the messages as casts
+  `{:barytherium, :frames, {frames, client}}`, as from `Barytherium.Network`. The subscription ends with
+  this process, and with the client, so monitor it.
+
+  A process is behind when it has 128 lists of frames in its mailbox. Then 32 more are held for it, and
+  after that nothing more is read on this connection, receipts included. With the default of `:prefetch` the
+  broker stops before. A process that gets a flood of messages with `ack: :auto` should have a client of its
+  own, and publish through another one.
+
+  The subscription is renewed on each connection. Without a connection it is only noted, and made later.
+  If the broker refuses to renew it, the connection ends, and another attempt follows.
+
+  ## Options
+
+  #{Options.subscription_docs()}
+  """
+  @spec subscribe(client(), String.t(), keyword()) :: {:ok, subscription()} | {:error, reason()}
+  def subscribe(client, destination, opts \\ []) when is_binary(destination) do
+    {to, options} = opts |> Options.subscription!() |> Map.pop!(:to)
+    {timeout, options} = Map.pop!(options, :timeout)
+    subscription = Map.put(options, :destination, destination)
+
+    client
+    |> call({:subscribe, subscription, to || self(), timeout}, timeout)
+    |> refuse_consumer!()
+  end
+
+  defp refuse_consumer!({:error, :consumer}) do
+    raise ArgumentError, "this client belongs to a consumer: use the consumer's option :subscribe"
+  end
+
+  defp refuse_consumer!(result), do: result
+
+  @doc """
+  Ends a subscription (STOMP 1.2, "UNSUBSCRIBE"), and waits for the receipt.
+
+  The broker keeps a durable subscription. Messages that were not acknowledged before can not be
+  acknowledged any more; the broker will deliver them to another subscriber. With `ack: :auto` all messages
+  that the broker has sent are in the mailbox of the subscriber when this returns `:ok`.
+  """
+  @spec unsubscribe(client(), subscription(), timeout :: non_neg_integer()) ::
+          :ok | {:error, reason() | :not_subscribed}
+  def unsubscribe(client, subscription, timeout \\ @timeout) do
+    Outbound.check_timeout!(timeout)
+
+    client
+    |> call({:unsubscribe, subscription, timeout}, timeout)
+    |> refuse_consumer!()
+    |> without_indexes()
+  end
+
+  @doc """
+  Acknowledges a message or a list of messages (STOMP 1.2, "ACK").
+
+  With `ack: :client` an acknowledgement covers all messages before it, so only the last of the list is
+  acknowledged. `{:error, :stale}`: a message came on an earlier connection, or its subscription has
+  ended. Its broker will deliver it again. Nothing was written then.
+
+  Raises `ArgumentError` for a message of a subscription with `ack: :auto`.
+  """
+  @spec ack(client() | Transaction.t(), Frame.t() | [Frame.t()]) :: :ok | {:error, :stale}
+  def ack(client, messages), do: acknowledge(client, :ack, messages, [])
+
+  @doc """
+  Refuses a message or a list of messages (STOMP 1.2, "NACK"). Otherwise like `ack/2`.
+
+  What the broker does then differs: RabbitMQ delivers the message again, and with the header
+  `{"requeue", "false"}` in `headers` discards it or moves it to its dead-letter exchange. ActiveMQ moves
+  it to the dead-letter queue. STOMP 1.0 has no NACK: `{:error, :unsupported}`.
+  """
+  @spec nack(client() | Transaction.t(), Frame.t() | [Frame.t()], Frame.frame_headers()) ::
+          :ok | {:error, :stale | :unsupported}
+  def nack(client, messages, headers \\ []), do: acknowledge(client, :nack, messages, headers)
+
+  defp acknowledge(client, command, messages, headers) do
+    Outbound.check_headers!(:nack, headers)
+
+    case Outbound.check_messages!(messages) do
+      [] -> :ok
+      messages -> client |> write_acknowledgements(command, messages, headers) |> acknowledged()
+    end
+  end
+
+  defp write_acknowledgements(%Transaction{session: session} = tx, command, messages, headers) do
+    extra = [Transaction.header(tx) | headers]
+
+    with {:ok, frames} <- Session.acknowledge(session, command, messages, extra),
+         do: Transaction.write(tx, frames)
+  end
+
+  defp write_acknowledgements(client, command, messages, headers),
+    do: call(client, {:acknowledge, command, messages, headers}, @timeout)
+
+  # The client has ended, and so has its connection.
+  defp acknowledged({:error, :unconfirmed}), do: {:error, :stale}
+
+  defp acknowledged({:error, :auto}) do
+    raise ArgumentError,
+          "a message does not ask for an acknowledgement: its subscription has ack: :auto"
+  end
+
+  defp acknowledged(result), do: result
+
+  @doc "What the client is doing."
+  @spec status(client()) :: status()
+  def status(client) do
+    with {:error, reason} <- call(client, :status, @timeout),
+         do: exit({reason, {__MODULE__, :status, [client]}})
+  end
+
+  @doc """
+  The counters of the connection, see `t:Barytherium.Network.stats/0`, or `nil` if there is none.
+  """
+  @spec stats(client()) :: nil | Network.stats()
+  def stats(client) do
+    with %{network: network} when network != nil <- status(client) do
+      network_stats(network)
+    else
+      _no_connection -> nil
+    end
+  end
+
+  defp network_stats(network) do
+    Network.stats(network)
+  catch
+    # The connection has just ended.
+    :exit, _reason -> nil
+  end
+
+  @doc """
+  Closes the connection in an orderly way, and ends the client.
+
+  Ends the subscriptions with `ack: :auto`, waits for all receipts, and sends a DISCONNECT. Messages that
+  were not acknowledged before are delivered again by the broker. Returns `{:error, :timeout}` if that takes
+  longer than `timeout` milliseconds. The client ends in either case.
+  """
+  @spec close(client(), non_neg_integer()) :: :ok | {:error, reason()}
+  def close(client, timeout \\ @timeout) do
+    Outbound.check_timeout!(timeout)
+    monitor = client |> GenServer.whereis() |> Process.monitor()
+    result = client |> call({:close, timeout}, timeout) |> refuse_own_callback!()
+    if result == :ok, do: await_end(monitor)
+    Process.demonitor(monitor, [:flush])
+    # It ended for another reason meanwhile.
+    if result == {:error, :unconfirmed}, do: :ok, else: result
+  end
+
+  defp await_end(monitor) do
+    receive do
+      {:DOWN, ^monitor, :process, _client, _reason} -> :ok
+    after
+      @margin -> :ok
+    end
+  end
+
+  # The client answers in time, unless it is being stopped: then it may wait until what is left is
+  # written. An exit does not show the request, which may hold a body.
+  defp call(client, request, timeout) do
+    :gen_statem.call(client, request, timeout + @margin)
+  catch
+    :exit, {:timeout, _call} -> {:error, :timeout}
+    :exit, {:noproc, _call} -> exit({:noproc, {__MODULE__, :call, [client]}})
+    :exit, _ended -> {:error, :unconfirmed}
+  end
+end

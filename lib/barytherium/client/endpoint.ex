@@ -1,0 +1,93 @@
+defmodule Barytherium.Client.Endpoint do
+  @moduledoc false
+  # A broker that a client can connect to. Everything that may be secret is inside functions, so that no
+  # crash report and no state shows it.
+
+  alias Barytherium.{Network, Schema}
+
+  @form "stomp://user:pass@host:port/vhost, or stomp+ssl://... for TLS"
+  @ports %{"stomp" => 61_613, "stomp+ssl" => 61_614}
+
+  @enforce_keys [:host, :port, :secure, :vhost, :credentials, :opts]
+  defstruct @enforce_keys
+
+  @type t :: %__MODULE__{
+          host: String.t(),
+          port: :inet.port_number(),
+          secure: boolean(),
+          vhost: nil | String.t(),
+          credentials: (() -> {nil | String.t(), nil | String.t()}),
+          opts: (() -> [Barytherium.Connection.option()])
+        }
+
+  @doc "How a URL has to look."
+  @spec form() :: String.t()
+  def form, do: @form
+
+  @doc "Parses a URL, or `{url, options}` with options of `Barytherium.Network` for this broker only."
+  @spec parse(term()) :: {:ok, t()} | :error
+  def parse({url, opts}) when is_list(opts) do
+    with {:ok, endpoint} <- parse(url), do: {:ok, %{endpoint | opts: fn -> opts end}}
+  end
+
+  def parse(url) when is_binary(url) do
+    with {:ok, %URI{scheme: scheme, host: host, query: nil, fragment: nil} = uri}
+         when is_binary(host) and host != "" <- URI.new(url),
+         {:ok, default_port} <- Map.fetch(@ports, scheme),
+         {:ok, credentials} <- credentials(uri.userinfo) do
+      {:ok,
+       %__MODULE__{
+         host: host,
+         port: uri.port || default_port,
+         secure: scheme == "stomp+ssl",
+         vhost: vhost(uri.path),
+         credentials: fn -> credentials end,
+         opts: fn -> [] end
+       }}
+    else
+      _not_such_a_url -> :error
+    end
+  end
+
+  def parse(_other), do: :error
+
+  defp vhost(path) when path in [nil, "", "/"], do: nil
+  defp vhost("/" <> name), do: URI.decode(name)
+
+  defp credentials(nil), do: {:ok, {nil, nil}}
+
+  defp credentials(userinfo) do
+    case userinfo |> String.split(":", parts: 2) |> Enum.map(&URI.decode/1) do
+      [login, passcode] -> {:ok, {login, passcode}}
+      [login] -> {:ok, {login, nil}}
+    end
+  end
+
+  @doc """
+  Completes the endpoint with what applies to all brokers of a client: options of
+  `Barytherium.Network`, and options for TLS. Raises `ArgumentError` for those that are invalid.
+  """
+  @spec complete!(t(), [term()], [term()]) :: t()
+  def complete!(%__MODULE__{} = endpoint, common, ssl) do
+    own = endpoint.opts.()
+    names = Enum.map(own, &Schema.name/1)
+    common = if endpoint.secure, do: common ++ ssl, else: common
+
+    if :secure in Enum.map(own ++ common, &Schema.name/1) do
+      raise ArgumentError, "option :secure: the scheme of the URL decides about TLS: stomp+ssl://"
+    end
+
+    opts = [{:secure, endpoint.secure} | own] ++ Enum.reject(common, &(Schema.name(&1) in names))
+    Network.Options.split(opts)
+    Barytherium.Connection.check_address!(endpoint.host, endpoint.port)
+    %{endpoint | opts: fn -> opts end}
+  end
+
+  @doc "The endpoint for logs and metadata. It shows no credentials."
+  @spec to_string(t()) :: String.t()
+  def to_string(%__MODULE__{} = endpoint) do
+    scheme = if endpoint.secure, do: "stomp+ssl", else: "stomp"
+    host = if String.contains?(endpoint.host, ":"), do: "[#{endpoint.host}]", else: endpoint.host
+    "#{scheme}://#{host}:#{endpoint.port}"
+  end
+end

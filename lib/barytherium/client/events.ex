@@ -1,0 +1,148 @@
+defmodule Barytherium.Client.Events do
+  @moduledoc false
+  # What the log, telemetry, the delivery process and the listener are told about a client. The
+  # functions run in the client, and take its data.
+
+  require Logger
+
+  alias Barytherium.Client.{Endpoint, Options, Session}
+  alias Barytherium.{Frame, Telemetry}
+
+  @spec connected(Frame.t(), map()) :: map()
+  def connected(%Frame{headers: headers}, %{session: session, endpoint: endpoint} = data) do
+    info = %{
+      client: self(),
+      endpoint: Endpoint.to_string(endpoint),
+      version: session.version,
+      server: session.server,
+      headers: headers
+    }
+
+    Telemetry.client(:connected, %{duration: System.monotonic_time() - data.started}, info)
+    # The delivery process has got the session already.
+    to_delivery({:connected, info}, data)
+    to_listener({:connected, info}, data)
+    %{data | info: info}
+  end
+
+  @spec disconnected(atom() | Frame.t(), integer(), map()) :: :ok
+  def disconnected(reason, lasted, data) do
+    Logger.warning("Barytherium lost #{Endpoint.to_string(data.endpoint)}: #{describe(reason)}")
+    Telemetry.client(:disconnected, %{duration: lasted}, metadata(reason, data))
+    notify({:disconnected, reason}, data)
+  end
+
+  @doc "The connection was closed as `Barytherium.Client.close/2` asked."
+  @spec closed(atom(), integer(), map()) :: :ok
+  def closed(reason, lasted, data) do
+    Telemetry.client(:disconnected, %{duration: lasted}, metadata(reason, data))
+    to_listener({:disconnected, reason}, data)
+  end
+
+  @spec connection_failure(atom() | Frame.t(), map()) :: :ok
+  def connection_failure(reason, data) do
+    Logger.warning(
+      "Barytherium has no connection to #{Endpoint.to_string(data.endpoint)}: #{describe(reason)}"
+    )
+
+    duration = System.monotonic_time() - data.started
+    Telemetry.client(:connection_failure, %{duration: duration}, metadata(reason, data))
+    notify({:connection_failure, reason}, data)
+  end
+
+  @spec closing(map()) :: :ok
+  def closing(data), do: to_delivery(:closing, data)
+
+  @doc "A subscription ends."
+  @spec unsubscribing(Session.subscription(), map()) :: :ok
+  def unsubscribing(subscription, data), do: about(:unsubscribing, subscription, data)
+
+  @doc "It has ended: nothing more comes."
+  @spec unsubscribed(Session.subscription(), map()) :: :ok
+  def unsubscribed(subscription, data), do: about(:unsubscribed, subscription, data)
+
+  defp about(_event, _subscription, %{session: nil}), do: :ok
+
+  defp about(event, subscription, data),
+    do: to_delivery({event, Session.id(data.session, subscription), subscription.ack}, data)
+
+  @doc "An ERROR frame has arrived. The delivery process has passed it on, so it knows."
+  @spec error(Frame.t(), map()) :: :ok
+  def error(frame, data) do
+    # That a connection was refused is logged by its network process.
+    if data.session,
+      do: Logger.error("#{Endpoint.to_string(data.endpoint)} says: #{describe(frame)}")
+
+    Telemetry.client(:error, %{}, Map.put(metadata(frame, data), :frame, frame))
+    to_listener({:error, frame}, data)
+  end
+
+  @spec not_renewed(map(), atom() | Frame.t()) :: :ok
+  def not_renewed(subscription, reason) do
+    Logger.error(
+      "Barytherium cannot subscribe to #{subscription.destination}: #{describe(reason)}"
+    )
+  end
+
+  # An exception may contain the password. Those of this library do not.
+  @spec no_credentials(atom(), term()) :: :ok
+  def no_credentials(:error, %ArgumentError{message: message} = error) do
+    if message == Options.no_string() or
+         String.starts_with?(message, "cannot write this connect"),
+       do: Logger.error("Barytherium cannot log in: #{message}"),
+       else: no_credentials(:error, error.__struct__)
+  end
+
+  def no_credentials(kind, reason) do
+    what = if is_exception(reason), do: reason.__struct__, else: reason
+    what = if is_atom(what), do: inspect(what), else: kind
+    Logger.error("Barytherium cannot log in: a function for the credentials failed (#{what})")
+  end
+
+  @spec status(atom(), map()) :: Barytherium.Client.status()
+  def status(state, data) do
+    %{
+      state: if(state == :ending, do: :disconnected, else: state),
+      endpoint: data.endpoint && Endpoint.to_string(data.endpoint),
+      version: data.session && data.session.version,
+      server: data.session && data.session.server,
+      reason: data.reason,
+      failures: data.backoff.failures,
+      connections: data.connections,
+      subscriptions: map_size(data.subscriptions),
+      unconfirmed: map_size(data.requests.open),
+      network: data.network
+    }
+  end
+
+  defp metadata(reason, data) do
+    %{
+      client: self(),
+      endpoint: Endpoint.to_string(data.endpoint),
+      reason: reason,
+      failures: data.backoff.failures
+    }
+  end
+
+  defp notify(event, data) do
+    to_delivery(event, data)
+    to_listener(event, data)
+  end
+
+  defp to_delivery(event, data), do: GenServer.cast(data.delivery, {:client, event})
+
+  defp to_listener(_event, %{settings: %{listener: nil}}), do: :ok
+
+  defp to_listener(event, %{settings: %{listener: listener}}),
+    do: GenServer.cast(listener, {:barytherium, :client, {event, self()}})
+
+  defp describe(reason) when is_atom(reason), do: to_string(reason)
+
+  # The body may be long, and repeats what the client sent.
+  defp describe(%Frame{headers: headers}) do
+    case List.keyfind(headers, "message", 0) do
+      {_name, message} -> "ERROR " <> inspect(message)
+      nil -> "ERROR"
+    end
+  end
+end

@@ -1,0 +1,243 @@
+defmodule Barytherium.Client.Exchange do
+  @moduledoc false
+  # What a client writes on its connection, and what the broker answers. The functions run in the
+  # client (see `Barytherium.Client.Server`), and take and return its data.
+
+  alias Barytherium.Client.{Events, Requests, Session}
+  alias Barytherium.Connection.Deadline
+  alias Barytherium.{Frame, Network}
+  alias Barytherium.Network.Sender
+
+  # Milliseconds that the broker may take to close a connection that is of no use any more.
+  @hang_up_timeout 1_000
+
+  @typedoc "What a caller waits for: receipts, or the session. `:receipt` is whether it will want one."
+  @type action ::
+          {:write, [Frame.t()], nil | pid(), Deadline.t()} | {:session, receipt :: boolean()}
+
+  @typedoc "Who gets the result of a request."
+  @type from ::
+          {:caller, :gen_statem.from()}
+          | {:subscribe, :gen_statem.from(), pos_integer()}
+          | {:unsubscribe, from(), pos_integer()}
+          | {:renewal, Session.subscription()}
+          | :nobody
+
+  @doc "Answers a call that needs a connection, without one."
+  @spec refuse(action(), :gen_statem.from(), map()) :: map()
+  def refuse({:session, _receipt}, from, data), do: reply(from, {:error, :disconnected}, data)
+
+  def refuse({:write, frames, _sender, _deadline}, from, data),
+    do: answer({:caller, from}, {:error, :disconnected, indexes(frames)}, data)
+
+  @doc "Does what needs a connection."
+  @spec perform(action(), :gen_statem.from(), map()) :: map()
+  # Receipts come through the delivery process, which waits for this answer.
+  def perform({:session, true}, {pid, _tag} = from, %{delivery: pid} = data),
+    do: reply(from, {:error, :own_callback}, data)
+
+  def perform({:session, _receipt}, from, data), do: reply(from, {:ok, data.session}, data)
+
+  def perform({:write, frames, _sender, _deadline}, {pid, _tag} = from, %{delivery: pid} = data),
+    do: answer({:caller, from}, {:error, :own_callback, indexes(frames)}, data)
+
+  # A transaction can only be finished on the connection on which it was begun.
+  def perform({:write, frames, sender, _deadline}, from, data)
+      when sender != nil and sender != data.sender,
+      do: answer({:caller, from}, {:error, :disconnected, indexes(frames)}, data)
+
+  def perform({:write, frames, _sender, deadline}, from, data),
+    do: write(frames, {:caller, from}, Deadline.left(deadline), data)
+
+  # 1.2 can escape everything that `publish` accepts.
+  defp writable?(_frame, "1.2"), do: true
+
+  defp writable?(frame, version) do
+    Frame.format(frame, version)
+    true
+  rescue
+    ArgumentError -> false
+  end
+
+  defp write(frames, from, timeout, data) do
+    if Enum.all?(frames, &writable?(&1, data.session.version)) do
+      number = data.requests.next
+      timer = Process.send_after(self(), {:request_timeout, number}, timeout)
+      {frames, requests} = Requests.add(data.requests, {from, timer}, frames)
+      Sender.write(data.session.sender, frames)
+      %{data | requests: requests}
+    else
+      answer(from, {:error, :unescapable, indexes(frames)}, data)
+    end
+  end
+
+  @spec write_subscribe(Session.subscription(), from(), timeout(), map()) :: map()
+  def write_subscribe(subscription, from, timeout, data) do
+    {frame, session} = Session.subscribe(data.session, subscription)
+    write([frame], from, timeout, %{data | session: session})
+  end
+
+  @doc "Writes UNSUBSCRIBE frames, if there is a connection."
+  @spec write_unsubscribe([map()], from(), timeout(), atom(), map()) :: map()
+  def write_unsubscribe([_ | _] = entries, from, timeout, :connected, data) do
+    {frames, session} =
+      Enum.map_reduce(entries, data.session, &Session.unsubscribe(&2, &1.subscription))
+
+    write(frames, from, timeout, %{data | session: session})
+  end
+
+  # Without a connection there is nothing to end.
+  def write_unsubscribe(_entries, from, _timeout, _state, data), do: answer(from, :ok, data)
+
+  @doc """
+  Ends a subscription of a client. It is kept until the broker's receipt, because the last messages of
+  one without acknowledgements are still delivered.
+  """
+  @spec unsubscribe(map(), from(), timeout(), atom(), map()) :: map()
+  def unsubscribe(
+        %{subscription: %{number: number} = subscription} = entry,
+        from,
+        timeout,
+        state,
+        data
+      ) do
+    Events.unsubscribing(subscription, data)
+    data = put_in(data.subscriptions[number].ending, true)
+    write_unsubscribe([entry], {:unsubscribe, from, number}, timeout, state, data)
+  end
+
+  @spec forget(pos_integer(), map()) :: map()
+  def forget(number, data) do
+    {entry, subscriptions} = Map.pop(data.subscriptions, number)
+    if entry, do: Process.demonitor(entry.monitor, [:flush])
+    %{data | subscriptions: subscriptions}
+  end
+
+  @doc "Handles a RECEIPT or ERROR frame."
+  @spec control(Frame.t(), map()) :: map()
+  def control(%Frame{command: :receipt, headers: headers}, data) do
+    {_name, id} = List.keyfind(headers, "receipt-id", 0, {nil, nil})
+
+    case Requests.confirm(data.requests, id) do
+      {:open, requests} -> %{data | requests: requests}
+      {:done, from, requests} -> finish(from, :ok, %{data | requests: requests})
+    end
+  end
+
+  # An ERROR about a frame that asked for a receipt concerns only that frame, if the broker says so.
+  # After any other the connection is over (STOMP 1.2, "ERROR"). Not every broker closes it.
+  def control(%Frame{command: :error, headers: headers} = frame, data) do
+    Events.error(frame, data)
+    {_name, id} = List.keyfind(headers, "receipt-id", 0, {nil, nil})
+
+    case Requests.find(data.requests, id) do
+      nil -> error(frame, data)
+      number -> fail(number, frame, data)
+    end
+  end
+
+  def control(_unexpected, data), do: data
+
+  defp error(frame, %{session: nil} = data), do: %{data | verdict: frame}
+  defp error(frame, data), do: hang_up(frame, fail_all(frame, data))
+
+  @doc "Answers all requests whose receipts have not arrived."
+  @spec fail_all(atom() | Frame.t(), map()) :: map()
+  def fail_all(reason, data),
+    do: data.requests |> Requests.numbers() |> Enum.reduce(data, &fail(&1, reason, &2))
+
+  @doc "Answers a request, if its receipts have not arrived."
+  @spec fail(pos_integer(), atom() | Frame.t(), map()) :: map()
+  def fail(number, reason, data) do
+    case Requests.take(data.requests, number) do
+      {:ok, from, left, requests} ->
+        finish(from, {:error, reason, left}, %{data | requests: requests})
+
+      :error ->
+        data
+    end
+  end
+
+  defp finish({from, timer}, result, data) do
+    Process.cancel_timer(timer)
+    answer(from, result, data)
+  end
+
+  @doc "Passes on the result of a request: `:ok`, or why and which of its frames were not confirmed."
+  @spec answer(from(), :ok | {:error, atom() | Frame.t(), [non_neg_integer()]}, map()) :: map()
+  def answer({:caller, from}, result, data), do: reply(from, result, data)
+  def answer(:nobody, _result, data), do: data
+
+  def answer({:subscribe, from, number}, :ok, data), do: reply(from, {:ok, number}, data)
+
+  def answer({:subscribe, from, number}, {:error, reason, _left}, data) do
+    data = withdraw(data.subscriptions[number], reason, data)
+    reply(from, {:error, reason}, forget(number, data))
+  end
+
+  def answer({:unsubscribe, from, number}, result, data) do
+    with %{subscription: subscription} <- data.subscriptions[number],
+         do: Events.unsubscribed(subscription, data)
+
+    answer(from, result, forget(number, data))
+  end
+
+  def answer({:renewal, _subscription}, :ok, data), do: data
+  def answer({:renewal, _subscription}, {:error, :unconfirmed, _left}, data), do: data
+
+  # A subscription that was refused, or that is not answered, must not be missing silently.
+  def answer({:renewal, subscription}, {:error, reason, _left}, data) do
+    Events.not_renewed(subscription, reason)
+    hang_up(reason, data)
+  end
+
+  # After a time-out the broker may still carry out the SUBSCRIBE.
+  defp withdraw(%{subscription: subscription}, reason, %{session: %Session{} = session} = data) do
+    {frame, session} = Session.unsubscribe(session, subscription)
+    if reason == :timeout, do: Sender.write(session.sender, [frame])
+    %{data | session: session}
+  end
+
+  # The subscriber has ended, or there is no connection.
+  defp withdraw(_entry, _reason, data), do: data
+
+  defp reply(from, reply, data) do
+    :gen_statem.reply(from, reply)
+    data
+  end
+
+  defp indexes(frames), do: Enum.to_list(0..(length(frames) - 1))
+
+  @doc """
+  Ends the subscriptions whose messages need no acknowledgement. They stay in the data, because their last
+  messages are still to be dispatched.
+  """
+  @spec quiesce(from(), timeout(), atom(), map()) :: map()
+  def quiesce(from, timeout, state, data) do
+    autos =
+      for {_number, %{subscription: %{ack: :auto} = subscription} = entry} <- data.subscriptions,
+          data.session && Session.subscribed?(data.session, subscription),
+          do: entry
+
+    write_unsubscribe(autos, from, timeout, state, data)
+  end
+
+  @doc "Ends the connection. The delivery process reports its end like any other."
+  @spec hang_up(atom() | Frame.t(), map()) :: map()
+  def hang_up(verdict, %{network: network} = data) do
+    close_network(network, @hang_up_timeout)
+    %{data | verdict: verdict}
+  end
+
+  @spec close_network(pid(), timeout()) :: pid()
+  def close_network(network, timeout) do
+    spawn(fn ->
+      try do
+        Network.close(network, timeout)
+      catch
+        # It has ended.
+        :exit, _reason -> :ok
+      end
+    end)
+  end
+end

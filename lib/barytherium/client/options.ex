@@ -1,0 +1,235 @@
+defmodule Barytherium.Client.Options do
+  @moduledoc false
+  # The options of `Barytherium.Client.start_link/1` and of `Barytherium.Client.subscribe/3`.
+
+  alias Barytherium.Client.{Backoff, Endpoint, Outbound}
+  alias Barytherium.{Network, Schema}
+
+  @secret {:secret,
+           {:is, &__MODULE__.secret?/1,
+            "a string, a function without arguments, or {module, function, arguments}"}}
+
+  @schema [
+    url: {
+      {:secret, {:is, &__MODULE__.url?/1, "a URL: " <> Endpoint.form()}},
+      nil,
+      "The broker: `stomp://user:pass@host:port/vhost`, or `stomp+ssl://` for TLS. The port " <>
+        "defaults to 61613, with TLS to 61614. User, password and virtual host are " <>
+        "percent-encoded, so the virtual host `/a` is written `/%2Fa`."
+    },
+    urls: {
+      {:secret, {:is, &__MODULE__.urls?/1, "a list of URLs: " <> Endpoint.form()}},
+      nil,
+      "Several brokers, instead of `:url`. They are tried in this order. `{url, options}` has " <>
+        "options of `Barytherium.Network` for one of them."
+    },
+    shuffle: {:boolean, false, "Try the brokers in random order."},
+    login:
+      {@secret, nil,
+       "The login, unless it is in the URL: a string, a function without arguments, or " <>
+         "`{module, function, arguments}`. A function is called for each connection."},
+    passcode: {@secret, nil, "The password, likewise. It appears in no log and no state."},
+    vhost:
+      {:string, nil, "The virtual host, unless it is in the URL. RabbitMQ's first one is `/`."},
+    heart_beat: {
+      {:is, &__MODULE__.heart_beat?/1, "two times in milliseconds: {send, receive}"},
+      {10_000, 10_000},
+      "Milliseconds in which this side can send, and wants to receive, a heart-beat. 0: none."
+    },
+    versions: {
+      {:is, &__MODULE__.versions?/1, ~s(a list of "1.0", "1.1" and "1.2")},
+      ["1.2", "1.1", "1.0"],
+      "The versions of STOMP that the broker may choose from."
+    },
+    headers: {
+      {:secret, {:is, &__MODULE__.headers?/1, "a list of {name, value}"}},
+      [],
+      "Further headers of CONNECT: `client-id`, for example."
+    },
+    backoff: {
+      {:is, &__MODULE__.backoff?/1, "two times in milliseconds: {shortest, longest}"},
+      {500, 30_000},
+      "The shortest and the longest wait before the next attempt to connect, in milliseconds. The " <>
+        "wait doubles with each attempt, and is shortened by up to half of it at random. It starts " <>
+        "again with the shortest when a connection has lasted for the longest wait."
+    },
+    ssl: {{:secret, :list}, [], "Options of `:ssl.connect/3` for the brokers with TLS."},
+    listener: {
+      {:is, &is_pid/1, "a pid"},
+      nil,
+      "A process that is told about the connection, see \"Events\"."
+    }
+  ]
+
+  @subscription [
+    ack: {
+      {:one_of, [:auto, :client, :client_individual]},
+      :client_individual,
+      "`:auto`: a message counts as handled when the broker has sent it. `:client_individual`: " <>
+        "each message is acknowledged. `:client`: an acknowledgement covers all messages before it."
+    },
+    prefetch: {
+      :mark,
+      100,
+      "How many messages the broker may send before the first of them is acknowledged, with " <>
+        "RabbitMQ, ActiveMQ and Artemis. Artemis counts bytes: 1,024 for each message. `:infinity`: " <>
+        "as many as the broker likes. Not for `ack: :auto`."
+    },
+    durable: {
+      :string,
+      nil,
+      "The name of a durable subscription to a topic. The broker keeps messages while the " <>
+        "client is away. ActiveMQ also needs a `client-id` among the `:headers` of CONNECT."
+    },
+    headers: {
+      {:is, &__MODULE__.headers?/1, "a list of {name, value}"},
+      [],
+      "Further headers of SUBSCRIBE."
+    }
+  ]
+
+  @subscribing [
+    to:
+      {{:is, &is_pid/1, "a pid"}, nil, "The process that gets the messages. Default: the caller."},
+    timeout: {:time, 5_000, "Milliseconds that the broker's answer may take."}
+  ]
+
+  @no_string "a function for the credentials did not return a string"
+
+  @doc "The message of the error when a function for the credentials returns something else."
+  @spec no_string() :: String.t()
+  def no_string, do: @no_string
+
+  @type settings :: %{
+          endpoints: [Endpoint.t(), ...],
+          shuffle: boolean(),
+          connect_headers: (Endpoint.t() -> Barytherium.Frame.frame_headers()),
+          backoff: Backoff.t(),
+          listener: nil | pid()
+        }
+
+  @spec docs() :: String.t()
+  def docs, do: Schema.docs(@schema)
+
+  @doc "The options of a subscription as a Markdown list."
+  @spec subscription_docs() :: String.t()
+  def subscription_docs, do: Schema.docs(@subscription ++ @subscribing)
+
+  @spec subscription_schema() :: Schema.t()
+  def subscription_schema, do: @subscription
+
+  @doc """
+  Checks the options of a client. Options of `Barytherium.Network` may be among them. `more` are names that
+  the caller knows besides.
+  """
+  @spec settings!([term()], [atom()]) :: settings()
+  def settings!(opts, more \\ []) do
+    {options, network} = Schema.split(opts, @schema)
+    Enum.each(network, &check_known!(Schema.name(&1), more))
+    Outbound.check_headers!(:connect, options.headers)
+
+    %{
+      endpoints: endpoints!(options, network),
+      shuffle: options.shuffle,
+      connect_headers: connect_headers(options),
+      backoff: Backoff.new(options.backoff),
+      listener: options.listener
+    }
+  end
+
+  # `Barytherium.Network` would name the nearest of its own options only.
+  defp check_known!(name, more) do
+    names = Network.Options.names()
+
+    unless name in names or name in [:binary, :mode, :active, :packet],
+      do: Schema.raise_unknown(name, Keyword.keys(@schema) ++ names ++ more)
+  end
+
+  defp endpoints!(%{url: nil, urls: nil}, _network),
+    do: raise(ArgumentError, "option :url is missing: " <> Endpoint.form())
+
+  defp endpoints!(%{url: url, urls: urls}, _network) when url != nil and urls != nil,
+    do: raise(ArgumentError, "options :url and :urls are both given")
+
+  defp endpoints!(options, network) do
+    endpoints = for url <- options.urls || [options.url], do: parsed(url)
+
+    if options.ssl != [] and not Enum.any?(endpoints, & &1.secure),
+      do: raise(ArgumentError, "option :ssl is given, and no URL begins with stomp+ssl://")
+
+    Enum.map(endpoints, &Endpoint.complete!(&1, network, options.ssl))
+  end
+
+  defp parsed(url) do
+    {:ok, endpoint} = Endpoint.parse(url)
+    endpoint
+  end
+
+  # The headers of CONNECT. Functions for credentials are called when this one is.
+  defp connect_headers(options) do
+    {sends, wants} = options.heart_beat
+
+    common = [
+      {"accept-version", options.versions |> Enum.sort() |> Enum.join(",")},
+      {"heart-beat", "#{sends},#{wants}"}
+    ]
+
+    fn endpoint ->
+      {login, passcode} = endpoint.credentials.()
+      login = if login, do: login, else: reveal(options.login)
+      passcode = if passcode, do: passcode, else: reveal(options.passcode)
+      host = {"host", endpoint.vhost || options.vhost || "/"}
+      [host | common] ++ header("login", login) ++ header("passcode", passcode) ++ options.headers
+    end
+  end
+
+  defp header(_name, nil), do: []
+  defp header(name, value), do: [{name, value}]
+
+  defp reveal(function) when is_function(function), do: string!(function.())
+  defp reveal({module, function, args}), do: string!(apply(module, function, args))
+  defp reveal(value), do: value
+
+  # The message does not show it.
+  defp string!(value) when is_binary(value), do: value
+  defp string!(_other), do: raise(ArgumentError, @no_string)
+
+  @doc "Checks the options of a subscription."
+  @spec subscription!([term()]) :: map()
+  def subscription!(opts) do
+    options = Schema.all!(opts, @subscription ++ @subscribing)
+    Outbound.check_headers!(:subscribe, options.headers)
+    options
+  end
+
+  @doc false
+  def secret?({module, function, args}),
+    do: is_atom(module) and is_atom(function) and is_list(args)
+
+  def secret?(value), do: (is_binary(value) and value != "") or is_function(value, 0)
+
+  @doc false
+  def url?(value), do: is_binary(value) and Endpoint.parse(value) != :error
+
+  @doc false
+  def urls?([_ | _] = urls), do: Enum.all?(urls, &(Endpoint.parse(&1) != :error))
+  def urls?(_other), do: false
+
+  @doc false
+  def heart_beat?({sends, wants}), do: Schema.valid?(:time, sends) and Schema.valid?(:time, wants)
+  def heart_beat?(_other), do: false
+
+  @doc false
+  def backoff?({shortest, longest}),
+    do: Schema.valid?(:time, longest) and shortest in 1..longest//1
+
+  def backoff?(_other), do: false
+
+  @doc false
+  def versions?([_ | _] = versions), do: Enum.all?(versions, &(&1 in ["1.0", "1.1", "1.2"]))
+  def versions?(_other), do: false
+
+  @doc false
+  def headers?(headers),
+    do: Schema.valid?(:list, headers) and Enum.all?(headers, &match?({_name, _value}, &1))
+end

@@ -1,0 +1,70 @@
+defmodule Barytherium.Client.Outbound do
+  @moduledoc false
+  # Checks what callers give a client to write, in the process of the caller, so that a mistake raises
+  # there and not in the client, which others use too.
+
+  alias Barytherium.Frame
+  alias Barytherium.Frame.Outgoing
+
+  # Headers that the client sets itself. Of repeated headers only the first would count.
+  @reserved %{
+    connect: ~w(accept-version host heart-beat login passcode),
+    send: ~w(destination receipt transaction),
+    subscribe: ~w(id destination ack receipt),
+    nack: ~w(id message-id subscription receipt transaction)
+  }
+
+  @doc "A SEND frame. `own` are headers that the client sets."
+  @spec send_frame(tuple(), Frame.frame_headers()) :: Frame.t()
+  def send_frame(message, own \\ [])
+  def send_frame({destination, body}, own), do: send_frame({destination, body, []}, own)
+
+  def send_frame({destination, body, headers}, own)
+      when is_binary(destination) and destination != "" do
+    check_headers!(:send, headers)
+    headers = own ++ [{"destination", destination} | headers]
+    {frame, _cost} = Outgoing.prepare(%Frame{command: :send, headers: headers, body: body})
+    frame
+  end
+
+  def send_frame(_other, _own),
+    do: raise(ArgumentError, "a message is {destination, body}, and the destination is a string")
+
+  @doc "Checks headers that are added to those of a frame that the client makes."
+  @spec check_headers!(:connect | :send | :subscribe | :nack, term()) :: :ok
+  def check_headers!(command, headers) do
+    {%Frame{headers: headers}, _cost} =
+      Outgoing.prepare(%Frame{command: command, headers: headers})
+
+    for {name, _value} <- headers, name in @reserved[command] do
+      raise ArgumentError, "the header #{inspect(name)} of this #{command} is set by the client"
+    end
+
+    :ok
+  end
+
+  @doc "Checks messages that are acknowledged."
+  @spec check_messages!(term()) :: [Frame.t()]
+  def check_messages!(messages) do
+    messages = List.wrap(messages)
+
+    unless not List.improper?(messages) and Enum.all?(messages, &message?/1),
+      do: raise(ArgumentError, "not a MESSAGE frame, nor a list of them")
+
+    messages
+  end
+
+  defp message?(%Frame{command: :message, headers: headers}),
+    do: is_list(headers) and not List.improper?(headers)
+
+  defp message?(_other), do: false
+
+  @doc "Checks a time-out."
+  @spec check_timeout!(term()) :: :ok
+  def check_timeout!(timeout) do
+    unless Barytherium.Schema.valid?(:time, timeout),
+      do: raise(ArgumentError, "not a time-out in milliseconds: #{inspect(timeout)}")
+
+    :ok
+  end
+end

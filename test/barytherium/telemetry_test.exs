@@ -1,18 +1,42 @@
 defmodule Barytherium.TelemetryTest do
-  @moduledoc "Uses a stand-in for `:telemetry`, because the project does not depend on it."
+  @moduledoc """
+  Uses `:telemetry` if it is there, and otherwise a stand-in, because the project does not depend on it.
+  """
   use Barytherium.ReceiverCase, async: false
 
-  alias Barytherium.{Native, Network}
+  import Barytherium.ClientCase, except: [message: 3, message: 4]
+
+  alias Barytherium.{Client, ClientCase, Native, Network, Telemetry}
+
+  @moduletag capture_log: true
 
   setup do
+    if Code.ensure_loaded?(:telemetry), do: attach(), else: stand_in()
+    :ok
+  end
+
+  defp attach do
+    {:ok, _started} = Application.ensure_all_started(:telemetry)
+    config = self()
+
+    apply(:telemetry, :attach_many, [__MODULE__, Telemetry.events(), &__MODULE__.handle/4, config])
+
+    on_exit(fn -> apply(:telemetry, :detach, [__MODULE__]) end)
+  end
+
+  def handle(name, measurements, metadata, test), do: send(test, {name, measurements, metadata})
+
+  defp stand_in do
     test = self()
 
     {:module, :telemetry, _binary, _term} =
       defmodule :telemetry do
-        def execute([:barytherium, _event] = name, measurements, metadata) do
+        def execute([:barytherium | _event] = name, measurements, metadata) do
           send(:persistent_term.get(:telemetry), {name, measurements, metadata})
           :ok
         end
+
+        def list_handlers([:barytherium, :consumer]), do: [:one]
       end
 
     :persistent_term.put(:telemetry, test)
@@ -82,5 +106,108 @@ defmodule Barytherium.TelemetryTest do
     assert_receive {[:barytherium, :disconnect], measurements, metadata}
     assert %{frames: 1, bytes: 12, pauses: 0} = measurements
     assert %{reason: :closed, network: ^network} = metadata
+  end
+
+  describe "a client" do
+    test "tells of its connections, of ERROR frames and of what it publishes" do
+      {listener, url} = broker("me:hunter2@")
+      client = start_supervised!({Client, url: url, backoff: {20, 100}})
+      peer = accept_connected(listener, [{"version", "1.2"}, {"server", "Test/1"}])
+      assert_receive {[:barytherium, :client, :connected], %{duration: _}, metadata}
+      assert %{client: ^client, version: "1.2", server: "Test/1", headers: [_ | _]} = metadata
+      assert metadata.endpoint == String.replace(url, "me:hunter2@", "")
+      trace = {"traceparent", "00-1-2-01"}
+      publishing = Task.async(fn -> Client.publish(client, "/a", "body", headers: [trace]) end)
+      confirm(peer, :send)
+      assert Task.await(publishing) == :ok
+
+      assert_receive {[:barytherium, :client, :publish], %{count: 1, bytes: 4, duration: _},
+                      metadata}
+
+      assert %{client: ^client, result: :ok, messages: [headers]} = metadata
+      assert trace in headers and {"destination", "/a"} in headers
+      messages = [{"/a", "1"}, {"/a", "23"}]
+      assert {:error, :timeout, ^messages} = Client.publish_many(client, messages, timeout: 20)
+      assert_receive {[:barytherium, :client, :publish], %{count: 2, bytes: 3}, metadata}
+      assert %{result: {:error, :timeout}, messages: [_, _]} = metadata
+      for _message <- messages, do: expect(peer, :send)
+      reply(peer, :error, [{"message", "no"}])
+      assert_receive {[:barytherium, :client, :error], _none, %{frame: %Frame{command: :error}}}
+      disconnect(peer)
+
+      assert_receive {[:barytherium, :client, :disconnected], %{duration: _},
+                      %{client: ^client} = metadata}
+
+      assert %{reason: %Frame{command: :error}, failures: 0} = metadata
+      Peer.close(listener)
+
+      assert_receive {[:barytherium, :client, :connection_failure], %{duration: _},
+                      %{client: ^client} = metadata}
+
+      assert metadata.failures == 1
+      assert metadata.reason in [:econnrefused, :closed]
+    end
+  end
+
+  describe "a consumer" do
+    defmodule Messages do
+      use Barytherium.Consumer, subscribe: "/queue/a"
+
+      @impl true
+      def handle_message(%{body: "raise"}, _state), do: raise("oh no")
+      def handle_message(_frame, state), do: {:ack, state}
+    end
+
+    defmodule Batches do
+      use Barytherium.Consumer, subscribe: "/queue/a"
+
+      @impl true
+      def handle_batch(_frames, state), do: {:nack, state}
+    end
+
+    defp consuming(module) do
+      {listener, url} = broker()
+      {:ok, _consumer} = module.start_link(url: url)
+      peer = accept_connected(listener)
+      {%{"id" => id}, ""} = confirm(peer, :subscribe)
+      {peer, id}
+    end
+
+    test "has a span for each message" do
+      {peer, id} = consuming(Messages)
+      ClientCase.message(peer, id, "hello", [{"traceparent", "00-1-2-01"}])
+      assert_receive {[:barytherium, :consumer, :message, :start], measurements, started}
+      assert %{monotonic_time: _, system_time: _, count: 1, bytes: 5} = measurements
+      assert %{module: Messages, client: client, consumer: consumer, headers: headers} = started
+      assert is_pid(client) and is_pid(consumer)
+      assert {"traceparent", "00-1-2-01"} in headers
+      assert_receive {[:barytherium, :consumer, :message, :stop], measurements, metadata}
+      assert %{monotonic_time: _, duration: _} = measurements
+      assert metadata == Map.put(started, :result, :ack)
+      ClientCase.message(peer, id, "raise")
+      assert_receive {[:barytherium, :consumer, :message, :exception], %{duration: _}, metadata}
+      assert %{kind: :error, reason: %RuntimeError{}, stacktrace: [_ | _], headers: _} = metadata
+    end
+
+    test "has a span for each batch" do
+      {peer, id} = consuming(Batches)
+      ClientCase.message(peer, id, "hello")
+      assert_receive {[:barytherium, :consumer, :batch, :start], %{count: 1, bytes: 5}, metadata}
+      assert %{module: Batches, messages: [[_ | _]]} = metadata
+      assert_receive {[:barytherium, :consumer, :batch, :stop], %{duration: _}, %{result: :nack}}
+    end
+  end
+
+  test "events/0 lists every event that the documentation describes, and no other" do
+    {:docs_v1, _line, _language, _format, %{"en" => doc}, _metadata, _docs} =
+      Code.fetch_docs(Telemetry)
+
+    for event <- Telemetry.events(),
+        List.last(event) not in [:start, :stop, :exception],
+        do: assert(doc =~ inspect(event))
+
+    described = Regex.scan(~r/^ +\* `\[:barytherium/m, doc)
+    # The last one describes three.
+    assert length(described) == length(Telemetry.events()) - 2
   end
 end

@@ -1,0 +1,185 @@
+defmodule Barytherium.Consumer do
+  @moduledoc """
+  A process that handles the messages of a broker, and stays connected to it.
+
+      defmodule MyApp.Orders do
+        use Barytherium.Consumer
+
+        @impl true
+        def handle_message(frame, state) do
+          MyApp.process(frame.body)
+          {:ack, state}
+        end
+      end
+
+      children = [
+        {MyApp.Orders, url: "stomp://guest:guest@localhost", subscribe: "/queue/orders"}
+      ]
+
+  The callbacks run in the callback process of the connection (see `Barytherium.Network`), so nothing is
+  copied between processes, and a slow callback slows down the broker. The connection itself is kept by
+  a `Barytherium.Client`.
+
+  ## Handling messages
+
+  `c:handle_message/2` handles one message, or `c:handle_batch/2` all that have arrived together, at most
+  256. They return what is to be done with the message or the batch:
+
+    * `{:ack, state}` - it is acknowledged;
+    * `{:nack, state}` - it is refused. RabbitMQ delivers it again, ActiveMQ moves it to the dead-letter
+      queue;
+    * `{:noreply, state}` - neither. Another process does that later with `Barytherium.Client.ack/2`. It
+      needs the client, which is in the `info` of `c:handle_connected/2`.
+
+  With `ack: :auto` there is nothing to acknowledge. With `ack: :client` an acknowledgement covers all
+  messages before it.
+
+  If the callback raises, throws or exits, the message is refused (STOMP 1.0 cannot do that), and an error
+  is logged, without the body. With `on_exception: :restart` the process then ends, and starts anew with
+  `c:init/1`. RabbitMQ delivers a refused message again at once, so exceptions that follow each other cost a
+  pause, of up to a second; see the option `:nack_headers`.
+
+  The other callbacks may not raise: the process then ends, and starts anew.
+
+  Each message is handled at least once. It can come again, marked by the broker (`redelivered`), when the
+  connection ends before its acknowledgement was written and read.
+
+  ## Stopping
+
+  When its supervisor stops a consumer, it handles the messages that have arrived, acknowledges them, and
+  disconnects, within the time of the option `:shutdown`. What has not been handled by then, the broker
+  delivers again, unless the subscription has `ack: :auto`.
+
+  ## Options
+
+  Of `start_link/1`, `child_spec/1` and `use Barytherium.Consumer`:
+
+    * `:name` - a name for the consumer, as for `Supervisor.start_link/2`.
+  #{Barytherium.Consumer.Options.docs()}
+
+  A subscription has these options:
+
+  #{Barytherium.Consumer.Options.subscription_docs()}
+
+  The other options are those of `Barytherium.Client.start_link/1`: `:url`, `:passcode` and so on.
+
+  ## Telemetry
+
+  See `Barytherium.Telemetry` for the events for each message.
+  """
+
+  alias Barytherium.Client
+  alias Barytherium.Consumer.{Options, Worker}
+  alias Barytherium.Frame
+
+  @type state :: term()
+  @type result :: {:ack | :nack | :noreply, state()}
+
+  @doc "Returns the first state. `arg` is the option `:init_arg`. Without this callback, it is the state."
+  @callback init(arg :: term()) :: {:ok, state()} | {:stop, reason :: term()}
+
+  @doc "Handles a MESSAGE frame."
+  @callback handle_message(Frame.t(), state()) :: result()
+
+  @doc "Handles MESSAGE frames that have arrived together. Used instead of `c:handle_message/2`."
+  @callback handle_batch([Frame.t(), ...], state()) :: result()
+
+  @doc "There is a connection. `info` is as in the events of `Barytherium.Client`."
+  @callback handle_connected(info :: map(), state()) :: {:ok, state()}
+
+  @doc """
+  A connection has ended, or could not be made. `reason` is an atom, or the broker's ERROR frame; see
+  `Barytherium.Client`. The next attempt follows by itself.
+  """
+  @callback handle_disconnected(Client.reason(), state()) :: {:ok, state()}
+
+  @doc "The broker has sent an ERROR frame."
+  @callback handle_error(Frame.t(), state()) :: {:ok, state()}
+
+  @doc "Another message to this process."
+  @callback handle_info(term(), state()) :: {:ok, state()}
+
+  @doc "The process ends. Acknowledgements can still be written with `Barytherium.Client.ack/2`."
+  @callback terminate(reason :: term(), state()) :: term()
+
+  @optional_callbacks init: 1,
+                      handle_message: 2,
+                      handle_batch: 2,
+                      handle_connected: 2,
+                      handle_disconnected: 2,
+                      handle_error: 2,
+                      handle_info: 2,
+                      terminate: 2
+
+  defmacro __using__(defaults) do
+    quote do
+      @behaviour Barytherium.Consumer
+
+      @doc "Starts the consumer. `opts` are options of `Barytherium.Consumer`."
+      def start_link(opts \\ []),
+        do: Barytherium.Consumer.start_link(__MODULE__, opts, unquote(defaults))
+
+      @doc "A child specification with the options of `Barytherium.Consumer`."
+      def child_spec(opts \\ []),
+        do: Barytherium.Consumer.child_spec(__MODULE__, opts, unquote(defaults))
+
+      defoverridable start_link: 1, child_spec: 1
+    end
+  end
+
+  @doc """
+  Starts a consumer with the callbacks in `module`: a supervisor with one process for each connection.
+  `opts` replace `defaults`. Raises `ArgumentError` for invalid options.
+  """
+  @spec start_link(module(), keyword(), keyword()) :: Supervisor.on_start()
+  def start_link(module, opts, defaults \\ []) do
+    settings = Options.settings!(module, merge!(defaults, opts))
+
+    children =
+      for number <- 1..settings.concurrency do
+        %{
+          id: number,
+          # Reports of the supervisor show the arguments. The function hides them.
+          start: {Worker, :start_link, [fn -> settings end]},
+          shutdown: settings.shutdown
+        }
+      end
+
+    # Three restarts in five seconds for each process, as a supervisor allows it for one.
+    limit = [max_restarts: 3 * settings.concurrency]
+    Supervisor.start_link(children, [strategy: :one_for_one] ++ limit ++ settings.name)
+  end
+
+  @doc "A child specification of a consumer with the callbacks in `module`."
+  @spec child_spec(module(), keyword(), keyword()) :: Supervisor.child_spec()
+  def child_spec(module, opts, defaults \\ []) do
+    opts = merge!(defaults, opts)
+
+    %{
+      id: Keyword.get(opts, :name, module),
+      start: {__MODULE__, :start_child, [fn -> {module, opts} end]},
+      type: :supervisor
+    }
+  end
+
+  # The message does not show them, because one may be a password.
+  defp merge!(defaults, opts) do
+    unless Keyword.keyword?(opts), do: raise(ArgumentError, "the options are not a keyword list")
+    Keyword.merge(defaults, opts)
+  end
+
+  @doc false
+  @spec start_child((() -> {module(), keyword()})) :: Supervisor.on_start()
+  def start_child(arguments) do
+    {module, opts} = arguments.()
+    start_link(module, opts)
+  end
+
+  @doc "The `Barytherium.Client` of each connection, for `Barytherium.Client.status/1` and `stats/1`."
+  @spec clients(Supervisor.supervisor()) :: [pid()]
+  def clients(consumer) do
+    for {_id, worker, _type, _modules} when is_pid(worker) <- Supervisor.which_children(consumer),
+        client = Worker.client(worker),
+        do: client
+  end
+end

@@ -1,0 +1,286 @@
+defmodule Barytherium.Consumer.Handler do
+  @moduledoc false
+  # Runs the callbacks of a consumer on messages, and acknowledges them.
+
+  require Logger
+
+  alias Barytherium.Client.Session
+  alias Barytherium.Connection.Deadline
+  alias Barytherium.{Frame, Telemetry}
+  alias Barytherium.Network.Sender
+
+  # Acknowledgements wait until the end of the list of frames, but not longer than this, in native time
+  # units. If the process is killed, the broker delivers again what it has not acknowledged.
+  @flush_after System.convert_time_unit(10, :millisecond, :native)
+
+  # Reading the clock takes up to 0.1 us, a tenth of what else a message takes. So it is read only after
+  # several messages, as long as that many take less than this.
+  @quick System.convert_time_unit(1, :millisecond, :native)
+  @longest_stride 16
+
+  # Milliseconds between exceptions that follow each other.
+  @longest_pause 1_000
+
+  @enforce_keys [:module, :state, :client, :on_exception, :nack_headers, :parent, :stop_timeout]
+  defstruct [
+    :module,
+    :state,
+    :client,
+    :on_exception,
+    :nack_headers,
+    # The supervisor, and the milliseconds that handling may take after it asks to stop.
+    :parent,
+    :stop_timeout,
+    session: nil,
+    # The mode of the subscription, or nil if there are several.
+    mode: nil,
+    # The sender of the connection that the messages come from, and whether that is the session's and
+    # still exists.
+    sender: nil,
+    live: false,
+    # When handling has to end, because the consumer stops, and whether that has come.
+    deadline: :infinity,
+    expired: false,
+    # Exceptions one after the other.
+    failures: 0,
+    # Whether telemetry events are wanted.
+    observed: false,
+    # Acknowledgements that have not been written, the latest first.
+    acks: [],
+    # The time of the last write, or of the beginning of the list.
+    flushed: 0,
+    # The last reading of the clock, and after how many messages the next one is.
+    checked: 0,
+    stride: 1
+  ]
+
+  @type t :: %__MODULE__{}
+
+  @doc "Begins a connection."
+  @spec connected(t(), Session.t()) :: t()
+  def connected(%__MODULE__{} = handler, %Session{modes: modes} = session) do
+    mode = if map_size(modes) == 1, do: modes |> Map.values() |> hd()
+    %{handler | session: session, mode: mode}
+  end
+
+  @doc """
+  Handles messages in order, and writes their acknowledgements. `:stop`: a callback raised, and the
+  consumer is to end.
+  """
+  @spec handle(t(), [Frame.t()], pid()) :: {:ok | :stop, t()}
+  def handle(%__MODULE__{} = handler, [], _sender), do: {:ok, handler}
+
+  def handle(%__MODULE__{} = handler, messages, sender) do
+    now = System.monotonic_time()
+
+    handler =
+      observe(%{
+        handler
+        | sender: sender,
+          observed: Telemetry.observed?(),
+          flushed: now,
+          checked: now,
+          stride: 1
+      })
+
+    {next, handler} =
+      if function_exported?(handler.module, :handle_batch, 2),
+        do: handler |> wanted(messages) |> batch(handler),
+        else: each(messages, handler)
+
+    {next, flush(handler)}
+  end
+
+  # Looks at what decides whether messages are handled.
+  defp observe(%{sender: sender} = handler) do
+    expired = Deadline.left(handler.deadline) == 0
+    live = match?(%Session{sender: ^sender}, handler.session) and Process.alive?(sender)
+    %{handler | live: live, expired: expired}
+  end
+
+  defp wanted(%{live: true, expired: false}, messages), do: messages
+  defp wanted(handler, messages), do: Enum.filter(messages, &wanted?(handler, &1))
+
+  # After the end of a connection its broker delivers these again. Without acknowledgements they are
+  # handled, because the broker has forgotten them.
+  defp wanted?(%{expired: true}, _message), do: false
+  defp wanted?(%{live: true}, _message), do: true
+  defp wanted?(handler, message), do: mode(handler, message) == :auto
+
+  defp each(messages, handler),
+    do: each(messages, handler, handler.state, handler.acks, handler.stride)
+
+  # A message takes about a microsecond, so the state and the acknowledgements are not put into the
+  # struct each time.
+  defp each([], handler, state, acks, _left), do: {:ok, %{handler | state: state, acks: acks}}
+
+  defp each(messages, handler, state, acks, 0),
+    do: each(messages, check_time(%{handler | state: state, acks: acks}))
+
+  defp each([message | messages], handler, state, acks, left) do
+    if wanted?(handler, message) do
+      case call(handler, :handle_message, message, state) do
+        {command, state} ->
+          acks = note(acks, command, message, handler)
+          each(messages, succeeded(handler), state, acks, left - 1)
+
+        exception ->
+          failed(exception, [message], messages, %{handler | state: state, acks: acks})
+      end
+    else
+      each(messages, handler, state, acks, left)
+    end
+  end
+
+  defp check_time(handler) do
+    now = System.monotonic_time()
+    quick? = now - handler.checked < @quick
+    stride = if quick?, do: min(2 * handler.stride, @longest_stride), else: 1
+    handler = %{handler | checked: now, stride: stride}
+
+    if now - handler.flushed > @flush_after,
+      do: %{handler | flushed: now} |> look_for_stop() |> flush() |> observe(),
+      else: handler
+  end
+
+  defp succeeded(%{failures: 0} = handler), do: handler
+  defp succeeded(handler), do: %{handler | failures: 0}
+
+  defp batch([], handler), do: {:ok, handler}
+
+  defp batch(messages, handler) do
+    case call(handler, :handle_batch, messages, handler.state) do
+      {command, state} ->
+        acks = note_all(command, messages, handler)
+        {:ok, %{succeeded(handler) | state: state, acks: acks}}
+
+      exception ->
+        failed(exception, messages, [], handler)
+    end
+  end
+
+  defp note_all(command, messages, %{mode: :client} = handler),
+    do: note(handler.acks, command, List.last(messages), handler)
+
+  defp note_all(command, messages, handler),
+    do: Enum.reduce(messages, handler.acks, &note(&2, command, &1, handler))
+
+  defp note(acks, :noreply, _message, _handler), do: acks
+
+  defp note(acks, command, message, %{session: session} = handler) do
+    mode = mode(handler, message)
+    extra = if command == :nack, do: handler.nack_headers, else: []
+    frame = mode != :auto && Session.acknowledgement(session, command, message, extra)
+
+    cond do
+      !frame ->
+        acks
+
+      handler.mode == :client and match?([%Frame{command: ^command} | _], acks) ->
+        [frame | tl(acks)]
+
+      true ->
+        [frame | acks]
+    end
+  end
+
+  defp call(%{observed: true} = handler, callback, argument, state) do
+    span = Telemetry.span_start(callback, handler, List.wrap(argument))
+    result = call(handler.module, callback, argument, state)
+    Telemetry.span_stop(span, result)
+    result
+  end
+
+  defp call(%{module: module}, callback, argument, state),
+    do: call(module, callback, argument, state)
+
+  defp call(module, callback, argument, state) do
+    case apply(module, callback, [argument, state]) do
+      {command, _state} = result when command in [:ack, :nack, :noreply] -> result
+      _other -> {:exception, :error, :bad_return_value, []}
+    end
+  catch
+    kind, reason -> {:exception, kind, reason, __STACKTRACE__}
+  end
+
+  # Refuses the messages, and goes on with the others.
+  defp failed({:exception, kind, reason, stacktrace}, refused, messages, handler) do
+    log(kind, normalize(kind, reason), stacktrace, handler)
+    handler = flush(%{handler | acks: note_all(:nack, refused, handler)})
+
+    if handler.on_exception == :restart do
+      {:stop, handler}
+    else
+      Process.sleep(pause(handler.failures))
+      each(messages, %{handler | failures: handler.failures + 1})
+    end
+  end
+
+  # A broker may deliver a refused message again at once, and nothing else. The first exception after a
+  # success costs no time.
+  defp pause(0), do: 0
+  defp pause(failures), do: min(2 ** min(failures, 10), @longest_pause)
+
+  defp mode(%{mode: nil, session: %Session{modes: modes}}, %Frame{headers: headers}) do
+    {_name, id} = List.keyfind(headers, "subscription", 0, {nil, nil})
+    Map.get(modes, id, :auto)
+  end
+
+  defp mode(%{mode: mode}, _message), do: mode
+
+  defp log(kind, reason, stacktrace, handler) do
+    stacktrace =
+      stacktrace
+      |> Enum.take_while(&(elem(&1, 0) != __MODULE__))
+      |> Enum.map(&without_arguments/1)
+      |> Exception.format_stacktrace()
+
+    Logger.error("#{inspect(handler.module)}: #{describe(kind, reason)}\n#{stacktrace}")
+  end
+
+  # The arguments contain the body. So may an exception, unless its message is all that it has.
+  defp without_arguments({module, function, args, location}) when is_list(args),
+    do: {module, function, length(args), location}
+
+  defp without_arguments(entry), do: entry
+
+  defp normalize(:error, :bad_return_value), do: :bad_return_value
+  defp normalize(kind, reason), do: Exception.normalize(kind, reason)
+
+  defp describe(:error, :bad_return_value),
+    do: "a callback does not return {:ack | :nack | :noreply, state}"
+
+  defp describe(:error, %{__exception__: true} = exception) do
+    if exception |> Map.keys() |> Enum.sort() == [:__exception__, :__struct__, :message],
+      do: Exception.format_banner(:error, exception),
+      else: "** (#{inspect(exception.__struct__)})"
+  end
+
+  defp describe(kind, reason) when is_atom(reason), do: "** (#{kind}) #{inspect(reason)}"
+  defp describe(kind, _reason), do: "** (#{kind})"
+
+  # The supervisor's signal is in the mailbox, where nobody looks before the list is done.
+  defp look_for_stop(%{parent: parent} = handler) do
+    receive do
+      {:EXIT, ^parent, _reason} = signal ->
+        send(self(), signal)
+        stop_soon(handler)
+    after
+      0 -> handler
+    end
+  end
+
+  @doc "Sets the deadline for handling, unless it is set."
+  @spec stop_soon(t()) :: t()
+  def stop_soon(%__MODULE__{deadline: :infinity, stop_timeout: timeout} = handler),
+    do: %{handler | deadline: Deadline.in_ms(timeout)}
+
+  def stop_soon(handler), do: handler
+
+  defp flush(%{acks: []} = handler), do: handler
+
+  defp flush(%{session: %Session{sender: sender}, acks: acks} = handler) do
+    Sender.write(sender, Enum.reverse(acks))
+    %{handler | acks: []}
+  end
+end

@@ -1,0 +1,112 @@
+defmodule Barytherium.Consumer.Options do
+  @moduledoc false
+  # The options of a consumer.
+
+  alias Barytherium.Client.Options, as: ClientOptions
+  alias Barytherium.Client.Outbound
+  alias Barytherium.Schema
+
+  @schema [
+    subscribe: {
+      {:is, &__MODULE__.subscriptions?/1,
+       "a destination, {destination, options}, or a list of these"},
+      nil,
+      "What to subscribe to: a destination (`\"/queue/a\"`), `{destination, options}`, or a list of " <>
+        "these."
+    },
+    init_arg:
+      {{:secret, {:is, &__MODULE__.any?/1, "any term"}}, nil, "The argument of `c:init/1`."},
+    concurrency:
+      {:count, 1,
+       "The number of connections. Each has a process of its own. For a queue they are competing " <>
+         "consumers: messages are handled in parallel, and in no particular order. Not for a " <>
+         "`client-id`, which a broker accepts only once."},
+    shutdown:
+      {:time, 10_000,
+       "Milliseconds that stopping may take: handling what has arrived, acknowledging, and " <>
+         "disconnecting."},
+    on_exception:
+      {{:one_of, [:continue, :restart]}, :continue,
+       "What to do after a callback has raised and its message was refused."},
+    nack_headers: {
+      {:is, &ClientOptions.headers?/1, "a list of {name, value}"},
+      [],
+      "Headers of every NACK. With `[{\"requeue\", \"false\"}]` RabbitMQ does not deliver the message " <>
+        "again, but discards it or moves it to its dead-letter exchange."
+    }
+  ]
+
+  # A consumer handles what has arrived in batches of up to 256 messages.
+  @prefetch 256
+
+  @spec docs() :: String.t()
+  def docs, do: Schema.docs(@schema)
+
+  @spec subscription_docs() :: String.t()
+  def subscription_docs, do: Schema.docs(subscription_schema())
+
+  defp subscription_schema do
+    Keyword.update!(ClientOptions.subscription_schema(), :prefetch, fn {type, _default, text} ->
+      {type, @prefetch, text}
+    end)
+  end
+
+  @doc "Checks all options, also those for the client."
+  @spec settings!(module(), keyword()) :: map()
+  def settings!(module, opts) do
+    check_callbacks!(module)
+    {options, rest} = Schema.split(opts, @schema)
+    {name, rest} = Enum.split_with(rest, &match?({:name, _name}, &1))
+
+    Outbound.check_headers!(:nack, options.nack_headers)
+
+    unless options.subscribe,
+      do: raise(ArgumentError, "option :subscribe is missing: the destination of the messages")
+
+    client =
+      rest
+      |> ClientOptions.settings!(Keyword.keys(@schema))
+      |> Map.put(:subscriptions, subscriptions(options.subscribe))
+
+    Map.merge(options, %{module: module, name: name, client: client})
+  end
+
+  defp check_callbacks!(module) do
+    Code.ensure_loaded(module)
+
+    unless function_exported?(module, :handle_message, 2) or
+             function_exported?(module, :handle_batch, 2) do
+      raise ArgumentError,
+            "#{inspect(module)} has neither handle_message/2 nor handle_batch/2"
+    end
+  end
+
+  # As the client keeps them. Their messages go to the consumer, which is the delivery process.
+  defp subscriptions(subscribe) do
+    for {subscription, number} <- subscribe |> List.wrap() |> Enum.with_index(1), into: %{} do
+      {destination, opts} = destination(subscription)
+
+      subscription =
+        opts
+        |> Schema.all!(subscription_schema())
+        |> Map.merge(%{destination: destination, number: number})
+
+      Outbound.check_headers!(:subscribe, subscription.headers)
+      {number, %{subscription: subscription, pid: nil, monitor: nil, ending: false}}
+    end
+  end
+
+  defp destination({destination, opts}), do: {destination, opts}
+  defp destination(destination), do: {destination, []}
+
+  @doc false
+  def subscriptions?([]), do: false
+  def subscriptions?(list) when is_list(list), do: Enum.all?(list, &subscription?/1)
+  def subscriptions?(value), do: subscription?(value)
+
+  defp subscription?({destination, opts}), do: subscription?(destination) and is_list(opts)
+  defp subscription?(destination), do: is_binary(destination) and destination != ""
+
+  @doc false
+  def any?(_value), do: true
+end

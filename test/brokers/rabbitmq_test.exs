@@ -38,6 +38,22 @@ defmodule Barytherium.RabbitMQTest do
     end
   end
 
+  test "a client is told of a wrong password and of a missing virtual host", %{broker: broker} do
+    for {userinfo, vhost} <- [{"guest:wrong", ""}, {"guest:guest", "/missing"}] do
+      url = "stomp://#{userinfo}@127.0.0.1:#{broker.port}#{vhost}"
+      {:ok, client} = Barytherium.Client.start_link(url: url, listener: self())
+
+      assert_receive {:"$gen_cast",
+                      {:barytherium, :client,
+                       {{:connection_failure, %Frame{command: :error}}, ^client}}}
+
+      # The next attempt comes after half a minute at most, and 15 s at least.
+      assert %{state: :disconnected, reason: %Frame{}} = Barytherium.Client.status(client)
+      refute_receive {:"$gen_cast", {:barytherium, :client, {{:connection_failure, _}, _}}}, 1_000
+      assert Barytherium.Client.close(client) == :ok
+    end
+  end
+
   test "negotiated heart-beats keep an idle connection alive", %{broker: broker} do
     {sender, connected} = connected(broker, [{"heart-beat", "1000,1000"}])
     assert header(connected, "heart-beat") == "1000,1000"

@@ -12,7 +12,10 @@ defmodule Barytherium.Broker do
   @start_timeout 90_000
 
   @doc "Starts a broker of `kind`, one of the modules `Barytherium.Brokers.*`."
-  def start!(kind) do
+  def start!(kind), do: kind |> prepare!() |> start_again!()
+
+  @doc "The files and the environment of a broker. `start_again!/1` starts it."
+  def prepare!(kind) do
     directory = Path.join(System.tmp_dir!(), "barytherium_#{System.unique_integer([:positive])}")
     File.mkdir_p!(directory)
     port = free_port()
@@ -20,18 +23,36 @@ defmodule Barytherium.Broker do
     files = Certificates.make(["localhost", {127, 0, 0, 1}]) |> Certificates.write!(directory)
     tls = Map.put(files, :port, free_port())
     environment = kind.prepare!(directory, port, tls)
-    {command, args} = kind.command(directory)
-    opened = open(command, args, environment)
-    pid = opened |> await_port(port, deadline()) |> kind.pid(directory)
 
     %__MODULE__{
       kind: kind,
       port: port,
       tls: tls,
-      pid: pid,
+      pid: nil,
       directory: directory,
       environment: environment
     }
+  end
+
+  @doc "Starts a broker that has ended, with what it has stored, on the same port."
+  def start_again!(%__MODULE__{kind: kind, directory: directory} = broker) do
+    {command, args} = kind.command(directory)
+    opened = open(command, args, broker.environment)
+    %{broker | pid: opened |> await_port(broker.port, deadline()) |> kind.pid(directory)}
+  end
+
+  @doc "Kills the broker at once, as a machine that fails would."
+  def kill(broker) do
+    signal(broker, "KILL")
+    await_end(broker)
+  end
+
+  # A signal is delivered after `kill` has returned.
+  defp await_end(broker) do
+    if File.exists?("/proc/#{broker.pid}/exe") do
+      Process.sleep(10)
+      await_end(broker)
+    end
   end
 
   @doc "Kills the broker and removes everything that it left."

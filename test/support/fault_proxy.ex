@@ -1,7 +1,6 @@
 defmodule Barytherium.FaultProxy do
   @moduledoc """
-  A TCP proxy between a client and a broker, for one connection. It imitates what a bad network does
-  to the broker's bytes.
+  A TCP proxy between clients and a broker. It imitates what a bad network does to the broker's bytes.
 
   Modes:
 
@@ -11,7 +10,7 @@ defmodule Barytherium.FaultProxy do
     * `:stall` - passes nothing in either direction, and closes nothing. A peer that vanished without
       FIN looks the same;
     * `{:reset_after, bytes}` - passes on that many more bytes, and then resets the client's
-      connection.
+      connection. Connections that are made later are not concerned.
   """
 
   alias Barytherium.Peer
@@ -24,11 +23,9 @@ defmodule Barytherium.FaultProxy do
       spawn_link(fn ->
         listener = Peer.listen(:tcp)
         send(test, {self(), Peer.port(listener)})
-        client = Peer.accept(listener)
-        {:ok, broker} = :gen_tcp.connect({127, 0, 0, 1}, port, [:binary, active: :once])
-        options = [active: :once, nodelay: true]
-        :ok = :inet.setopts(client, options)
-        loop(%{client: client, broker: broker, mode: :pass, stalled: []})
+        proxy = self()
+        spawn_link(fn -> accept(listener, port, proxy) end)
+        manage(:pass, [])
       end)
 
     receive do
@@ -42,6 +39,54 @@ defmodule Barytherium.FaultProxy do
 
     receive do
       {^proxy, :set} -> :ok
+    end
+  end
+
+  defp accept(listener, port, proxy) do
+    client = Peer.accept(listener)
+    connection = spawn_link(fn -> await_start(port) end)
+    :ok = :gen_tcp.controlling_process(client, connection)
+    send(proxy, {:accepted, connection, client})
+    accept(listener, port, proxy)
+  end
+
+  defp manage(mode, connections) do
+    receive do
+      {:accepted, connection, client} ->
+        Process.monitor(connection)
+        send(connection, {:start, client, mode})
+        manage(mode, [connection | connections])
+
+      {:mode, mode, from} ->
+        for connection <- connections, do: set_connection(connection, mode)
+        send(from, {self(), :set})
+        manage(if(match?({:reset_after, _bytes}, mode), do: :pass, else: mode), connections)
+
+      {:DOWN, _monitor, :process, connection, _reason} ->
+        manage(mode, List.delete(connections, connection))
+    end
+  end
+
+  defp set_connection(connection, mode) do
+    send(connection, {:mode, mode, self()})
+
+    receive do
+      {^connection, :set} -> :ok
+      {:DOWN, _monitor, :process, ^connection, _reason} -> :ok
+    end
+  end
+
+  defp await_start(port) do
+    receive do
+      {:start, client, mode} ->
+        case :gen_tcp.connect({127, 0, 0, 1}, port, [:binary, active: :once]) do
+          {:ok, broker} ->
+            :inet.setopts(client, active: :once, nodelay: true)
+            loop(%{client: client, broker: broker, mode: mode, stalled: []})
+
+          {:error, _reason} ->
+            :gen_tcp.close(client)
+        end
     end
   end
 

@@ -1,10 +1,10 @@
 # Run by script/bench. Options: --rounds N, --time MS, --only NAME (a part of a case's name).
 
-for file <- ~w(payload elixir_loop splitting_loop feed contender report chart),
+for file <- ~w(payload elixir_loop splitting_loop feed contender consumers report chart),
     do: Code.require_file("#{file}.ex", __DIR__)
 
 defmodule Bench do
-  alias Bench.{Chart, Contender, ElixirLoop, Feed, Payload, Report, SplittingLoop}
+  alias Bench.{Chart, Consumers, Contender, ElixirLoop, Feed, Payload, Report, SplittingLoop}
 
   @parsers Path.expand("target/release/parsers", __DIR__)
 
@@ -48,6 +48,9 @@ defmodule Bench do
       {"256 B, ActiveMQ's headers", &end_to_end(&1, Payload.new(256, :activemq))},
       {"256 B, each acknowledged", &acknowledged(&1, Payload.new(256), :each)},
       {"256 B, lists acknowledged", &acknowledged(&1, Payload.new(256), :last)},
+      {"consumer, 256 B, each acknowledged", &consumer(&1, Payload.new(256), :each)},
+      {"consumer, 256 B, lists acknowledged", &consumer(&1, Payload.new(256), :last)},
+      {"consumer, 1.5 KB, each acknowledged", &consumer(&1, Payload.new(1_500), :each)},
       {"TLS, 256 B", &tls(&1, Payload.new(256))},
       {@tls, &tls(&1, Payload.new(1_500))},
       {"TLS, 16 KB", &tls(&1, Payload.new(16_384))},
@@ -122,6 +125,21 @@ defmodule Bench do
   defp acknowledged(options, {bytes, _frames}, which) do
     feed = Feed.start(:acknowledged, bytes)
     rounds(options, feed, &compare(options, &1, acknowledge: which))
+  end
+
+  # A `Barytherium.Consumer` and a plain callback process that does the same.
+  defp consumer(options, {bytes, _frames}, which) do
+    rounds(options, Feed.start(:acknowledged, bytes), fn port ->
+      [bare, bare_written] = Consumers.measure(:bare, which, port, options.time)
+      [consumer, written] = Consumers.measure(:consumer, which, port, options.time)
+
+      [
+        "messages/s": consumer,
+        "of a bare callback": consumer / bare,
+        "acknowledgements/s": written,
+        "of a bare callback's": written / bare_written
+      ]
+    end)
   end
 
   defp rounds(options, {feed, port}, measure) do
@@ -265,4 +283,6 @@ end
 {options, []} =
   OptionParser.parse!(System.argv(), strict: [rounds: :integer, time: :integer, only: :string])
 
+# What is ended here is killed, and its reports say nothing.
+Logger.configure(level: :none)
 Bench.run(options)

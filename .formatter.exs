@@ -1,3 +1,8 @@
 [
-  inputs: ["{mix,.formatter}.exs", "{lib,test,bench}/**/*.{ex,exs}"]
+  inputs: [
+    "{mix,.formatter}.exs",
+    "{lib,test,bench}/**/*.{ex,exs}",
+    "integrations/*/mix.exs",
+    "integrations/*/{lib,test}/**/*.{ex,exs}"
+  ]
 ]

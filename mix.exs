@@ -30,8 +30,8 @@ defmodule Barytherium.MixProject do
   defp package do
     [
       licenses: ["MIT"],
-      files:
-        ~w(lib native Cargo.toml Cargo.lock mix.exs README.md CHANGELOG.md LICENSE .formatter.exs)
+      files: ~w(lib native guides Cargo.toml Cargo.lock mix.exs README.md CHANGELOG.md LICENSE
+           .formatter.exs)
     ]
   end
 end

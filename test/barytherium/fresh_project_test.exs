@@ -78,8 +78,7 @@ defmodule Barytherium.FreshProjectTest do
     Barytherium.Peer.close(listener)
     make_project(directory, "")
 
-    [_all, source] =
-      Regex.run(~r/```elixir\n(defmodule Consumer.*?)```/s, File.read!("README.md"))
+    [_all, source] = Regex.run(~r/```elixir\n(defmodule Orders.*?)```/s, File.read!("README.md"))
 
     File.write!(Path.join(directory, "lib/consumer.ex"), source)
 
@@ -88,7 +87,8 @@ defmodule Barytherium.FreshProjectTest do
       use Application
 
       def start(_type, _args) do
-        child = {Consumer, host: "127.0.0.1", port: Application.fetch_env!(:feed, :port)}
+        url = "stomp://127.0.0.1:\#{Application.fetch_env!(:feed, :port)}"
+        child = {Orders, url: url}
         Supervisor.start_link([child], strategy: :one_for_one)
       end
     end

@@ -1,0 +1,117 @@
+defmodule Barytherium.GuidesTest do
+  @moduledoc "Runs the examples of the guides about clients and consumers."
+  use ExUnit.Case, async: false
+
+  import Barytherium.ReceiverCase, only: [eventually: 1, eventually: 2]
+  import ExUnit.CaptureLog
+
+  alias Barytherium.TestBroker
+
+  @moduletag capture_log: true
+
+  setup do
+    broker = start_supervised!(TestBroker, id: :broker)
+    %{broker: broker, port: TestBroker.port(broker)}
+  end
+
+  # The Elixir code of a guide, for a broker at `port`.
+  defp blocks(name, port) do
+    text = "guides/#{name}.md" |> File.read!() |> String.replace("61613", to_string(port))
+    for [block] <- Regex.scan(~r/```elixir\n(.*?)```/s, text, capture: :all_but_first), do: block
+  end
+
+  # Runs the blocks one after the other, and `between` before each that contains its key.
+  defp run(blocks, between \\ %{}) do
+    {binding, _env} =
+      Enum.reduce(blocks, {[], env()}, fn block, {binding, env} ->
+        for {text, function} <- between, block =~ text, do: function.(binding)
+
+        {_result, binding, env} =
+          Code.eval_quoted_with_env(Code.string_to_quoted!(block), binding, env)
+
+        {binding, env}
+      end)
+
+    binding
+  end
+
+  defp env, do: Code.env_for_eval(file: "guide")
+
+  defp remove(module) do
+    :code.purge(module)
+    :code.delete(module)
+  end
+
+  defp subscribed?(broker), do: :sys.get_state(broker).subscriptions != []
+
+  test "those about reliability", %{broker: broker, port: port} do
+    invoice = fn _binding ->
+      eventually(fn -> subscribed?(broker) end)
+      TestBroker.publish(broker, "/queue/invoices", "no. 1")
+    end
+
+    log = capture_log(fn -> run(blocks("reliability", port), %{"Supervisor.stop" => invoice}) end)
+    assert log =~ "invoice no. 1"
+  after
+    remove(Invoices)
+  end
+
+  test "those about scaling", %{broker: broker, port: port} do
+    binding = run(blocks("scaling", port))
+    eventually(fn -> length(:sys.get_state(broker).subscriptions) == 4 end)
+    assert apply(Orders, :publish, [binding[:client], "x"]) == :ok
+    # The broker is none with queues: all four get it.
+    eventually(fn -> Agent.get(binding[:seen], & &1) == ["x", "x", "x", "x"] end)
+    Supervisor.stop(binding[:consumer])
+  after
+    remove(Orders)
+  end
+
+  test "the callback process and the consumer that does the same", %{port: port} do
+    [before, consumer] = blocks("from-callbacks-to-consumer", port)
+    run([before, consumer])
+    old = {Consumer, host: "127.0.0.1", port: port}
+    new = {Orders, url: "stomp://guest:guest@127.0.0.1:#{port}"}
+
+    for child <- [old, new] do
+      log = capture_log(fn -> survives_a_restart(child, port) end)
+      assert log =~ "got 6 bytes"
+      assert log =~ "closed"
+      assert log =~ "econnrefused"
+      assert log =~ "got 23 bytes"
+      refute log =~ "terminating"
+      refute log =~ "guest"
+    end
+  after
+    remove(Consumer)
+    remove(Orders)
+  end
+
+  defp survives_a_restart(child, port) do
+    # With the default limit of a supervisor: three restarts in five seconds.
+    {:ok, supervisor} = Supervisor.start_link([child], strategy: :one_for_one)
+    [{_id, pid, _type, _modules}] = Supervisor.which_children(supervisor)
+    publish("before")
+    stop_supervised!(:broker)
+    # Long enough for at least one attempt that is refused.
+    Process.sleep(1_500)
+    start_supervised!({TestBroker, port: port}, id: :broker)
+    publish(:zlib.gzip("much longer than before"))
+    assert [{_id, ^pid, _type, _modules}] = Supervisor.which_children(supervisor)
+    Process.sleep(100)
+    Supervisor.stop(supervisor)
+  end
+
+  # Waits for the subscription.
+  defp publish(body) do
+    broker = broker()
+    eventually(fn -> subscribed?(broker) end, 1_000)
+    TestBroker.publish(broker, "/queue/a", body)
+  end
+
+  defp broker do
+    {:ok, supervisor} = ExUnit.fetch_test_supervisor()
+    [{:broker, broker, _type, _modules}] = Supervisor.which_children(supervisor)
+    broker
+  end
+end

@@ -191,6 +191,18 @@ defmodule Barytherium.ConsumerTest do
       refute_received {:message, %Frame{body: "2"}}
     end
 
+    test "again and again pauses, and does not handle what its connection has left behind" do
+      {_consumer, peer, id, listener} = started()
+      bodies = for n <- 1..40, do: "raise#{n}"
+      Peer.send(peer, Enum.map_join(bodies, &bytes(id, &1)))
+      # By now the pauses are longer than the test waits for anything else.
+      assert_receive {:message, %Frame{body: "raise10"}}
+      Peer.close(peer)
+      peer = accept_connected(listener)
+      confirm(peer, :subscribe)
+      refute_received {:message, %Frame{body: "raise13"}}
+    end
+
     test "has its headers on the NACK" do
       {_consumer, peer, id, _listener} = started(Reporter, nack_headers: [{"requeue", "false"}])
       message(peer, id, "nack")

@@ -212,7 +212,9 @@ defmodule Barytherium.Consumer.Handler do
       {:stop, handler}
     else
       Process.sleep(pause(handler.failures))
-      each(messages, %{handler | failures: handler.failures + 1})
+      handler = %{handler | failures: handler.failures + 1}
+      # During the pauses the connection may have ended, or the supervisor may have asked to stop.
+      each(messages, handler |> look_for_stop() |> observe())
     end
   end
 

@@ -100,6 +100,8 @@ defmodule Barytherium.GuidesTest do
     assert [{_id, ^pid, _type, _modules}] = Supervisor.which_children(supervisor)
     Process.sleep(100)
     Supervisor.stop(supervisor)
+    # The broker notices that a moment later.
+    eventually(fn -> not subscribed?(broker()) end)
   end
 
   # Waits for the subscription.

@@ -44,16 +44,17 @@ defmodule Barytherium.Client.Dispatcher do
     {:noreply, %{state | subscribers: %{}}}
   end
 
-  # Receipts first: somebody may wait for one who is not the subscriber that is waited for here.
+  # Receipts go before any waiting: somebody may wait for one who is not the subscriber that is behind.
+  # They come after the messages, so that all that was sent before UNSUBSCRIBE's is delivered.
   def handle_cast({:barytherium, :frames, {frames, sender}}, state) do
     {messages, control} = Enum.split_with(frames, &(&1.command == :message))
-    Delivery.control(state.client, sender, control)
 
     state =
       messages
       |> Enum.group_by(&subscription/1)
       |> Enum.reduce(state, fn {id, messages}, state -> dispatch(id, messages, state) end)
 
+    Delivery.control(state.client, sender, control)
     {:noreply, state |> await_room(sender) |> poll()}
   end
 

@@ -355,7 +355,8 @@ defmodule Barytherium.Client do
 
   The broker keeps a durable subscription. Messages that were not acknowledged before can not be
   acknowledged any more; the broker will deliver them to another subscriber. With `ack: :auto` all messages
-  that the broker has sent are in the mailbox of the subscriber when this returns `:ok`.
+  that the broker has sent are in the mailbox of the subscriber when this returns `:ok` while connected.
+  Without a connection the last of them may come later.
   """
   @spec unsubscribe(client(), subscription(), timeout :: non_neg_integer()) ::
           :ok | {:error, reason() | :not_subscribed}

@@ -5,7 +5,7 @@ defmodule Barytherium.Client.Held do
   # A subscriber with this many messages in its mailbox is behind. Each holds at most 256 frames.
   @high_water_mark 128
 
-  # Lists that are held at the most, for all subscribers. Those of others, and receipts, pass them.
+  # Lists that are held at the most, for all subscribers. Below that, those of others and receipts pass them.
   @most_lists 32
 
   # The messages in a mailbox may be others, which its process never takes. So after this many

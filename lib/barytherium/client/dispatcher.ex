@@ -68,10 +68,10 @@ defmodule Barytherium.Client.Dispatcher do
   def handle_cast(_stray, state), do: {:noreply, state}
 
   @impl true
-  def handle_info(:poll, state), do: {:noreply, poll(release(%{state | polling: false}))}
+  def handle_info(:poll, state), do: {:noreply, poll(release_some(%{state | polling: false}))}
 
   def handle_info({:DOWN, _monitor, :process, client, _reason}, %{client: client} = state) do
-    release_all(state)
+    state.held |> Held.release_all() |> release(state)
     {:stop, :shutdown, state}
   end
 
@@ -127,19 +127,13 @@ defmodule Barytherium.Client.Dispatcher do
     state
   end
 
-  defp release(state) do
-    {lists, held} = Held.release(state.held, System.monotonic_time(:millisecond))
+  defp release_some(state),
+    do: state.held |> Held.release(System.monotonic_time(:millisecond)) |> release(state)
 
-    Enum.reduce(lists, %{state | held: held}, fn {pid, messages}, s ->
-      send_on(pid, messages, s)
-    end)
-  end
-
-  defp release_all(state) do
-    {lists, held} = Held.release_all(state.held)
-
-    Enum.reduce(lists, %{state | held: held}, fn {pid, messages}, s ->
-      send_on(pid, messages, s)
+  # Sends on what was taken out of `held`.
+  defp release({lists, held}, state) do
+    Enum.reduce(lists, %{state | held: held}, fn {pid, messages}, state ->
+      send_on(pid, messages, state)
     end)
   end
 
@@ -160,7 +154,7 @@ defmodule Barytherium.Client.Dispatcher do
       receive do
         {:"$gen_cast", {:client, event}} -> await_room(event(event, state), sender)
       after
-        @poll -> await_room(release(state), sender)
+        @poll -> await_room(release_some(state), sender)
       end
     else
       state
@@ -169,18 +163,13 @@ defmodule Barytherium.Client.Dispatcher do
 
   # A subscriber may be the one that waits for the client to close or to unsubscribe, so it is not waited
   # for.
-  defp event(:closing, state), do: release_all(%{state | closing: true})
+  defp event(:closing, state),
+    do: state.held |> Held.release_all() |> release(%{state | closing: true})
 
   # After UNSUBSCRIBE messages cannot be acknowledged any more, and the broker will deliver them again.
   # Those that need no acknowledgement go to the subscriber until the broker has answered.
   defp event({:unsubscribing, id, :auto}, state) do
-    {lists, held} = Held.take(state.held, {:auto, id})
-
-    state =
-      Enum.reduce(lists, %{state | held: held}, fn {pid, messages}, s ->
-        send_on(pid, messages, s)
-      end)
-
+    state = state.held |> Held.take({:auto, id}) |> release(state)
     {_entry, state} = look_up(id, state)
     update_in(state.subscribers, &end_subscription(&1, id))
   end

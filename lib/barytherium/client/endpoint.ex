@@ -33,8 +33,9 @@ defmodule Barytherium.Client.Endpoint do
   def parse(url) when is_binary(url) do
     with {:ok, %URI{scheme: scheme, host: host, query: nil, fragment: nil} = uri}
          when is_binary(host) and host != "" <- URI.new(url),
-         {:ok, default_port} <- Map.fetch(@ports, scheme),
-         {:ok, credentials} <- credentials(uri.userinfo) do
+         {:ok, default_port} <- Map.fetch(@ports, scheme) do
+      credentials = credentials(uri.userinfo)
+
       {:ok,
        %__MODULE__{
          host: host,
@@ -54,12 +55,12 @@ defmodule Barytherium.Client.Endpoint do
   defp vhost(path) when path in [nil, "", "/"], do: nil
   defp vhost("/" <> name), do: URI.decode(name)
 
-  defp credentials(nil), do: {:ok, {nil, nil}}
+  defp credentials(nil), do: {nil, nil}
 
   defp credentials(userinfo) do
     case userinfo |> String.split(":", parts: 2) |> Enum.map(&URI.decode/1) do
-      [login, passcode] -> {:ok, {login, passcode}}
-      [login] -> {:ok, {login, nil}}
+      [login, passcode] -> {login, passcode}
+      [login] -> {login, nil}
     end
   end
 

@@ -8,7 +8,7 @@ defmodule Barytherium.Client.Events do
   alias Barytherium.Client.{Endpoint, Options, Session}
   alias Barytherium.{Frame, Telemetry}
 
-  @spec connected(Frame.t(), map()) :: map()
+  @spec connected(Frame.t(), map()) :: :ok
   def connected(%Frame{headers: headers}, %{session: session, endpoint: endpoint} = data) do
     info = %{
       client: self(),
@@ -20,9 +20,7 @@ defmodule Barytherium.Client.Events do
 
     Telemetry.client(:connected, %{duration: System.monotonic_time() - data.started}, info)
     # The delivery process has got the session already.
-    to_delivery({:connected, info}, data)
-    to_listener({:connected, info}, data)
-    %{data | info: info}
+    notify({:connected, info}, data)
   end
 
   @spec disconnected(atom() | Frame.t(), integer(), map()) :: :ok

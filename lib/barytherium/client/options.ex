@@ -176,8 +176,8 @@ defmodule Barytherium.Client.Options do
 
     fn endpoint ->
       {login, passcode} = endpoint.credentials.()
-      login = if login, do: login, else: reveal(options.login)
-      passcode = if passcode, do: passcode, else: reveal(options.passcode)
+      login = login || reveal(options.login)
+      passcode = passcode || reveal(options.passcode)
       host = {"host", endpoint.vhost || options.vhost || "/"}
       [host | common] ++ header("login", login) ++ header("passcode", passcode) ++ options.headers
     end

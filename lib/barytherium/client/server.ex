@@ -46,7 +46,6 @@ defmodule Barytherium.Client.Server do
       sender: nil,
       greeter: nil,
       session: nil,
-      info: nil,
       # Why the connection is about to end, if this side knows: an ERROR frame or an atom.
       verdict: nil,
       # Whether a broker refused in this round.
@@ -316,14 +315,15 @@ defmodule Barytherium.Client.Server do
     :gen_statem.reply(from, {:ok, known})
     waiting = Enum.sort(data.waiting)
 
-    data =
-      Events.connected(frame, %{
-        data
-        | session: session,
-          connections: data.connections + 1,
-          since: System.monotonic_time(),
-          waiting: %{}
-      })
+    data = %{
+      data
+      | session: session,
+        connections: data.connections + 1,
+        since: System.monotonic_time(),
+        waiting: %{}
+    }
+
+    Events.connected(frame, data)
 
     data =
       Enum.reduce(
@@ -382,7 +382,7 @@ defmodule Barytherium.Client.Server do
   end
 
   defp reset(data),
-    do: %{data | network: nil, sender: nil, greeter: nil, session: nil, info: nil, since: nil}
+    do: %{data | network: nil, sender: nil, greeter: nil, session: nil, since: nil}
 
   # The DISCONNECT is written when the broker has answered everything before it.
   defp close_if_done(state, %{closing: {_from, deadline}} = data)

@@ -4,8 +4,6 @@ defmodule Barytherium.Consumer.Worker do
   # `Barytherium.Client.Delivery`), which it owns.
   use GenServer
 
-  require Logger
-
   alias Barytherium.Client
   alias Barytherium.Client.Delivery
   alias Barytherium.Connection.Deadline

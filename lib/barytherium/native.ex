@@ -61,8 +61,8 @@ defmodule Barytherium.Native do
   @doc false
   def load do
     :barytherium
-    |> :code.priv_dir()
-    |> :filename.join('native/libbarytherium_nif')
+    |> Application.app_dir("priv/native/libbarytherium_nif")
+    |> String.to_charlist()
     |> :erlang.load_nif(System.schedulers_online())
   end
 

@@ -79,6 +79,8 @@ defmodule Barytherium.Client.Dispatcher do
 
   @doc false
   # Messages may hold bodies.
+  # A callback of GenServer since Elixir 1.17. OTP has called it before.
+  @impl {:format_status, 1} in GenServer.behaviour_info(:callbacks)
   def format_status(status) do
     status
     |> Map.replace(:message, "...")

@@ -102,6 +102,8 @@ defmodule Barytherium.Consumer.Worker do
 
   @doc false
   # The message may hold bodies.
+  # A callback of GenServer since Elixir 1.17. OTP has called it before.
+  @impl {:format_status, 1} in GenServer.behaviour_info(:callbacks)
   def format_status(status), do: status |> Map.replace(:message, "...") |> Map.replace(:log, [])
 
   defp event(callback, argument, %{handler: handler} = state) do

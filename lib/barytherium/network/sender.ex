@@ -263,6 +263,8 @@ defmodule Barytherium.Network.Sender do
 
   @doc false
   # Waiting frames may hold credentials.
+  # A callback of GenServer since Elixir 1.17. OTP has called it before.
+  @impl {:format_status, 1} in GenServer.behaviour_info(:callbacks)
   def format_status(status) do
     status
     |> Map.replace(:message, "...")

@@ -7,6 +7,9 @@ defmodule Barytherium.Network.Socket do
   alias Barytherium.{Connection, Native}
   alias Barytherium.Connection.TlsSocket
 
+  # Names of the socket drivers for TCP and local sockets. The second is that of older releases.
+  @tcp_drivers [~c"tcp_inet", ~c"local_tcp", ~c"afunix_inet"]
+
   @type monitor :: reference()
 
   @doc """
@@ -25,7 +28,7 @@ defmodule Barytherium.Network.Socket do
 
   defp check_kind!(port) when is_port(port) do
     case :erlang.port_info(port, :name) do
-      {:name, name} when name not in ['tcp_inet', 'local_tcp'] and name != 'afunix_inet' ->
+      {:name, name} when name not in @tcp_drivers ->
         raise ArgumentError, "the socket is no TCP socket, but a port of #{name}"
 
       _tcp_or_closed ->

@@ -58,5 +58,7 @@ defmodule Barytherium.Network.Writer do
 
   @doc false
   # The data may hold credentials.
+  # A callback of GenServer since Elixir 1.17. OTP has called it before.
+  @impl {:format_status, 1} in GenServer.behaviour_info(:callbacks)
   def format_status(status), do: Map.replace(status, :message, "...")
 end

@@ -13,6 +13,8 @@ defmodule Barytherium.MixProject do
       elixir: "~> 1.14",
       compilers: [:barytherium_native | Mix.compilers()],
       elixirc_paths: elixirc_paths(Mix.env()),
+      # Scripts and helpers of the tests. Without this, Elixir from 1.19 on warns of them.
+      test_ignore_filters: [~r"^test/(support|fixtures)/"],
       start_permanent: Mix.env() == :prod,
       description: "A STOMP client whose parser and receive loop are native code",
       package: package(),

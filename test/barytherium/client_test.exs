@@ -760,7 +760,7 @@ defmodule Barytherium.ClientTest do
           {[url: "stomp://h", ssl: [verify: :verify_none]], ~r/no URL begins with stomp\+ssl/},
           {[url: "stomp://h", cacertfile: "a"], ~r/secure: true is missing/},
           {[url: "stomp://h", backof: {1, 2}], ~r/unknown option :backof/},
-          {[url: "stomp://h", backoff: {2, 1}], ~r/invalid value for option :backoff: {2, 1}/},
+          {[url: "stomp://h", backoff: {2, 1}], ~r/invalid value for option :backoff: \{2, 1\}/},
           {[url: "stomp://h:99999"], ~r/invalid value for option :url|not a port/},
           {[url: "stomp://h", connect_timeout: -1], ~r/:connect_timeout/},
           {"stomp://hunter2@h", ~r/not a list/}

@@ -92,7 +92,8 @@ defmodule Barytherium.FrameTest do
     ]
 
     for cut <- 0..byte_size(bytes) do
-      <<left::binary-size(cut), right::binary>> = bytes
+      left = binary_part(bytes, 0, cut)
+      right = binary_part(bytes, cut, byte_size(bytes) - cut)
       {:ok, first, state} = Frame.parse_all(left)
       {:ok, rest, _state} = Frame.parse_all(right, state)
       assert first ++ rest == expected, "cut at #{cut}"

@@ -45,7 +45,7 @@ defmodule Barytherium.SecretsTest do
   end
 
   test "secrets are not in frames with unusual headers, in child specs or in error messages" do
-    for header <- [{'passcode', @secret}, {:PASSCODE, @secret}, ["passcode", @secret]] do
+    for header <- [{~c"passcode", @secret}, {:PASSCODE, @secret}, ["passcode", @secret]] do
       refute inspect(%Frame{command: :connect, headers: [header]}) =~ @secret
     end
 

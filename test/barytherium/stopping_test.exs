@@ -223,7 +223,7 @@ defmodule Barytherium.StoppingTest do
   test "the state has is_connected, because users of the package read it" do
     listener = Peer.listen(:tcp)
     port = Peer.port(listener)
-    state = %{opts: [], host: '127.0.0.1', port: port, callback_handler: self()}
+    state = %{opts: [], host: ~c"127.0.0.1", port: port, callback_handler: self()}
     {:ok, network} = GenServer.start(Network, state, [])
     peer = Peer.accept(listener)
     assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, _sender}}}
@@ -330,7 +330,7 @@ defmodule Barytherium.StoppingTest do
     options = [:binary, :inet6, active: false, ip: {0, 0, 0, 0, 0, 0, 0, 1}, ipv6_v6only: true]
     {:ok, listener} = :gen_tcp.listen(0, options)
 
-    if match?({:ok, _}, :inet.gethostbyname('localhost', :inet6)) do
+    if match?({:ok, _}, :inet.gethostbyname(~c"localhost", :inet6)) do
       {:ok, _network} = Network.start_link(self(), "localhost", Peer.port(listener))
       assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, _sender}}}
     end

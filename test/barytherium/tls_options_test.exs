@@ -81,7 +81,7 @@ defmodule Barytherium.TlsOptionsTest do
             System.cmd("openssl", unquote(arguments) ++ in_out, stderr_to_stdout: true)
 
           client = [certfile: files.client[:certfile], keyfile: key]
-          assert_accepted(context, client ++ [password: 'secret'])
+          assert_accepted(context, client ++ [password: ~c"secret"])
         end
       end
 
@@ -90,7 +90,7 @@ defmodule Barytherium.TlsOptionsTest do
         key = Path.join(directory, "encrypted_key.pem")
         arguments = ~w(pkcs8 -topk8 -v2 aes-256-cbc -passout pass:secret -in)
         openssl(arguments ++ [files.client[:keyfile], "-out", key])
-        client = [certfile: files.client[:certfile], keyfile: key, password: 'not-the-secret']
+        client = [certfile: files.client[:certfile], keyfile: key, password: ~c"not-the-secret"]
 
         log =
           capture_log(fn ->
@@ -145,10 +145,10 @@ defmodule Barytherium.TlsOptionsTest do
           {"versions", [versions: [:"tlsv1.2"]], :native},
           {"ciphers with a name of OpenSSL", [ciphers: ["ECDHE-RSA-AES256-GCM-SHA384"]], :native},
           {"ciphers with a name of the IANA",
-           [ciphers: ['TLS_AES_256_GCM_SHA384', 'TLS_AES_128_GCM_SHA256']], :native},
+           [ciphers: [~c"TLS_AES_256_GCM_SHA384", ~c"TLS_AES_128_GCM_SHA256"]], :native},
           {"an old version", [versions: [:"tlsv1.1", :"tlsv1.2"]], :otp},
           {"an old cipher",
-           [ciphers: ['ECDHE-RSA-AES256-GCM-SHA384', 'AES128-SHA'], versions: [:"tlsv1.2"]],
+           [ciphers: [~c"ECDHE-RSA-AES256-GCM-SHA384", ~c"AES128-SHA"], versions: [:"tlsv1.2"]],
            :otp},
           {"an option of :ssl only", [depth: 3], :otp},
           {"tls: :otp", [tls: :otp], :otp}
@@ -176,7 +176,7 @@ defmodule Barytherium.TlsOptionsTest do
     end
 
     test "suites in maps", %{port: port, trust: trust} do
-      suite = :ssl.str_to_suite('ECDHE-RSA-AES256-GCM-SHA384')
+      suite = :ssl.str_to_suite(~c"ECDHE-RSA-AES256-GCM-SHA384")
       network = connect("localhost", port, trust ++ [ciphers: [suite]])
       assert_connected()
       assert Network.stats(network).tls == :native

@@ -77,7 +77,7 @@ defmodule Barytherium.TlsTest do
         end
 
         # It is accepted if the options name that host, or no host.
-        for name <- ['other.example', "other.example", :disable] do
+        for name <- [~c"other.example", "other.example", :disable] do
           connect("localhost", port, trusting ++ [server_name_indication: name])
           assert_connected()
         end
@@ -94,9 +94,9 @@ defmodule Barytherium.TlsTest do
         port = server(certificates.server)
 
         name = &(@tls ++ [cacerts: certificates.cacerts, server_name_indication: &1])
-        connect("localhost", port, name.('one.feeds.example'))
+        connect("localhost", port, name.(~c"one.feeds.example"))
         assert_connected()
-        connect("localhost", port, name.('one.two.feeds.example'))
+        connect("localhost", port, name.(~c"one.two.feeds.example"))
         assert_refused(:hostname_check_failed)
       end
 
@@ -158,8 +158,8 @@ defmodule Barytherium.TlsTest do
       test "a cipher that the server does not have is reported", context do
         %{server: server, cacerts: cacerts} = context.certificates
         version = [versions: [:"tlsv1.2"]]
-        port = server(server ++ version ++ [ciphers: ['ECDHE-RSA-AES128-GCM-SHA256']])
-        client = [cacerts: cacerts, ciphers: ['ECDHE-RSA-AES256-GCM-SHA384']] ++ version
+        port = server(server ++ version ++ [ciphers: [~c"ECDHE-RSA-AES128-GCM-SHA256"]])
+        client = [cacerts: cacerts, ciphers: [~c"ECDHE-RSA-AES256-GCM-SHA384"]] ++ version
         connect("localhost", port, @tls ++ client)
         assert_refused(:insufficient_security)
       end

@@ -7,7 +7,7 @@ defmodule Barytherium.DifferentialTest do
 
   alias Barytherium.{Conformance, Frame, OtherParsers}
 
-  @moduletag :broker
+  @moduletag real_broker: :rabbitmq
 
   @guide Path.expand("../../guides/conformance.md", __DIR__)
 

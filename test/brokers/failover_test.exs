@@ -5,7 +5,7 @@ defmodule Barytherium.FailoverTest do
   alias Barytherium.Brokers.ActiveMQ
   alias Barytherium.{Broker, Client}
 
-  @moduletag :broker
+  @moduletag real_broker: :activemq
   @moduletag capture_log: true
 
   defmodule Consumer do

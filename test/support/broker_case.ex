@@ -18,7 +18,7 @@ defmodule Barytherium.BrokerCase do
       alias Barytherium.{Broker, Frame}
       alias Barytherium.Network.Sender
 
-      @moduletag :broker
+      @moduletag real_broker: unquote(kind).name()
       @moduletag timeout: 180_000
 
       @broker_kind unquote(kind)

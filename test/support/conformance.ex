@@ -30,8 +30,7 @@ defmodule Barytherium.Conformance do
   @doc "`input` cut in two at every point."
   def cuts(input) do
     for at <- 0..byte_size(input) do
-      <<left::binary-size(at), right::binary>> = input
-      [left, right]
+      [binary_part(input, 0, at), binary_part(input, at, byte_size(input) - at)]
     end
   end
 

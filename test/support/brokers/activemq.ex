@@ -3,6 +3,9 @@ defmodule Barytherium.Brokers.ActiveMQ do
 
   @jars "/usr/share/activemq/lib"
 
+  @doc "The value of the tag `:real_broker` of its tests."
+  def name, do: :activemq
+
   @doc "A sentence that says what is missing, or nil."
   def missing do
     unless File.exists?(Path.join(@jars, "activemq-stomp.jar")),

@@ -3,6 +3,9 @@ defmodule Barytherium.Brokers.RabbitMQ do
 
   alias Barytherium.Broker
 
+  @doc "The value of the tag `:real_broker` of its tests."
+  def name, do: :rabbitmq
+
   @doc "A sentence that says what is missing, or nil."
   def missing do
     unless launcher("rabbitmq-server"),

@@ -46,7 +46,12 @@ defmodule Barytherium.ReadmeTest do
         stop_supervised!(:first)
         broker = start_supervised!({TestBroker, port: port}, id: :second)
         eventually(fn -> subscribed?(broker) end, 1_000)
+        # A message that has not arrived when the consumer is stopped is left to the broker.
+        :erlang.trace(:all, true, [:call])
+        :erlang.trace_pattern({Orders, :handle_message, 2}, true, [:local])
         TestBroker.publish(broker, "/queue/a", :zlib.gzip("much longer than before"))
+        assert_receive {:trace, _pid, :call, {Orders, :handle_message, _arguments}}
+        :erlang.trace(:all, false, [:call])
         Supervisor.stop(supervisor)
       end)
 

@@ -1,7 +1,7 @@
 defmodule Barytherium.FrameTest do
   use ExUnit.Case, async: true
 
-  alias Barytherium.{Frame, ParseError}
+  alias Barytherium.{Conformance, Frame, ParseError}
   alias Barytherium.Frame.ValueEncoding
 
   doctest Frame
@@ -91,12 +91,10 @@ defmodule Barytherium.FrameTest do
       %Frame{command: :receipt}
     ]
 
-    for cut <- 0..byte_size(bytes) do
-      left = binary_part(bytes, 0, cut)
-      right = binary_part(bytes, cut, byte_size(bytes) - cut)
+    for [left, right] <- Conformance.cuts(bytes) do
       {:ok, first, state} = Frame.parse_all(left)
       {:ok, rest, _state} = Frame.parse_all(right, state)
-      assert first ++ rest == expected, "cut at #{cut}"
+      assert first ++ rest == expected, "cut at #{byte_size(left)}"
     end
   end
 

@@ -38,20 +38,21 @@ defmodule Barytherium.ReadmeTest do
     port = TestBroker.port(broker)
     {children, _binding} = "children = " |> block() |> at(port) |> Code.eval_string()
 
+    # Tells this process of each message that the consumer gets.
+    :erlang.trace(:new_processes, true, [:call])
+    :erlang.trace_pattern({Orders, :handle_message, 2}, true)
+
     log =
       capture_log(fn ->
         {:ok, supervisor} = Supervisor.start_link(children, strategy: :one_for_one)
         eventually(fn -> subscribed?(broker) end)
         Code.eval_string(block("Client.publish"))
+        assert_handled()
         stop_supervised!(:first)
         broker = start_supervised!({TestBroker, port: port}, id: :second)
         eventually(fn -> subscribed?(broker) end, 1_000)
-        # A message that has not arrived when the consumer is stopped is left to the broker.
-        :erlang.trace(:all, true, [:call])
-        :erlang.trace_pattern({Orders, :handle_message, 2}, true, [:local])
         TestBroker.publish(broker, "/queue/a", :zlib.gzip("much longer than before"))
-        assert_receive {:trace, _pid, :call, {Orders, :handle_message, _arguments}}
-        :erlang.trace(:all, false, [:call])
+        assert_handled()
         Supervisor.stop(supervisor)
       end)
 
@@ -60,11 +61,16 @@ defmodule Barytherium.ReadmeTest do
     refute log =~ "terminating"
     refute log =~ "guest"
   after
+    :erlang.trace(:new_processes, false, [:call])
     :code.purge(Orders)
     :code.delete(Orders)
   end
 
   defp at(block, port), do: String.replace(block, "61613", to_string(port))
+  # A message that has not arrived when the broker or the consumer stops is not handled.
+  defp assert_handled,
+    do: assert_receive({:trace, _consumer, :call, {Orders, :handle_message, _arguments}})
+
   defp subscribed?(broker), do: :sys.get_state(broker).subscriptions != []
 
   test "the other examples work" do

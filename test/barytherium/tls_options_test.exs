@@ -189,4 +189,13 @@ defmodule Barytherium.TlsOptionsTest do
       assert Network.stats(network).tls == nil
     end
   end
+
+  # Which of the two forms comes depends on the release of OTP.
+  test "the log names options that :ssl finds incompatible, without their values" do
+    options = [verify: :verify_none, password: "hunter2"]
+
+    for reason <- [{:options, :incompatible, options}, {:options, {:incompatible, options}}] do
+      assert Barytherium.Connection.Tls.describe(reason) == "incompatible: [:verify, :password]"
+    end
+  end
 end

@@ -90,13 +90,13 @@ defmodule Barytherium.Connection.Tls do
 
   @doc "Describes an options error of `:ssl` without values, because one of them may be a key."
   @spec describe(term()) :: String.t()
+  def describe({:options, :incompatible, names}), do: "incompatible: #{inspect(names(names))}"
   def describe({:options, {:incompatible, names}}), do: "incompatible: #{inspect(names(names))}"
   def describe({:options, {name, _value}}) when is_atom(name), do: to_string(name)
 
   def describe({:options, {name, file, reason}}) when is_atom(name),
     do: "#{name}: #{inspect(file)}: #{inspect(reason)}"
 
-  def describe({:options, :incompatible, names}), do: "incompatible: #{inspect(names(names))}"
   def describe(_other), do: "see the documentation of :ssl.connect/3"
 
   defp names(options) do

@@ -7,7 +7,7 @@ defmodule Barytherium.Network.Socket do
   alias Barytherium.{Connection, Native}
   alias Barytherium.Connection.TlsSocket
 
-  # Names of the socket drivers for TCP and local sockets. The second is that of older releases.
+  # The names of ports that are sockets for TCP, or local ones.
   @tcp_drivers [~c"tcp_inet", ~c"local_tcp", ~c"afunix_inet"]
 
   @type monitor :: reference()

@@ -224,21 +224,6 @@ defmodule Barytherium.TlsTest do
     end
   end
 
-  test "verify_none trusts any server, and is logged once", context do
-    :persistent_term.erase(Barytherium.Connection.Tls)
-    port = server(context.certificates.server)
-
-    log =
-      capture_log(fn ->
-        for tls <- [:native, :otp, :native] do
-          connect("localhost", port, verify: :verify_none, tls: tls)
-          assert_connected()
-        end
-      end)
-
-    assert length(String.split(log, "verify: :verify_none: anybody")) == 2
-  end
-
   test "TLS options without secure: true raise" do
     error =
       assert_raise ArgumentError, fn ->

@@ -1,3 +1,5 @@
+Code.require_file("../test/support/certificates.ex", __DIR__)
+
 defmodule Bench.Feed do
   @moduledoc "The peer of a benchmark, in an operating system process of its own."
 
@@ -12,12 +14,7 @@ defmodule Bench.Feed do
 
   @doc "The same with TLS: a flood, or the bytes at an interval."
   def start_tls(bytes, milliseconds \\ 0) do
-    options = [digest: :sha256, key: {:rsa, 2048, 65_537}]
-    chain = %{root: options, intermediates: [], peer: options}
-
-    %{server_config: config} =
-      :public_key.pkix_test_data(%{server_chain: chain, client_chain: chain})
-
+    config = Barytherium.Certificates.make(["localhost"]).server
     {type, key} = config[:key]
 
     pem =

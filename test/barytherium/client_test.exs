@@ -1,6 +1,8 @@
 defmodule Barytherium.ClientTest do
   use Barytherium.ClientCase, async: true
 
+  import Barytherium.Untyped
+
   # Waits that a test can sit out.
   @backoff [backoff: {20, 100}]
 
@@ -188,7 +190,7 @@ defmodule Barytherium.ClientTest do
       for mistake <- [
             fn -> Client.publish(client, "/a", "", headers: [{"receipt", "1"}]) end,
             fn -> Client.publish(client, "", "") end,
-            fn -> Client.publish_many(client, {"/a", ""}) end,
+            fn -> Client.publish_many(client, untyped({"/a", ""})) end,
             fn -> Client.subscribe(client, "/a", headers: [{"id", "1"}]) end,
             fn -> Client.subscribe(client, "/a", headers: [{"selector", {:a}}]) end,
             fn -> Client.unsubscribe(client, 1, -1) end,

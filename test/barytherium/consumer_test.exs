@@ -7,6 +7,8 @@ defmodule Barytherium.ConsumerTest do
   defmodule Reporter do
     use Barytherium.Consumer, subscribe: "/queue/a", backoff: {20, 100}
 
+    import Barytherium.Untyped
+
     @impl true
     def init({:stop, reason}), do: {:stop, reason}
 
@@ -24,8 +26,8 @@ defmodule Barytherium.ConsumerTest do
         "noreply" -> {:noreply, test}
         "raise" <> _more -> raise "oh no"
         "throw" -> throw({:secret, body})
-        "match" -> :nothing = body
-        "argument" -> only_atoms(body)
+        "match" -> :nothing = untyped(body)
+        "argument" -> only_atoms(untyped(body))
         "return" -> :ok
         "wait" -> wait(test)
         "slow noreply" <> _more -> slow(:noreply, test)

@@ -79,7 +79,8 @@ defmodule Barytherium.GuidesTest do
       assert log =~ "closed"
       assert log =~ "econnrefused"
       assert log =~ "got 23 bytes"
-      refute log =~ "terminating"
+      # Erlang's cache of PEM files ends when it finds that another test has removed one.
+      refute log =~ ~r/(?<!:ssl_pem_cache) terminating/
       refute log =~ "guest"
     end
   after

@@ -127,7 +127,13 @@ defmodule Barytherium.LimitsTest do
         assert_refused(@transport, "a body larger than the limit", head, "")
 
         {receiver, peer, _socket} = start_connected(@transport, max_body: :infinity)
-        grown = growth(fn -> Peer.send(peer, head <> "begin") && read(receiver) end)
+
+        grown =
+          growth(fn ->
+            Peer.send(peer, head <> "begin")
+            read(receiver)
+          end)
+
         assert grown < @most_growth
         Peer.close(peer)
         assert_disconnect(:closed, receiver)

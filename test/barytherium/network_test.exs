@@ -2,6 +2,7 @@ defmodule Barytherium.NetworkTest do
   use ExUnit.Case, async: true
 
   import Barytherium.ReceiverCase, only: [eventually: 1]
+  import Barytherium.Untyped
 
   alias Barytherium.{Connection, Frame, Network, Peer}
   alias Barytherium.Network.Sender
@@ -192,7 +193,7 @@ defmodule Barytherium.NetworkTest do
   end
 
   test "a sender that is not a pid raises in the caller" do
-    assert_raise ArgumentError, ~r/the sender is nil/, fn -> Sender.write(nil, []) end
+    assert_raise ArgumentError, ~r/the sender is nil/, fn -> Sender.write(untyped(nil), []) end
   end
 
   test "a write that the negotiated version cannot escape is dropped and logged" do

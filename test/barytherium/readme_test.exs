@@ -58,7 +58,8 @@ defmodule Barytherium.ReadmeTest do
 
     assert log =~ "got 5 bytes"
     assert log =~ "got 23 bytes"
-    refute log =~ "terminating"
+    # Erlang's cache of PEM files ends when it finds that another test has removed one.
+    refute log =~ ~r/(?<!:ssl_pem_cache) terminating/
     refute log =~ "guest"
   after
     :erlang.trace(:new_processes, false, [:call])

@@ -135,7 +135,10 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
       end
 
       assert_raise RuntimeError, fn ->
-        Client.transaction(client, fn transaction -> move.(transaction) && raise("no") end)
+        Client.transaction(client, fn transaction ->
+          move.(transaction)
+          raise "no"
+        end)
       end
 
       refute_receive {:handled, _frame, _pid}, 200

@@ -5,7 +5,7 @@ defmodule Barytherium.Peer do
 
   import Kernel, except: [send: 2]
 
-  alias Barytherium.Connection
+  alias Barytherium.{Certificates, Connection}
 
   @transports [:tcp, :socket, :tls, :ssl]
 
@@ -85,6 +85,12 @@ defmodule Barytherium.Peer do
 
   def send(peer, data), do: :ok = Connection.send(peer, data)
 
+  @doc "Sends `data`, and closes."
+  def send_all(peer, data) do
+    __MODULE__.send(peer, data)
+    close(peer)
+  end
+
   @doc "Receives `length` bytes, or with 0 what has arrived, waiting for at least one byte."
   def recv(peer, length \\ 0), do: Connection.recv(peer, length, 2_000)
 
@@ -122,13 +128,7 @@ defmodule Barytherium.Peer do
   defp certificate do
     case :persistent_term.get(__MODULE__, nil) do
       nil ->
-        options = [digest: :sha256, key: {:rsa, 2048, 65_537}]
-        chain = %{root: options, intermediates: [], peer: options}
-
-        %{server_config: config} =
-          :public_key.pkix_test_data(%{server_chain: chain, client_chain: chain})
-
-        certificate = Keyword.take(config, [:cert, :key])
+        certificate = Keyword.take(Certificates.make(["localhost"]).server, [:cert, :key])
         :persistent_term.put(__MODULE__, certificate)
         certificate
 

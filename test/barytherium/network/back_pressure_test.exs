@@ -139,7 +139,7 @@ defmodule Barytherium.Network.BackPressureTest do
 
   test "loop/1 does not wait for its caller if that is the listener" do
     {socket, peer} = Peer.pair()
-    spawn_link(fn -> Peer.send(peer, :binary.copy(@frame, 20_000)) && Peer.close(peer) end)
+    spawn_link(fn -> Peer.send_all(peer, :binary.copy(@frame, 20_000)) end)
     test = self()
 
     state = %{

@@ -10,8 +10,12 @@ defmodule Barytherium.Network.FairnessTest do
   # Takes all frames, and reports their number when asked.
   defp count(frames \\ 0) do
     receive do
-      {:"$gen_cast", {:barytherium, :frames, {more, _sender}}} -> count(frames + length(more))
-      {:report, from} -> send(from, {:frames, frames}) && count(frames)
+      {:"$gen_cast", {:barytherium, :frames, {more, _sender}}} ->
+        count(frames + length(more))
+
+      {:report, from} ->
+        send(from, {:frames, frames})
+        count(frames)
     end
   end
 

@@ -312,7 +312,7 @@ defmodule Barytherium.Network.ReceiverTest do
       for name <- [self(), __MODULE__, {__MODULE__, node()}] do
         {socket, peer} = Peer.pair()
         frames = [connected_bytes() | for(n <- 1..30_000, do: message(n))]
-        spawn_link(fn -> Peer.send(peer, frames) && Peer.close(peer) end)
+        spawn_link(fn -> Peer.send_all(peer, frames) end)
         test = self()
         network = spawn_link(fn -> network(test) end)
         state = %{loop_state(socket, self()) | listener_pid: name, network_pid: network}

@@ -5,6 +5,8 @@ defmodule Barytherium.MixProject do
   use Mix.Project
 
   @version "1.0.0"
+  # Its releases have the native libraries.
+  @source_url "https://github.com/barytherium/barytherium_native"
 
   def project do
     [
@@ -18,6 +20,7 @@ defmodule Barytherium.MixProject do
       start_permanent: Mix.env() == :prod,
       description: "A STOMP client whose parser and receive loop are native code",
       package: package(),
+      source_url: @source_url,
       deps: []
     ]
   end
@@ -32,8 +35,11 @@ defmodule Barytherium.MixProject do
   defp package do
     [
       licenses: ["MIT"],
-      files: ~w(lib native guides Cargo.toml Cargo.lock mix.exs README.md CHANGELOG.md LICENSE
-           .formatter.exs)
+      links: %{"GitHub" => @source_url},
+      # Only a package has the checksum file: `script/package` makes it of a release's archives.
+      files:
+        ~w(lib native guides .cargo Cargo.toml Cargo.lock mix.exs README.md CHANGELOG.md LICENSE
+           .formatter.exs) ++ Path.wildcard("checksum-*.exs")
     ]
   end
 end

@@ -1,30 +1,42 @@
-# This is a script because `mix.exs` needs it before the application is compiled.
+# These are scripts because `mix.exs` needs them before the application is compiled.
+for script <- ~w(target archive cargo download precompiled) do
+  Code.require_file("../barytherium_build/#{script}.exs", __DIR__)
+end
+
 defmodule Mix.Tasks.Compile.BarytheriumNative do
   @moduledoc """
-  Builds the native library with cargo and copies it to the application's `priv/native`.
+  Puts the native library into the application's `priv/native`.
 
-  Cargo decides what to rebuild. It builds in `CARGO_TARGET_DIR`, or by default in a directory next
-  to the build path, which all environments share. It never builds in the source directory, which
-  may be read-only.
+  It takes the first of these that applies:
+
+    * the library that `BARYTHERIUM_NIF_PATH` names;
+    * the library of the release, if this is a package with a checksum file. It is downloaded once, and
+      not used unless its checksum is right. `BARYTHERIUM_BUILD=1` turns this off;
+    * what cargo builds from the sources. Cargo decides what to rebuild. It builds in
+      `CARGO_TARGET_DIR`, or by default in a directory next to the build path, which all environments
+      share. It never builds in the source directory, which may be read-only.
   """
   use Mix.Task.Compiler
 
+  alias Barytherium.Build.{Archive, Cargo, Precompiled}
   alias Mix.Task.Compiler.Diagnostic
 
-  @crate "barytherium_nif"
-  # rustler requires this version. Keep it equal to `rust-version` in Cargo.toml.
-  @required "1.91.0"
-  @hint "Debian 12 and 13 have it as cargo-web; elsewhere see https://rustup.rs."
   @sources Path.expand("../../..", __DIR__)
   # The VM looks for `.so` on macOS too.
-  @library "lib#{@crate}.so"
+  @library "libbarytherium_nif.so"
 
   @impl true
   def run(_args) do
-    with {:ok, cargo} <- find_cargo(),
-         :ok <- build(cargo) do
-      install(built_library(), installed_library())
-    else
+    # Elixir 1.15 and later hide the applications of OTP that a project does not start.
+    if function_exported?(Mix, :ensure_application!, 1) do
+      for application <- [:crypto, :ssl, :inets] do
+        apply(Mix, :ensure_application!, [application])
+      end
+    end
+
+    case library(System.get_env()) do
+      :current -> {:noop, []}
+      {:ok, library} -> install(library, installed_library())
       {:error, message} -> failure(message)
     end
   end
@@ -35,67 +47,77 @@ defmodule Mix.Tasks.Compile.BarytheriumNative do
   @impl true
   def clean do
     File.rm(installed_library())
+    File.rm(origin())
     File.rm_rf(target_dir())
     :ok
   end
 
-  # The first cargo that is new enough. An old one of the system may come before rustup's in PATH.
-  defp find_cargo do
-    [System.find_executable("cargo"), Path.expand("~/.cargo/bin/cargo")]
-    |> Enum.filter(&(&1 && File.exists?(&1)))
-    |> Enum.map(&{&1, version(&1)})
-    |> choose()
+  defp library(environment) do
+    checksum_file = Path.join(@sources, Archive.checksum_file())
+    prebuilt = Map.get(environment, "BARYTHERIUM_NIF_PATH", "")
+    forced? = environment["BARYTHERIUM_BUILD"] in ["1", "true"]
+
+    cond do
+      prebuilt != "" -> given(prebuilt)
+      forced? or not File.exists?(checksum_file) -> built()
+      true -> precompiled(checksum_file, environment)
+    end
   end
 
-  defp choose([]),
-    do:
-      {:error,
-       "Barytherium needs cargo (Rust #{@required} or later), and there is none. #{@hint}"}
+  # Mix compiles a dependency in its own directory, so a relative path would mean another file there.
+  defp given(path) do
+    with :absolute <- Path.type(path),
+         {:ok, library} <- File.read(path) do
+      {:ok, library}
+    else
+      :relative ->
+        {:error, "BARYTHERIUM_NIF_PATH has to be an absolute path, and #{path} is not."}
 
-  defp choose([{first, version} | _] = found) do
-    case Enum.find(found, fn {_cargo, version} -> new_enough?(version) end) do
-      {cargo, _version} ->
-        {:ok, cargo}
-
-      nil ->
+      {:error, reason} ->
         {:error,
-         "Barytherium needs Rust #{@required} or later, and #{first} is #{version}. #{@hint}"}
+         "BARYTHERIUM_NIF_PATH names #{path}, which cannot be read: #{:file.format_error(reason)}."}
     end
   end
 
-  defp version(cargo) do
-    {output, _status} = System.cmd(cargo, ["--version"], stderr_to_stdout: true)
-
-    case Regex.run(~r/^cargo (\d+\.\d+\.\d+)/, output) do
-      [_, version] -> version
-      nil -> "broken (#{String.trim(output)})"
+  defp built do
+    with {:ok, library} <- Cargo.build(target_dir()) do
+      {:ok, File.read!(library)}
     end
   end
 
-  defp new_enough?(version) do
-    case Version.parse(version) do
-      {:ok, version} -> Version.compare(version, @required) != :lt
-      :error -> false
+  # If the library of this archive is installed already, neither cache nor network is needed.
+  defp precompiled(checksum_file, environment) do
+    with {:ok, archive} <-
+           Precompiled.choose(
+             Mix.Project.config(),
+             checksum_file,
+             environment,
+             Precompiled.system()
+           ),
+         :missing <- installed(archive),
+         {:ok, library} <- Precompiled.fetch(archive, environment) do
+      File.mkdir_p!(Path.dirname(origin()))
+      File.write!(origin(), origin(archive, library))
+      {:ok, library}
     end
   end
 
-  defp build(cargo) do
-    args = ["build", "--release", "--locked", "--quiet", "--package", @crate]
-    args = args ++ ["--target-dir", target_dir()]
-    # The environment stays as it is, so RUSTC_WRAPPER and similar settings work. Cargo reads
-    # .cargo/config.toml from the directory that it runs in.
-    options = [cd: @sources, stderr_to_stdout: true, into: IO.stream(:stdio, :line)]
-
-    case System.cmd(cargo, args, options) do
-      {_output, 0} -> :ok
-      {_output, status} -> {:error, "cargo could not build #{@crate} (exit status #{status})."}
+  defp installed(archive) do
+    with {:ok, library} <- File.read(installed_library()),
+         {:ok, origin} <- File.read(origin()),
+         true <- origin == origin(archive, library) do
+      :current
+    else
+      _other -> :missing
     end
   end
+
+  # The archive and the library that came out of it.
+  defp origin(archive, library), do: "#{archive.sha256} #{Archive.sha256(library)}"
+  defp origin, do: Path.join(Mix.Project.manifest_path(), "compile.barytherium_native")
 
   # Writing to a loaded library would kill the VM, so a new file replaces the old one.
-  defp install(built, installed) do
-    library = File.read!(built)
-
+  defp install(library, installed) do
     if File.read(installed) == {:ok, library} do
       {:noop, []}
     else
@@ -109,11 +131,10 @@ defmodule Mix.Tasks.Compile.BarytheriumNative do
 
   defp failure(message) do
     Mix.shell().error(message)
-    file = Path.join(@sources, "Cargo.toml")
 
     diagnostic = %Diagnostic{
-      compiler_name: "cargo",
-      file: file,
+      compiler_name: "barytherium_native",
+      file: Path.join(@sources, "Cargo.toml"),
       message: message,
       position: 0,
       severity: :error
@@ -123,14 +144,6 @@ defmodule Mix.Tasks.Compile.BarytheriumNative do
   end
 
   defp installed_library, do: Path.join([Mix.Project.app_path(), "priv", "native", @library])
-
-  defp built_library do
-    triple = System.get_env("CARGO_BUILD_TARGET", "")
-    Path.join([target_dir(), triple, "release", cargo_name(:os.type())])
-  end
-
-  defp cargo_name({:unix, :darwin}), do: "lib#{@crate}.dylib"
-  defp cargo_name(_os), do: "lib#{@crate}.so"
 
   defp target_dir do
     beside_build = Path.expand("../barytherium_cargo", Mix.Project.build_path())

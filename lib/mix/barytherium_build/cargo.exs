@@ -1,0 +1,92 @@
+defmodule Barytherium.Build.Cargo do
+  @moduledoc false
+  # Builds the native library. Cargo decides what to rebuild.
+
+  @crate "barytherium_nif"
+  # rustler requires this version. Keep it equal to `rust-version` in Cargo.toml.
+  @required "1.91.0"
+  @hint "Debian 12 and 13 have it as cargo-web; elsewhere see https://rustup.rs."
+  @sources Path.expand("../../..", __DIR__)
+
+  @doc "The version of Rust that is needed."
+  def required, do: @required
+
+  @doc "Builds for `target`, or if it is `nil`, for what cargo builds by default."
+  @spec build(Path.t(), String.t() | nil) :: {:ok, library :: Path.t()} | {:error, String.t()}
+  def build(target_dir, target \\ nil) do
+    with {:ok, cargo} <- find() do
+      run(cargo, target_dir, target)
+    end
+  end
+
+  @doc "The target that cargo builds for by default."
+  @spec host() :: {:ok, String.t()} | {:error, String.t()}
+  def host do
+    with {:ok, cargo} <- find() do
+      {output, 0} = System.cmd(cargo, ["-vV"])
+      [_, host] = Regex.run(~r/^host: (\S+)$/m, output)
+      {:ok, host}
+    end
+  end
+
+  # The first cargo that is new enough. An old one of the system may come before rustup's in PATH.
+  defp find do
+    [System.find_executable("cargo"), Path.expand("~/.cargo/bin/cargo")]
+    |> Enum.filter(&(&1 && File.exists?(&1)))
+    |> Enum.map(&{&1, version(&1)})
+    |> choose()
+  end
+
+  defp choose([]),
+    do:
+      {:error,
+       "Barytherium needs cargo (Rust #{@required} or later), and there is none. #{@hint}"}
+
+  defp choose([{first, version} | _] = found) do
+    case Enum.find(found, fn {_cargo, version} -> new_enough?(version) end) do
+      {cargo, _version} ->
+        {:ok, cargo}
+
+      nil ->
+        {:error,
+         "Barytherium needs Rust #{@required} or later, and #{first} is #{version}. #{@hint}"}
+    end
+  end
+
+  defp version(cargo) do
+    {output, _status} = System.cmd(cargo, ["--version"], stderr_to_stdout: true)
+
+    case Regex.run(~r/^cargo (\d+\.\d+\.\d+)/, output) do
+      [_, version] -> version
+      nil -> "broken (#{String.trim(output)})"
+    end
+  end
+
+  defp new_enough?(version) do
+    case Version.parse(version) do
+      {:ok, version} -> Version.compare(version, @required) != :lt
+      :error -> false
+    end
+  end
+
+  defp run(cargo, target_dir, target) do
+    args = ["build", "--release", "--locked", "--quiet", "--package", @crate]
+    args = args ++ ["--target-dir", target_dir] ++ if(target, do: ["--target", target], else: [])
+    # The environment stays as it is, so RUSTC_WRAPPER and similar settings work. Cargo reads
+    # .cargo/config.toml from the directory that it runs in.
+    options = [cd: @sources, stderr_to_stdout: true, into: IO.stream(:stdio, :line)]
+
+    case System.cmd(cargo, args, options) do
+      {_output, 0} -> {:ok, library(target_dir, target)}
+      {_output, status} -> {:error, "cargo could not build #{@crate} (exit status #{status})."}
+    end
+  end
+
+  defp library(target_dir, target) do
+    triple = target || System.get_env("CARGO_BUILD_TARGET", "")
+    Path.join([target_dir, triple, "release", "lib#{@crate}.#{extension(triple)}"])
+  end
+
+  defp extension(""), do: if(:os.type() == {:unix, :darwin}, do: "dylib", else: "so")
+  defp extension(triple), do: if(triple =~ "darwin", do: "dylib", else: "so")
+end

@@ -108,7 +108,7 @@ defmodule Barytherium.Build.Archive do
         "  #{inspect(Path.basename(archive))} => \"sha256:#{digest}\",\n"
       end
 
-    File.write!(path, ["%{\n", lines, "}\n"])
+    if archives != [], do: File.write!(path, ["%{\n", lines, "}\n"])
     Enum.map(archives, &Path.basename/1)
   end
 end

@@ -103,22 +103,11 @@ defmodule Barytherium.FreshProjectTest do
 
   test "without cargo the error says what is missing", %{directory: directory} do
     make_project(directory, "")
-    path = Path.join(directory, "bin")
-    File.mkdir_p!(path)
-    # Link all tools of this system but cargo.
-    for tool <- ["elixir", "mix", "erl" | File.ls!("/usr/bin")], tool != "cargo" do
-      tool |> System.find_executable() |> link(path, tool)
-    end
-
-    environment = [{"PATH", path}, {"HOME", directory}]
+    environment = Barytherium.WithoutCargo.environment(directory)
     {output, status} = run("mix", ["compile"], directory, environment)
     assert status != 0
     assert output =~ "Barytherium needs cargo (Rust 1.91.0 or later), and there is none."
   end
-
-  defp link(nil, _path, _tool), do: :ok
-  # `File.ln_s/2` fails for tools that are linked already.
-  defp link(found, path, tool), do: File.ln_s(found, Path.join(path, tool))
 
   defp make_project(directory, project_options) do
     File.mkdir_p!(Path.join(directory, "lib"))

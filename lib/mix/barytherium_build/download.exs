@@ -8,7 +8,7 @@ defmodule Barytherium.Build.Download do
   @connect_timeout :timer.seconds(30)
   # The longest time without a byte. Slow lines may take as long as they want.
   @idle_timeout :timer.seconds(60)
-  # Ten times the size of the archives. The checksum is known only when all is here, so until then this
+  # Archives have about 2 MB. The checksum is known only when all is here, so until then this
   # limits what a server can fill the memory with.
   @max_bytes 32 * 1024 * 1024
   @max_redirects 5

@@ -100,6 +100,7 @@ impl Connection {
     ) -> NifResult<Term<'a>> {
         self.run(env, to, |slice, transport, buffers| {
             let transport = transport.ok_or(Error::BadArg)?;
+            transport.socket.settle(env);
             let step = receive(&mut Reader {
                 slice,
                 transport,

@@ -4,15 +4,24 @@
 //! other, so we poll a duplicate. It belongs to a resource type that is opened by hand, because
 //! `enif_select` needs a stop callback and Rustler's resources have none. The VM calls that callback
 //! when no poller uses the descriptor any more, and only there it is closed.
+//!
+//! A message `:ready_input` keeps the VM's schedulers from polling until its descriptor is polled again
+//! or the scheduler that handled the message has nothing to do. This is the VM's way of not finding more
+//! input than it can handle. But a connection that is flooded reads on for seconds without polling, and
+//! meanwhile nobody would look at the descriptors that schedulers poll: those of ports, and from OTP 28
+//! also those that one process polls often, which are connections like ours. Therefore every message is
+//! settled, see [`Socket::settle`].
 
 use crate::halt;
 use crate::terms::BinaryBody;
 use rustler::sys::{
     ERL_NIF_SELECT_READ, ERL_NIF_SELECT_STOP, ErlNifEnv, ErlNifEvent, ErlNifResourceFlags,
-    ErlNifResourceStop, ErlNifResourceType, ErlNifResourceTypeInit, ErlNifTerm, c_int, c_void,
-    enif_alloc_resource, enif_init_resource_type, enif_release_resource, enif_select,
+    ErlNifResourceStop, ErlNifResourceType, ErlNifResourceTypeInit, ErlNifSelectFlags, ErlNifTerm,
+    c_int, c_void, enif_alloc_resource, enif_init_resource_type, enif_release_resource,
+    enif_select,
 };
 use rustler::{Env, Reference, Term};
+use std::cell::Cell;
 use std::io::{Error, ErrorKind, Result};
 use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
@@ -22,6 +31,9 @@ use std::time::Duration;
 
 /// How many of the callbacks of a resource type are set: those up to `stop`.
 const MEMBERS_UP_TO_STOP: c_int = 2;
+
+/// `ERL_NIF_SELECT_CANCEL` in `erl_nif.h`, since OTP 22. Rustler has no name for it.
+const CANCEL: ErlNifSelectFlags = 1 << 3;
 
 struct ResourceType(*const ErlNifResourceType);
 
@@ -100,6 +112,8 @@ pub struct Socket {
     polled: *mut c_void,
     /// Whether it is known to be a duplicate of the socket that was meant.
     confirmed: bool,
+    /// Whether a message was asked for since the last call of `settle`.
+    polls: Cell<bool>,
 }
 
 // SAFETY: a descriptor may be used from any thread, and `polled` is only handed to the VM, which
@@ -137,6 +151,7 @@ impl Socket {
             descriptor,
             polled,
             confirmed: false,
+            polls: Cell::new(false),
         })
     }
 
@@ -238,7 +253,27 @@ impl Socket {
         if selected < 0 {
             return Err(ErrorKind::InvalidInput.into());
         }
+        self.polls.set(true);
         Ok(())
+    }
+
+    /// Tells the VM that the message has been handled, or is not wanted any more. Without this, the
+    /// schedulers do not poll while we read.
+    pub fn settle(&self, env: Env) {
+        if self.polls.take() {
+            let undefined = rustler::types::atom::undefined().to_term(env).as_c_arg();
+            // SAFETY: as in `notify`. No message is cancelled by this but one to the owner.
+            unsafe {
+                enif_select(
+                    env.as_c_arg(),
+                    self.descriptor,
+                    ERL_NIF_SELECT_READ | CANCEL,
+                    self.polled,
+                    ptr::null(),
+                    undefined,
+                );
+            }
+        }
     }
 
     /// Stops polling and has the duplicate closed. A `Socket` that is dropped instead is never

@@ -45,15 +45,6 @@ defmodule Barytherium.TestBroker do
   def publish(broker, destination, body, headers \\ []),
     do: GenServer.call(broker, {:publish, destination, headers, body})
 
-  @doc false
-  @spec subscribe(pid(), binary(), binary()) :: :ok
-  def subscribe(broker, destination, id),
-    do: GenServer.call(broker, {:subscribe, destination, id})
-
-  @doc false
-  @spec unsubscribe(pid(), binary()) :: :ok
-  def unsubscribe(broker, id), do: GenServer.call(broker, {:unsubscribe, id})
-
   @impl true
   def init(opts) do
     Process.flag(:trap_exit, true)

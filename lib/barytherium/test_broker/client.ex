@@ -3,7 +3,7 @@ defmodule Barytherium.TestBroker.Client do
   # The broker's side of one connection. Reads the client's frames and answers them.
   use GenServer, restart: :temporary
 
-  alias Barytherium.{Frame, TestBroker}
+  alias Barytherium.Frame
   alias Barytherium.Network.HeartBeat
 
   # Milliseconds between two batches of messages to a subscription, if the broker has a rate.
@@ -114,13 +114,13 @@ defmodule Barytherium.TestBroker.Client do
   end
 
   defp handle_frame(:subscribe, %{"id" => id, "destination" => destination}, _frame, state) do
-    :ok = TestBroker.subscribe(state.broker, destination, id)
+    :ok = GenServer.call(state.broker, {:subscribe, destination, id})
     if state.rate > 0, do: send(self(), {:tick, id, destination, now(), 0})
     {:noreply, state}
   end
 
   defp handle_frame(:unsubscribe, %{"id" => id}, _frame, state) do
-    :ok = TestBroker.unsubscribe(state.broker, id)
+    :ok = GenServer.call(state.broker, {:unsubscribe, id})
     {:noreply, state}
   end
 
@@ -163,7 +163,7 @@ defmodule Barytherium.TestBroker.Client do
     {_name, destination} = List.keyfind(frame.headers, "destination", 0)
     own = ["destination", "receipt", "content-length"]
     headers = Enum.reject(frame.headers, fn {name, _value} -> name in own end)
-    :ok = TestBroker.publish(state.broker, destination, frame.body, headers)
+    :ok = GenServer.call(state.broker, {:publish, destination, headers, frame.body})
   end
 
   defp receipt(nil, state), do: {:noreply, state}

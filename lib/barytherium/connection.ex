@@ -8,8 +8,7 @@ defmodule Barytherium.Connection do
 
   require Logger
 
-  alias Barytherium.Connection.{Deadline, Tls, TlsSocket}
-  alias Barytherium.Network.Options
+  alias Barytherium.Connection.{Deadline, Options, Tls, TlsSocket}
 
   # The size of a TLS record. With the driver's default of 1,460 bytes `:ssl` reads in such small
   # pieces that it reaches only a quarter of the throughput.
@@ -51,9 +50,8 @@ defmodule Barytherium.Connection do
   """
   @spec connect(host(), :inet.port_number(), [option()]) :: {:ok, socket()} | {:error, atom()}
   def connect(host, port, opts \\ []) do
-    {options, transport} = Options.split(opts)
+    {options, tcp, tls} = Options.split(opts)
     check_address!(host, port)
-    {tcp, tls} = Options.split_tls(transport)
     deadline = Deadline.in_ms(options.connect_timeout)
 
     result =

@@ -14,9 +14,8 @@ defmodule Barytherium.Frame do
   be UTF-8.
   """
 
-  alias Barytherium.{Native, ParseError}
-  alias Barytherium.Frame.Outgoing
-  alias Barytherium.Network.Options
+  alias Barytherium.{Native, ParseError, Schema}
+  alias Barytherium.Frame.{Outgoing, ParseOptions}
 
   # Parsing this many bytes takes 0.25 ms. More is parsed on a dirty scheduler.
   @inline_data 16 * 1024
@@ -84,7 +83,7 @@ defmodule Barytherium.Frame do
   @spec parse_state(keyword()) :: parse_state()
   def parse_state(opts \\ []) do
     {version, opts} = Keyword.pop(opts, :version, "1.2")
-    parse_state(version, opts |> Options.parsing() |> Options.limits())
+    parse_state(version, opts |> Schema.all!(ParseOptions.schema()) |> ParseOptions.limits())
   end
 
   @doc false

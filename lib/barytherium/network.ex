@@ -33,10 +33,10 @@ defmodule Barytherium.Network do
 
   require Logger
 
-  alias Barytherium.{Connection, Frame, Native, Telemetry}
+  alias Barytherium.{Connection, Frame, Native, Schema, Telemetry}
   alias Barytherium.Network.{Connector, Ending, Options, Receiver, Sender}
 
-  @longest_wait Options.longest_wait()
+  @longest_wait Schema.longest_wait()
 
   @typedoc "An option for the socket's buffers. The name is from Barytherium 0.7."
   @type network_buffer_option ::
@@ -77,7 +77,7 @@ defmodule Barytherium.Network do
   end
 
   defp check!(%{callback_handler: callback, host: host, port: port, opts: opts} = init) do
-    {options, _transport} = Options.split(opts)
+    options = Options.check!(opts)
     Connection.check_address!(host, port)
     {%{init | callback_handler: callback!(callback)}, options}
   end
@@ -178,7 +178,8 @@ defmodule Barytherium.Network do
         counters: Sender.new_counters()
       })
 
-    connector = Connector.start_link(state.host, state.port, opts, options.connect_timeout)
+    connecting = Options.connecting(opts)
+    connector = Connector.start_link(state.host, state.port, connecting, options.connect_timeout)
     {:ok, %{state | connector: connector}}
   end
 

@@ -75,7 +75,7 @@ defmodule Barytherium.ConformanceTest do
   end
 
   defp loop(socket, case, version) do
-    {options, []} = Options.split(case.options)
+    options = Options.check!(case.options)
 
     %{
       socket: socket,

@@ -79,7 +79,7 @@ defmodule Barytherium.Client.Endpoint do
     end
 
     opts = [{:secure, endpoint.secure} | own] ++ Enum.reject(common, &(Schema.name(&1) in names))
-    Network.Options.split(opts)
+    Network.Options.check!(opts)
     Barytherium.Connection.check_address!(endpoint.host, endpoint.port)
     %{endpoint | opts: fn -> opts end}
   end

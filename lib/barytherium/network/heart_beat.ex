@@ -5,7 +5,7 @@ defmodule Barytherium.Network.HeartBeat do
 
   require Logger
 
-  alias Barytherium.Network.Options
+  alias Barytherium.Schema
 
   @type pair :: {non_neg_integer(), non_neg_integer()}
 
@@ -23,7 +23,7 @@ defmodule Barytherium.Network.HeartBeat do
   defp interval(0, _wanted), do: 0
   defp interval(_sent, 0), do: 0
   # A server may ask for more than the VM can wait.
-  defp interval(sent, wanted), do: sent |> max(wanted) |> min(Options.longest_wait())
+  defp interval(sent, wanted), do: sent |> max(wanted) |> min(Schema.longest_wait())
 
   defp parse(headers) do
     case List.keyfind(headers, "heart-beat", 0) do

@@ -5,8 +5,8 @@ defmodule Barytherium.Network.ReceiveLoop do
 
   use GenServer, restart: :temporary
 
-  alias Barytherium.{Connection, Telemetry}
-  alias Barytherium.Network.{ConnectionLog, Options, Parser, Sender, Socket}
+  alias Barytherium.{Connection, Schema, Telemetry}
+  alias Barytherium.Network.{ConnectionLog, Parser, Sender, Socket}
 
   # An `:ssl` socket is waited for in `:ssl.recv/3`, where no message is handled. It returns after this
   # many milliseconds, to check that the listener is alive.
@@ -265,7 +265,7 @@ defmodule Barytherium.Network.ReceiveLoop do
     if loop.timer && loop.timer <= at do
       loop
     else
-      Process.send_after(self(), :deadline, min(timeout, Options.longest_wait()))
+      Process.send_after(self(), :deadline, min(timeout, Schema.longest_wait()))
       %{loop | timer: at}
     end
   end

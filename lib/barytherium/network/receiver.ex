@@ -43,10 +43,11 @@ defmodule Barytherium.Network.Receiver do
   another node are held up by the distribution's own buffer.
   """
 
-  alias Barytherium.{Connection, Frame, Native}
+  alias Barytherium.{Connection, Frame, Native, Schema}
+  alias Barytherium.Frame.ParseOptions
   alias Barytherium.Network.{Options, ReceiveLoop, Socket}
 
-  @longest_wait Options.longest_wait()
+  @longest_wait Schema.longest_wait()
 
   # The process keeps little, and it does not change. With the default, collection by generations,
   # the heap of an idle connection is three times as large after a few heart-beats.
@@ -127,7 +128,7 @@ defmodule Barytherium.Network.Receiver do
   defp prepare(state) do
     Socket.check!(state.socket)
     check_hb_recv!(Map.get(state, :hb_recv))
-    {options, _transport} = state |> Map.get(:options, []) |> Options.split()
+    options = state |> Map.get(:options, []) |> Options.check!()
 
     state
     |> Map.merge(%{options: options, listener_pid: resolve(state.listener_pid)})
@@ -164,5 +165,5 @@ defmodule Barytherium.Network.Receiver do
   defp parse_state(%{parse_state: parse_state}, _options) when not is_nil(parse_state),
     do: Frame.check_parse_state!(parse_state)
 
-  defp parse_state(_state, options), do: Frame.parse_state(nil, Options.limits(options))
+  defp parse_state(_state, options), do: Frame.parse_state(nil, ParseOptions.limits(options))
 end

@@ -154,7 +154,7 @@ defmodule Barytherium.Frame do
   """
   @spec format(t(), version()) :: iodata()
   def format(%__MODULE__{} = frame, version \\ "1.2") do
-    {frame, cost} = Outgoing.prepare(frame)
+    {frame, cost} = prepare(frame)
 
     case Outgoing.encode([frame], cost, version) do
       {:ok, iodata} ->
@@ -164,6 +164,17 @@ defmodule Barytherium.Frame do
         raise ArgumentError, Outgoing.refusal(frame, reason, header)
     end
   end
+
+  @doc false
+  # Converts what the frame holds to binaries. Returns it and the cost of encoding it. Raises as
+  # `format/2` does for a frame that no version can write.
+  @spec prepare(t()) :: {t(), pos_integer()}
+  def prepare(%__MODULE__{command: command, headers: headers, body: body} = frame) do
+    {headers, body, cost} = Outgoing.prepare(command, headers, body)
+    {%{frame | headers: headers, body: body}, cost}
+  end
+
+  def prepare(other), do: raise(ArgumentError, "not a %Barytherium.Frame{}: #{inspect(other)}")
 
   @doc """
   Makes the ACK frame for a MESSAGE that was received in `version` (STOMP 1.2, "ACK").

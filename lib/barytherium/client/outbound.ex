@@ -4,7 +4,6 @@ defmodule Barytherium.Client.Outbound do
   # there and not in the client, which others use too.
 
   alias Barytherium.Frame
-  alias Barytherium.Frame.Outgoing
 
   # Headers that the client sets itself. Of repeated headers only the first would count.
   @reserved %{
@@ -23,7 +22,7 @@ defmodule Barytherium.Client.Outbound do
       when is_binary(destination) and destination != "" do
     check_headers!(:send, headers)
     headers = own ++ [{"destination", destination} | headers]
-    {frame, _cost} = Outgoing.prepare(%Frame{command: :send, headers: headers, body: body})
+    {frame, _cost} = Frame.prepare(%Frame{command: :send, headers: headers, body: body})
     frame
   end
 
@@ -33,8 +32,7 @@ defmodule Barytherium.Client.Outbound do
   @doc "Checks headers that are added to those of a frame that the client makes."
   @spec check_headers!(:connect | :send | :subscribe | :nack, term()) :: :ok
   def check_headers!(command, headers) do
-    {%Frame{headers: headers}, _cost} =
-      Outgoing.prepare(%Frame{command: command, headers: headers})
+    {%Frame{headers: headers}, _cost} = Frame.prepare(%Frame{command: command, headers: headers})
 
     for {name, _value} <- headers, name in @reserved[command] do
       raise ArgumentError, "the header #{inspect(name)} of this #{command} is set by the client"

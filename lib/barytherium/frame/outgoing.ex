@@ -1,6 +1,6 @@
 defmodule Barytherium.Frame.Outgoing do
   @moduledoc false
-  # Frames that are to be written. `prepare/1` runs in the process that writes a frame, so that it
+  # Frames that are to be written. `prepare/3` runs in the process that writes a frame, so that it
   # raises there for a mistake. `encode/3` runs in a process that knows the negotiated version.
 
   alias Barytherium.{Frame, Native}
@@ -16,21 +16,18 @@ defmodule Barytherium.Frame.Outgoing do
   @large 128 * 1024
 
   @doc """
-  Converts the frame's headers and body to binaries. Returns the frame and its cost in bytes (see
+  Converts headers and body of a frame to binaries. Returns them, and the frame's cost in bytes (see
   `encode/3`). Raises `ArgumentError` for a frame that no version can write.
   """
-  @spec prepare(Frame.t()) :: {Frame.t(), pos_integer()}
-  def prepare(%Frame{command: command} = frame) do
+  @spec prepare(term(), term(), term()) ::
+          {Frame.frame_headers(), Frame.frame_body(), pos_integer()}
+  def prepare(command, headers, body) do
     command in @commands || raise ArgumentError, unknown_command(command)
-    headers = headers(frame.headers, command)
-    body = body(frame.body, command)
+    headers = headers(headers, command)
+    body = body(body, command)
     check_length(List.keyfind(headers, "content-length", 0), body, command)
     check_raw(headers, command)
-    {%{frame | headers: headers, body: body}, cost(headers, @frame_cost + byte_size(body))}
-  end
-
-  def prepare(other) do
-    raise ArgumentError, "not a %Barytherium.Frame{}: #{inspect(other)}"
+    {headers, body, cost(headers, @frame_cost + byte_size(body))}
   end
 
   @doc "Encodes prepared frames. `cost` is the sum of their costs."
@@ -40,7 +37,7 @@ defmodule Barytherium.Frame.Outgoing do
 
   @doc "A message about a frame that could not be encoded. It shows no header values."
   @spec refusal(Frame.t(), atom(), non_neg_integer()) :: String.t()
-  def refusal(%Frame{command: command, headers: headers}, reason, header) do
+  def refusal(%{command: command, headers: headers}, reason, header) do
     {name, _value} = Enum.at(headers, header)
     "cannot write this #{command}: #{text(reason)}: #{inspect(name)}"
   end

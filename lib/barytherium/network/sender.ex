@@ -89,7 +89,7 @@ defmodule Barytherium.Network.Sender do
   # Runs in the caller, so that a mistake raises there and not in the sender, which others use too.
   defp prepare(sender_pid, frames) when is_pid(sender_pid) and is_list(frames) do
     Enum.map_reduce(frames, 0, fn frame, sum ->
-      {frame, cost} = Outgoing.prepare(frame)
+      {frame, cost} = Frame.prepare(frame)
       {frame, sum + cost}
     end)
   end
@@ -217,7 +217,7 @@ defmodule Barytherium.Network.Sender do
   def handle_call(_stray, _from, state), do: {:noreply, state}
 
   defp disconnect_write(headers, from) do
-    {frame, cost} = Outgoing.prepare(%Frame{command: :disconnect, headers: headers})
+    {frame, cost} = Frame.prepare(%Frame{command: :disconnect, headers: headers})
     {[frame], cost, from}
   end
 

@@ -122,6 +122,7 @@ defmodule Barytherium.Frame do
   @spec check_parse_state!(parse_state()) :: parse_state()
   def check_parse_state!(state), do: if(Native.is_used(state), do: raise_used(), else: state)
 
+  @spec raise_used() :: no_return()
   defp raise_used,
     do: raise(ArgumentError, "this parse state is not the newest one of its stream")
 
@@ -208,7 +209,7 @@ defmodule Barytherium.Frame do
   It is 1.0 if the frame has no `version` header (STOMP 1.1, "Protocol Negotiation"). An unknown
   version counts as 1.2.
   """
-  @spec version(t()) :: version()
+  @spec version(t()) :: String.t()
   def version(%__MODULE__{command: :connected, headers: headers}) do
     case List.keyfind(headers, "version", 0) do
       nil -> "1.0"

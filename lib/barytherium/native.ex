@@ -66,7 +66,14 @@ defmodule Barytherium.Native do
     |> :erlang.load_nif(System.schedulers_online())
   end
 
-  @spec open(nil | non_neg_integer(), binary(), map(), map(), recipients(), stats()) ::
+  @spec open(
+          nil | non_neg_integer(),
+          binary(),
+          Barytherium.Frame.parse_state(),
+          map(),
+          recipients(),
+          stats()
+        ) ::
           {:ok, connection()} | {:error, :emfile | :ebadf | :used}
   def open(_descriptor, _pending, _parse_state, _options, _recipients, _stats), do: not_loaded()
 
@@ -134,14 +141,16 @@ defmodule Barytherium.Native do
   @spec live_turns() :: non_neg_integer()
   def live_turns, do: not_loaded()
 
-  @spec is_used(map()) :: boolean()
+  @spec is_used(Barytherium.Frame.parse_state()) :: boolean()
   def is_used(_parse_state), do: not_loaded()
 
-  @spec parse(binary(), map()) :: {[Barytherium.Frame.t()], map(), nil | failure()} | :used
+  @type parsed ::
+          {[Barytherium.Frame.t()], Barytherium.Frame.parse_state(), nil | failure()} | :used
+
+  @spec parse(binary(), Barytherium.Frame.parse_state()) :: parsed()
   def parse(_data, _parse_state), do: not_loaded()
 
-  @spec parse_inline(binary(), map()) ::
-          {[Barytherium.Frame.t()], map(), nil | failure()} | :used | :dirty
+  @spec parse_inline(binary(), Barytherium.Frame.parse_state()) :: parsed() | :dirty
   def parse_inline(_data, _parse_state), do: not_loaded()
 
   @spec encode([Barytherium.Frame.t()], nil | String.t()) :: encoded()

@@ -11,7 +11,12 @@ defmodule Barytherium.Schema do
   # The largest socket buffer that can be requested from the operating system.
   @largest (1 <<< 31) - 1
 
-  @type t :: [{atom(), {atom(), term(), String.t()}}]
+  @type t :: [{atom(), {type(), term(), String.t()}}]
+  @type type ::
+          atom()
+          | {:one_of, [atom()]}
+          | {:is, (term() -> boolean()), String.t()}
+          | {:secret, type()}
 
   @doc "The number that stands for no limit."
   @spec unlimited() :: pos_integer()
@@ -113,7 +118,7 @@ defmodule Barytherium.Schema do
   defp text(_other), do: ""
 
   @doc "Whether `value` is of `type`."
-  @spec valid?(atom() | tuple(), term()) :: boolean()
+  @spec valid?(type(), term()) :: boolean()
   def valid?({:one_of, values}, value), do: value in values
   def valid?({:is, function, _expected}, value), do: function.(value)
   def valid?({:secret, type}, value), do: valid?(type, value)

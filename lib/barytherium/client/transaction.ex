@@ -11,12 +11,13 @@ defmodule Barytherium.Client.Transaction do
   @enforce_keys [:client, :session, :id, :timeout]
   defstruct [:client, :session, :id, :timeout]
 
-  @opaque t :: %__MODULE__{
-            client: GenServer.server(),
-            session: Session.t(),
-            id: String.t(),
-            timeout: non_neg_integer()
-          }
+  @typedoc "The fields are private."
+  @type t :: %__MODULE__{
+          client: GenServer.server(),
+          session: Session.t(),
+          id: String.t(),
+          timeout: non_neg_integer()
+        }
 
   @doc false
   # Writes BEGIN.

@@ -2,6 +2,9 @@
   inputs: [
     "{mix,.formatter}.exs",
     "{lib,test,bench,script}/**/*.{ex,exs}",
+    "examples/*.exs",
+    "examples/*/*.exs",
+    "examples/*/{config,lib}/**/*.{ex,exs}",
     "integrations/*/mix.exs",
     "integrations/*/{lib,test}/**/*.{ex,exs}"
   ]

@@ -71,14 +71,13 @@ defmodule Barytherium.ExamplesTest do
     end
 
     test "skips a message that is not such XML", %{build: build} do
-      broker = start_supervised!(TestBroker)
-      example = example("darwin_feed", build, TestBroker.port(broker))
-      eventually(fn -> :sys.get_state(broker).subscriptions != [] end)
-      topic = "/topic/darwin.pushport-v16"
-      TestBroker.publish(broker, topic, "not compressed")
-      TestBroker.publish(broker, topic, :zlib.gzip("no XML"))
-      xml = File.read!("examples/darwin_feed/message.xml")
-      TestBroker.publish(broker, topic, :zlib.gzip(xml))
+      {listener, _url} = broker()
+      example = example("darwin_feed", build, Peer.port(listener))
+      peer = accept_connected(listener)
+      {%{"id" => id, "ack" => "auto"}, _body} = confirm(peer, :subscribe)
+      message(peer, id, "not compressed")
+      message(peer, id, :zlib.gzip("no XML"))
+      message(peer, id, :zlib.gzip(File.read!("examples/darwin_feed/message.xml")))
       lines_until(example, "C12345 leaves WATRLMN at 12:01")
     end
   end
@@ -90,7 +89,6 @@ defmodule Barytherium.ExamplesTest do
       peer = accept_connected(listener)
       {subscribe, _body} = confirm(peer, :subscribe)
       assert %{"ack" => "client", "prefetch-count" => "20"} = subscribe
-      on_exit(fn -> Peer.close(peer) end)
       %{listener: listener, peer: peer, example: example, id: subscribe["id"]}
     end
 
@@ -160,7 +158,7 @@ defmodule Barytherium.ExamplesTest do
       for body <- ~w(1 2), do: assert({_headers, ^body} = confirm(peer, :send))
       for body <- ~w(3 4 5), do: assert({_headers, ^body} = expect(peer, :send))
       Peer.close(peer)
-      lines_until(example, "3 messages are not confirmed (unconfirmed).")
+      lines_until(example, "3 messages are not confirmed (:unconfirmed).")
 
       peer = accept_connected(listener)
       for body <- ~w(3 4 5), do: assert({_headers, ^body} = confirm(peer, :send))

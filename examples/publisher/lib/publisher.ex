@@ -21,12 +21,8 @@ defmodule Publisher do
 
   def publish(messages, attempts) do
     with {:error, reason, left} <- Client.publish_many(Publisher.Client, messages, wait: true) do
-      IO.puts("#{length(left)} messages are not confirmed (#{describe(reason)}).")
+      IO.puts("#{length(left)} messages are not confirmed (#{inspect(reason)}).")
       publish(left, attempts - 1)
     end
   end
-
-  # An atom, or the ERROR frame of the broker.
-  defp describe(reason) when is_atom(reason), do: reason
-  defp describe(frame), do: Barytherium.Frame.headers_to_map(frame.headers)["message"]
 end

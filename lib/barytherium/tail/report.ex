@@ -1,0 +1,54 @@
+defmodule Barytherium.Tail.Report do
+  @moduledoc false
+  # Sentences about what happens and what came.
+
+  alias Barytherium.Frame
+  alias Barytherium.Tail.Text
+
+  @doc "Why a connection ended, or could not be made."
+  @spec reason(atom() | Frame.t()) :: String.t()
+  def reason(:parse_error), do: "the peer does not speak STOMP (parse_error)"
+  def reason(:closed), do: "the connection was closed (closed)"
+  def reason(:timeout), do: "no answer in time (timeout)"
+  def reason(:disconnected), do: "the connection has ended (disconnected)"
+  def reason(:unconfirmed), do: "the connection ended before the broker's answer (unconfirmed)"
+  def reason(reason) when is_atom(reason), do: to_string(reason)
+
+  def reason(%Frame{headers: headers, body: body}) do
+    {_name, message} = List.keyfind(headers, "message", 0, {nil, ""})
+    first_line = body |> String.split("\n", parts: 2) |> hd()
+    said = Enum.reject([message, first_line], &(String.trim(&1) == "")) |> Enum.uniq()
+    "the broker says: #{said |> Enum.join(": ") |> binary_slice(0, 500) |> Text.line()}"
+  end
+
+  @doc "How many messages and bytes came, and how fast."
+  @spec counts(non_neg_integer(), non_neg_integer(), milliseconds :: pos_integer()) :: String.t()
+  def counts(messages, bytes, milliseconds) do
+    seconds = :erlang.float_to_binary(milliseconds / 1000, decimals: 1)
+
+    "#{plural(messages, "message")}, #{bytes(bytes)} of bodies in #{seconds} s " <>
+      "(#{rate(messages, bytes, milliseconds)})"
+  end
+
+  @spec rate(non_neg_integer(), non_neg_integer(), milliseconds :: pos_integer()) :: String.t()
+  def rate(messages, bytes, milliseconds) do
+    a_second = &round(&1 * 1000 / milliseconds)
+    "#{number(a_second.(messages))} messages/s, #{bytes(a_second.(bytes))}/s"
+  end
+
+  @doc "A number and what it counts."
+  @spec plural(non_neg_integer(), String.t()) :: String.t()
+  def plural(1, what), do: "1 #{what}"
+  def plural(count, what), do: "#{number(count)} #{what}s"
+
+  defp bytes(count) when count < 1_000, do: "#{count} B"
+  defp bytes(count) when count < 1_000_000, do: decimal(count / 1_000) <> " kB"
+  defp bytes(count) when count < 1_000_000_000, do: decimal(count / 1_000_000) <> " MB"
+  defp bytes(count), do: decimal(count / 1_000_000_000) <> " GB"
+
+  defp decimal(value), do: :erlang.float_to_binary(value, decimals: 1)
+
+  # With commas between groups of three digits.
+  defp number(count),
+    do: count |> to_string() |> String.replace(~r/(?<=\d)(?=(\d{3})+\z)/, ",")
+end

@@ -1,0 +1,46 @@
+defmodule Barytherium.Tail.Target do
+  @moduledoc false
+  # The broker that a URL names. Unlike in a URL of `Barytherium.Client`, the path is a destination.
+
+  @schemes ["stomp", "stomp+ssl"]
+
+  @enforce_keys [:url, :vhost, :destination, :secure, :login]
+  # `url` is a function, because the URL may contain a password. `login` is nil if no password is missing.
+  defstruct @enforce_keys
+
+  @type t :: %__MODULE__{
+          url: (() -> String.t()),
+          vhost: String.t(),
+          destination: nil | String.t(),
+          secure: boolean(),
+          login: nil | String.t()
+        }
+
+  @spec parse(String.t()) :: {:ok, t()} | :error
+  def parse(text) do
+    with {:ok, %URI{scheme: scheme, host: host, fragment: nil} = uri}
+         when scheme in @schemes and host not in [nil, ""] <- URI.new(text),
+         true <- uri.port in [nil | Enum.to_list(1..65_535)] do
+      url = URI.to_string(%{uri | path: nil, query: nil})
+
+      {:ok,
+       %__MODULE__{
+         url: fn -> url end,
+         vhost: URI.decode_query(uri.query || "")["host"] || "/",
+         destination: destination(uri.path),
+         secure: scheme == "stomp+ssl",
+         login: login_without_password(uri.userinfo)
+       }}
+    else
+      _not_such_a_url -> :error
+    end
+  end
+
+  defp destination(path) when path in [nil, "", "/"], do: nil
+  defp destination(path), do: URI.decode(path)
+
+  defp login_without_password(nil), do: nil
+
+  defp login_without_password(userinfo),
+    do: if(String.contains?(userinfo, ":"), do: nil, else: URI.decode(userinfo))
+end

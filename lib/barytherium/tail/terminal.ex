@@ -1,0 +1,107 @@
+defmodule Barytherium.Tail.Terminal do
+  @moduledoc false
+  # What the terminal is and does. The VM knows little about it in a way that is the same in all releases
+  # of OTP, so `test` and `stty` are asked. They run in a port that has the VM's own stdin, stdout and
+  # stderr, and talks to the VM through descriptors 3 and 4.
+
+  defstruct live: false, colors: false
+
+  @typedoc "`live`: stdout is a terminal that can erase a line."
+  @type t :: %__MODULE__{live: boolean(), colors: boolean()}
+
+  # Takes a terminal as stdin: the output or the input may be a pipe.
+  @take_terminal """
+  for fd in 0 1 2; do
+    if test -t $fd; then eval "exec <&$fd"; break; fi
+  done
+  test -t 0 || exit 1
+  """
+
+  # Ctrl-C would open the VM's break menu, and SIGINT cannot be handled. SIGQUIT can, so Ctrl-C is made to
+  # send that one. The shell ends with the VM, whatever ends the VM, and then restores the terminal.
+  @ctrl_c @take_terminal <>
+            """
+            saved=$(stty -g) || exit 1
+            stty intr undef quit '^C' && echo ready >&4
+            read line <&3
+            stty "$saved"
+            """
+
+  @no_echo @take_terminal <>
+             """
+             saved=$(stty -g) || exit 1
+             stty -echo && echo ready >&4
+             read line <&3
+             stty "$saved"
+             """
+
+  @doc "The terminal of this VM."
+  @spec detect() :: t()
+  def detect, do: new(terminal?(1), System.get_env())
+
+  @doc "See https://no-color.org."
+  @spec new(boolean(), %{String.t() => String.t()}) :: t()
+  def new(stdout?, env) do
+    live = stdout? and env["TERM"] not in [nil, "", "dumb"]
+    %__MODULE__{live: live, colors: live and env["NO_COLOR"] in [nil, ""]}
+  end
+
+  @doc "Asks for a password, without showing what is typed. Returns `nil` without a terminal."
+  @spec password(String.t()) :: nil | String.t()
+  def password(prompt) do
+    shell = terminal?(0) && start(@no_echo)
+
+    if shell do
+      try do
+        IO.write(:stderr, prompt)
+        typed(IO.gets(""))
+      after
+        stop(shell)
+        # The line end was not shown either.
+        IO.write(:stderr, "\n")
+      end
+    end
+  end
+
+  defp typed(line) when is_binary(line), do: String.trim_trailing(line, "\n")
+  defp typed(_end_of_input), do: nil
+
+  @doc "Makes Ctrl-C send SIGQUIT. `release/1` undoes it. Without a terminal it does nothing."
+  @spec divert_ctrl_c() :: nil | port()
+  def divert_ctrl_c, do: start(@ctrl_c)
+
+  @spec release(nil | port()) :: :ok
+  def release(nil), do: :ok
+  def release(shell), do: stop(shell)
+
+  defp terminal?(fd) do
+    port = open("test -t #{fd}")
+
+    receive do
+      {^port, {:exit_status, status}} -> status == 0
+    end
+  end
+
+  defp start(script) do
+    port = open(script)
+
+    receive do
+      {^port, {:data, "ready\n"}} -> port
+      {^port, {:exit_status, _status}} -> nil
+    end
+  end
+
+  # The shell belongs to the process that started it, and its end is awaited there.
+  defp stop(port) do
+    Port.command(port, "\n")
+
+    receive do
+      {^port, {:exit_status, _status}} -> :ok
+    end
+  end
+
+  defp open(script) do
+    options = [:nouse_stdio, :binary, :exit_status, args: ["-c", script]]
+    Port.open({:spawn_executable, "/bin/sh"}, options)
+  end
+end

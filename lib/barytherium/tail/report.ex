@@ -3,7 +3,9 @@ defmodule Barytherium.Tail.Report do
   # Sentences about what happens and what came.
 
   alias Barytherium.Frame
-  alias Barytherium.Tail.Text
+
+  # Bytes of an ERROR frame's texts. Some brokers send a stack trace.
+  @shown 500
 
   @doc "Why a connection ended, or could not be made."
   @spec reason(atom() | Frame.t()) :: String.t()
@@ -18,7 +20,7 @@ defmodule Barytherium.Tail.Report do
     {_name, message} = List.keyfind(headers, "message", 0, {nil, ""})
     first_line = body |> String.split("\n", parts: 2) |> hd()
     said = Enum.reject([message, first_line], &(String.trim(&1) == "")) |> Enum.uniq()
-    "the broker says: #{said |> Enum.join(": ") |> binary_slice(0, 500) |> Text.line()}"
+    "the broker says: #{said |> Enum.join(": ") |> binary_slice(0, @shown)}"
   end
 
   @doc "How many messages and bytes came, and how fast."

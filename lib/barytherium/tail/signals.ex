@@ -18,7 +18,10 @@ defmodule Barytherium.Tail.Signals do
   end
 
   @spec untrap() :: :ok
-  def untrap, do: :gen_event.swap_handler(@server, {__MODULE__, []}, {@default, []})
+  def untrap do
+    :gen_event.delete_handler(@server, __MODULE__, [])
+    :gen_event.add_handler(@server, @default, [])
+  end
 
   @impl true
   def init({fun, _swapped}), do: {:ok, fun}
@@ -29,7 +32,7 @@ defmodule Barytherium.Tail.Signals do
     {:ok, fun}
   end
 
-  # The user's handler for others, such as SIGUSR1, is OTP's.
+  # SIGUSR1 for example, for which OTP's handler writes a crash dump.
   def handle_event(signal, fun) do
     @default.handle_event(signal, [])
     {:ok, fun}

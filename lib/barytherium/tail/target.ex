@@ -34,6 +34,9 @@ defmodule Barytherium.Tail.Target do
     else
       _not_such_a_url -> :error
     end
+  rescue
+    # `URI` raises for a percent sign without two digits after it.
+    ArgumentError -> :error
   end
 
   defp destination(path) when path in [nil, "", "/"], do: nil
@@ -41,6 +44,10 @@ defmodule Barytherium.Tail.Target do
 
   defp login_without_password(nil), do: nil
 
-  defp login_without_password(userinfo),
-    do: if(String.contains?(userinfo, ":"), do: nil, else: URI.decode(userinfo))
+  defp login_without_password(userinfo) do
+    case userinfo |> String.split(":", parts: 2) |> Enum.map(&URI.decode/1) do
+      [login] -> login
+      [_login, _password] -> nil
+    end
+  end
 end

@@ -1,0 +1,111 @@
+defmodule Barytherium.Tail do
+  @moduledoc false
+  # The program behind `mix barytherium.tail` and `stomp-tail`. `Tail.Session` does the work; this module
+  # prepares it, and waits for it.
+
+  alias Barytherium.Tail.{Help, Options, Session, Signals, Terminal, Text}
+
+  @doc "Runs the program, and returns its exit status. `command` is its name."
+  @spec run([String.t()], String.t()) :: non_neg_integer()
+  def run(argv, command) do
+    case Options.parse(argv) do
+      {:ok, options} ->
+        follow(options)
+
+      :help ->
+        IO.puts(Help.text(command))
+        0
+
+      {:error, reason} ->
+        complain("#{Options.message(reason)}\nSee #{command} --help")
+        2
+    end
+  end
+
+  @doc "The entry point of the release `stomp_tail`."
+  @spec main() :: no_return()
+  def main do
+    {:ok, _started} = Application.ensure_all_started(:barytherium)
+    System.halt(run(System.argv(), "stomp-tail"))
+  end
+
+  defp follow(options) do
+    # The session reports the events of the connection. The log would repeat them, on stdout.
+    %{level: level} = :logger.get_primary_config()
+    :logger.set_primary_config(:level, :none)
+
+    try do
+      follow_quietly(options)
+    after
+      Signals.untrap()
+      :logger.set_primary_config(:level, level)
+    end
+  end
+
+  defp follow_quietly(options) do
+    Signals.trap(&System.halt/1)
+    passcode = passcode(options.target)
+
+    case saving(options.save) do
+      {:ok, file} ->
+        run_session(options, passcode, file)
+
+      {:error, reason} ->
+        complain("cannot write to #{Text.line(options.save)}: #{reason}")
+        1
+    end
+  end
+
+  defp run_session(options, passcode, file) do
+    diverted = Terminal.divert_ctrl_c()
+    {:ok, session} = Session.start(options, Terminal.detect(), passcode, file)
+    Signals.untrap()
+    Signals.trap(stopper(session))
+    monitor = Process.monitor(session)
+
+    try do
+      receive do
+        {:DOWN, ^monitor, :process, ^session, reason} -> status(reason)
+      end
+    after
+      Terminal.release(diverted)
+      if file, do: :file.close(file)
+    end
+  end
+
+  # The first signal ends the session in an orderly way. The broker may not answer, so the second one ends
+  # the VM.
+  defp stopper(session) do
+    signals = :counters.new(1, [])
+
+    fn status ->
+      :counters.add(signals, 1, 1)
+
+      if :counters.get(signals, 1) == 1,
+        do: Session.stop(session, status),
+        else: System.halt(status)
+    end
+  end
+
+  defp status({:shutdown, {:status, status}}), do: status
+
+  defp status(crash) do
+    complain("an internal error: " <> Text.block(Exception.format_exit(crash)))
+    1
+  end
+
+  # In a function, so that no crash report shows it.
+  defp passcode(%{login: login}) when login != nil do
+    given =
+      System.get_env("STOMP_PASSCODE") || Terminal.password("Password of #{Text.line(login)}: ")
+
+    if given not in [nil, ""], do: fn -> given end
+  end
+
+  defp passcode(_no_password_missing), do: nil
+
+  defp saving(nil), do: {:ok, nil}
+  defp saving(path), do: :file.open(path, [:append, :raw, :binary])
+
+  defp complain(text), do: IO.puts(:stderr, "Error: " <> text)
+end

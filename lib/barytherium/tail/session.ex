@@ -1,0 +1,203 @@
+defmodule Barytherium.Tail.Session do
+  @moduledoc false
+  # The process that gets the messages. It starts a client, subscribes when the client is connected for the
+  # first time, and ends with an exit status, after it has unsubscribed and said what came. The client
+  # connects again by itself.
+  use GenServer, restart: :temporary
+
+  alias Barytherium.{Client, TestBroker}
+  alias Barytherium.Tail.{Format, Options, Output, Report, Terminal, Text}
+
+  @second 1_000
+
+  # Milliseconds that the broker may take to answer UNSUBSCRIBE, and DISCONNECT.
+  @close_timeout 2_000
+
+  @enforce_keys [:options, :passcode, :saving, :output]
+  defstruct @enforce_keys ++
+              [
+                client: nil,
+                subscriptions: [],
+                messages: 0,
+                bytes: 0,
+                # When the subscriptions were made, and the counts a second ago.
+                started: nil,
+                before: nil
+              ]
+
+  @doc """
+  Starts a session for the calling process, which it does not outlive. It ends with the reason
+  `{:shutdown, {:status, exit_status}}`. `passcode` is a function that returns the password, or `nil`.
+  """
+  @spec start(Options.t(), Terminal.t(), nil | (() -> String.t()), nil | File.io_device()) ::
+          GenServer.on_start()
+  def start(options, terminal, passcode, saving) do
+    output = Output.new(options, terminal)
+    session = %__MODULE__{options: options, passcode: passcode, saving: saving, output: output}
+    GenServer.start(__MODULE__, {session, self()})
+  end
+
+  @doc "Ends the session in an orderly way, with this exit status."
+  @spec stop(pid(), non_neg_integer()) :: :ok
+  def stop(session, status), do: GenServer.cast(session, {:stop, status})
+
+  @impl true
+  def init({state, owner}) do
+    Process.monitor(owner)
+    {:ok, state, {:continue, :start}}
+  end
+
+  @impl true
+  def handle_continue(:start, state) do
+    {url, state} = broker(state)
+    {:ok, client} = Client.start_link(url ++ client_options(state) ++ [listener: self()])
+    {:noreply, %{state | client: client}}
+  end
+
+  defp broker(%{options: %{target: nil} = options} = state) do
+    body = String.duplicate("x", options.size)
+    {:ok, broker} = TestBroker.start_link(rate: options.rate, body: body)
+    text = "A feed in this VM: #{options.rate} messages/s of #{options.size} bytes"
+    {[url: "stomp://127.0.0.1:#{TestBroker.port(broker)}"], notice(state, text)}
+  end
+
+  defp broker(%{options: %{target: target}} = state),
+    do: {[url: target.url.(), vhost: target.vhost], state}
+
+  defp client_options(%{options: options, passcode: passcode}) do
+    passcode = if passcode, do: [passcode: passcode], else: []
+    passcode ++ if options.target && options.target.secure, do: [ssl: trust(options)], else: []
+  end
+
+  defp trust(%{insecure: true}), do: [verify: :verify_none]
+  defp trust(%{cacertfile: nil}), do: []
+  defp trust(%{cacertfile: path}), do: [cacertfile: path]
+
+  @impl true
+  def handle_cast({:barytherium, :frames, {frames, _client}}, state) do
+    frames = Enum.take(frames, left(state))
+
+    case take(frames, state) do
+      {:ok, state} -> if left(state) == 0, do: finish(0, state), else: {:noreply, state}
+      # Nobody reads any more, so this is the end that was wanted.
+      {:error, :closed} -> finish(0, state)
+      {:error, reason} -> fail("cannot write to #{state.options.save}: #{reason}", state)
+    end
+  end
+
+  def handle_cast({:barytherium, :client, {event, _client}}, state), do: event(event, state)
+  def handle_cast({:stop, status}, state), do: finish(status, state)
+
+  @impl true
+  def handle_info(:second, state) do
+    Process.send_after(self(), :second, @second)
+    now = counts(state)
+    rates = rates(state.before, now)
+    {:noreply, %{state | before: now, output: Output.second(state.output, rates)}}
+  end
+
+  def handle_info(:seconds_over, state), do: finish(0, state)
+
+  def handle_info({:DOWN, _monitor, :process, _owner, _reason}, state),
+    do: {:stop, :normal, state}
+
+  # Messages
+
+  # More than the 256 frames that a list has.
+  @plenty 1_000_000
+
+  # How many messages may still come.
+  defp left(%{options: %{count: :infinity}}), do: @plenty
+  defp left(%{options: %{count: count}, messages: messages}), do: count - messages
+
+  # A message is acknowledged when it has been shown and saved.
+  defp take(frames, state) do
+    time = DateTime.utc_now()
+    bytes = Enum.reduce(frames, state.bytes, &(byte_size(&1.body) + &2))
+
+    with :ok <- save(state.saving, frames, time),
+         {:ok, output} <- Output.messages(state.output, frames, time) do
+      # `{:error, :stale}`: the connection has ended, and the broker will deliver them again.
+      if state.options.ack, do: Client.ack(state.client, frames)
+      {:ok, %{state | output: output, bytes: bytes, messages: state.messages + length(frames)}}
+    end
+  end
+
+  defp save(nil, _frames, _time), do: :ok
+
+  defp save(file, frames, time),
+    do: :file.write(file, Enum.map(frames, &Format.saved(&1, time)))
+
+  # The connection
+
+  defp event({:connected, info}, %{subscriptions: []} = state) do
+    server = info.server || "a server without a name"
+    text = "Connected to #{info.endpoint}: #{server}, STOMP #{info.version}"
+    subscribe(state.options.destinations, notice(state, text))
+  end
+
+  defp event({:connected, _info}, state), do: {:noreply, notice(state, "Connected again")}
+
+  defp event({:connection_failure, reason}, %{subscriptions: []} = state),
+    do: fail("cannot connect: " <> Report.reason(reason), state)
+
+  defp event({:connection_failure, reason}, state),
+    do: {:noreply, notice(state, "Cannot connect: #{Report.reason(reason)}. Trying again")}
+
+  defp event({:disconnected, reason}, %{subscriptions: []} = state),
+    do: fail("disconnected: " <> Report.reason(reason), state)
+
+  defp event({:disconnected, reason}, state),
+    do: {:noreply, notice(state, "Disconnected: #{Report.reason(reason)}. Connecting again")}
+
+  defp event({:error, frame}, state), do: {:noreply, notice(state, Report.reason(frame))}
+
+  defp subscribe([], state) do
+    Process.send_after(self(), :second, @second)
+    %{seconds: seconds} = state.options
+    if seconds != :infinity, do: Process.send_after(self(), :seconds_over, seconds * @second)
+    now = counts(state)
+    {:noreply, %{state | started: now, before: now}}
+  end
+
+  defp subscribe([destination | others], state) do
+    case Client.subscribe(state.client, destination, subscription(state.options)) do
+      {:ok, number} ->
+        subscribe(others, %{state | subscriptions: [number | state.subscriptions]})
+
+      {:error, reason} ->
+        fail("cannot subscribe to #{destination}: #{Report.reason(reason)}", state)
+    end
+  end
+
+  # Messages that are not acknowledged would soon use up a prefetch.
+  defp subscription(%{ack: true, headers: headers}), do: [headers: headers]
+  defp subscription(%{ack: false, headers: headers}), do: [headers: headers, prefetch: :infinity]
+
+  # The end
+
+  defp fail(text, state), do: finish(1, notice(state, "Error: " <> text))
+
+  defp finish(status, state) do
+    Enum.all?(state.subscriptions, &(Client.unsubscribe(state.client, &1, @close_timeout) == :ok))
+    Client.close(state.client, @close_timeout)
+    state = if state.started, do: notice(state, summary(state)), else: state
+    {:stop, {:shutdown, {:status, status}}, state}
+  end
+
+  defp summary(%{started: {started, 0, 0}} = state) do
+    {now, messages, bytes} = counts(state)
+    came = Report.counts(messages, bytes, max(now - started, 1))
+    if state.saving, do: "#{came}, saved in #{state.options.save}", else: came
+  end
+
+  defp rates({before, messages_before, bytes_before}, {now, messages, bytes}) do
+    rate = Report.rate(messages - messages_before, bytes - bytes_before, max(now - before, 1))
+    "#{Report.plural(messages, "message")}, #{rate}. Ctrl-C ends"
+  end
+
+  defp counts(state), do: {System.monotonic_time(:millisecond), state.messages, state.bytes}
+
+  # Some of the text comes from the broker.
+  defp notice(state, text), do: %{state | output: Output.notice(state.output, Text.line(text))}
+end

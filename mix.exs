@@ -21,6 +21,7 @@ defmodule Barytherium.MixProject do
       description: "A STOMP client whose parser and receive loop are native code",
       package: package(),
       source_url: @source_url,
+      releases: releases(),
       deps: []
     ]
   end
@@ -31,6 +32,17 @@ defmodule Barytherium.MixProject do
 
   defp elixirc_paths(:test), do: ["lib", "test/support"]
   defp elixirc_paths(_env), do: ["lib"]
+
+  # A program for people who have no Mix project, and perhaps no Erlang; see script/tail-release.
+  defp releases do
+    [
+      stomp_tail: [
+        include_executables_for: [:unix],
+        overlays: ["script/overlays"],
+        steps: [:assemble, :tar]
+      ]
+    ]
+  end
 
   defp package do
     [

@@ -53,8 +53,8 @@ defmodule Barytherium.Tail.Body do
       else: :binary
   end
 
-  # Texts contain tabs, line ends, form feeds and escape sequences, but hardly other control characters.
-  defp unprintable, do: for(byte <- 0..0x1F, byte not in ~c"\b\t\n\v\f\r\e", do: <<byte>>)
+  # Texts contain tabs, line ends and escape sequences, but hardly other control characters.
+  defp unprintable, do: for(byte <- 0..0x1F, byte not in ~c"\a\b\t\n\v\f\r\e", do: <<byte>>)
 
   defp utf8?(bytes, true), do: String.valid?(bytes)
 

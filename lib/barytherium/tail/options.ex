@@ -5,7 +5,7 @@ defmodule Barytherium.Tail.Options do
   alias Barytherium.Client.Outbound
   alias Barytherium.Tail.{Target, Text}
 
-  @formats ["pretty", "json", "raw"]
+  @formats %{"pretty" => :pretty, "json" => :json, "raw" => :raw}
 
   @switches [
     ack: :boolean,
@@ -92,8 +92,9 @@ defmodule Barytherium.Tail.Options do
     end
   end
 
-  defp format(name) when name in @formats, do: {:ok, String.to_existing_atom(name)}
-  defp format(name), do: {:error, {:format, name}}
+  defp format(name) do
+    with :error <- Map.fetch(@formats, name), do: {:error, {:format, name}}
+  end
 
   defp headers(texts) do
     headers = Enum.map(texts, &(&1 |> String.split(":", parts: 2) |> List.to_tuple()))
@@ -150,7 +151,7 @@ defmodule Barytherium.Tail.Options do
   def message({:invalid, name, value}), do: "#{name} cannot be #{Text.line(value)}"
 
   def message({:format, name}),
-    do: "--format is #{Enum.join(@formats, ", ")}, and not #{Text.line(name)}"
+    do: "--format is pretty, json or raw, and not #{Text.line(name)}"
 
   def message({:header, text}) do
     "--header is NAME:VALUE, and none of those that are set anyway (id, destination, ack, receipt): " <>

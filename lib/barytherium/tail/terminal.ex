@@ -18,22 +18,8 @@ defmodule Barytherium.Tail.Terminal do
   """
 
   # Ctrl-C would open the VM's break menu, and SIGINT cannot be handled. SIGQUIT can, so Ctrl-C is made to
-  # send that one. The shell ends with the VM, whatever ends the VM, and then restores the terminal.
-  @ctrl_c @take_terminal <>
-            """
-            saved=$(stty -g) || exit 1
-            stty intr undef quit '^C' && echo ready >&4
-            read line <&3
-            stty "$saved"
-            """
-
-  @no_echo @take_terminal <>
-             """
-             saved=$(stty -g) || exit 1
-             stty -echo && echo ready >&4
-             read line <&3
-             stty "$saved"
-             """
+  # send that one.
+  @divert "intr undef quit '^C'"
 
   @doc "The terminal of this VM."
   @spec detect() :: t()
@@ -49,7 +35,7 @@ defmodule Barytherium.Tail.Terminal do
   @doc "Asks for a password, without showing what is typed. Returns `nil` without a terminal."
   @spec password(String.t()) :: nil | String.t()
   def password(prompt) do
-    shell = terminal?(0) && start(@no_echo)
+    shell = terminal?(0) && start(@divert <> " -echo")
 
     if shell do
       try do
@@ -68,7 +54,7 @@ defmodule Barytherium.Tail.Terminal do
 
   @doc "Makes Ctrl-C send SIGQUIT. `release/1` undoes it. Without a terminal it does nothing."
   @spec divert_ctrl_c() :: nil | port()
-  def divert_ctrl_c, do: start(@ctrl_c)
+  def divert_ctrl_c, do: start(@divert)
 
   @spec release(nil | port()) :: :ok
   def release(nil), do: :ok
@@ -82,8 +68,16 @@ defmodule Barytherium.Tail.Terminal do
     end
   end
 
-  defp start(script) do
-    port = open(script)
+  # The shell ends with the VM, whatever ends the VM, and then restores the terminal.
+  defp start(settings) do
+    port =
+      open("""
+      #{@take_terminal}
+      saved=$(stty -g) || exit 1
+      stty #{settings} && echo ready >&4
+      read line <&3
+      stty "$saved"
+      """)
 
     receive do
       {^port, {:data, "ready\n"}} -> port

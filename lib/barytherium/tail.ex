@@ -6,11 +6,11 @@ defmodule Barytherium.Tail do
   alias Barytherium.Tail.{Help, Options, Session, Signals, Terminal, Text}
 
   @doc "Runs the program, and returns its exit status. `command` is its name."
-  @spec run([String.t()], String.t()) :: non_neg_integer()
-  def run(argv, command) do
+  @spec run([String.t()], String.t(), Terminal.t()) :: non_neg_integer()
+  def run(argv, command, terminal \\ Terminal.detect()) do
     case Options.parse(argv) do
       {:ok, options} ->
-        follow(options)
+        follow(options, terminal)
 
       :help ->
         IO.puts(Help.text(command))
@@ -29,39 +29,38 @@ defmodule Barytherium.Tail do
     System.halt(run(System.argv(), "stomp-tail"))
   end
 
-  defp follow(options) do
+  defp follow(options, terminal) do
     # The session reports the events of the connection. The log would repeat them, on stdout.
     %{level: level} = :logger.get_primary_config()
     :logger.set_primary_config(:level, :none)
 
     try do
-      follow_quietly(options)
+      follow_quietly(options, terminal)
     after
       Signals.untrap()
       :logger.set_primary_config(:level, level)
     end
   end
 
-  defp follow_quietly(options) do
+  defp follow_quietly(options, terminal) do
     Signals.trap(&System.halt/1)
     passcode = passcode(options.target)
 
-    case saving(options.save) do
-      {:ok, file} ->
-        run_session(options, passcode, file)
+    case Session.start(options, terminal, passcode) do
+      {:ok, session} ->
+        await(session)
 
-      {:error, reason} ->
+      {:error, {:save, reason}} ->
         complain("cannot write to #{Text.line(options.save)}: #{reason}")
         1
     end
   end
 
-  defp run_session(options, passcode, file) do
-    diverted = Terminal.divert_ctrl_c()
-    {:ok, session} = Session.start(options, Terminal.detect(), passcode, file)
+  defp await(session) do
+    monitor = Process.monitor(session)
     Signals.untrap()
     Signals.trap(stopper(session))
-    monitor = Process.monitor(session)
+    diverted = Terminal.divert_ctrl_c()
 
     try do
       receive do
@@ -69,7 +68,6 @@ defmodule Barytherium.Tail do
       end
     after
       Terminal.release(diverted)
-      if file, do: :file.close(file)
     end
   end
 
@@ -103,9 +101,6 @@ defmodule Barytherium.Tail do
   end
 
   defp passcode(_no_password_missing), do: nil
-
-  defp saving(nil), do: {:ok, nil}
-  defp saving(path), do: :file.open(path, [:append, :raw, :binary])
 
   defp complain(text), do: IO.puts(:stderr, "Error: " <> text)
 end

@@ -8,7 +8,7 @@ defmodule Barytherium.ReadmeTest do
   @moduletag capture_log: true
 
   alias Barytherium.Network.Options
-  alias Barytherium.{Certificates, Frame, TestBroker}
+  alias Barytherium.{Frame, TestBroker}
 
   @readme File.read!("README.md")
 
@@ -78,107 +78,5 @@ defmodule Barytherium.ReadmeTest do
     [[parse_error]] = Enum.filter(blocks(), fn [block] -> block =~ "ParseError{rule" end)
     assert {{:error, %Barytherium.ParseError{}}, _bindings} = Code.eval_string(parse_error)
     assert %Frame{command: :ack} = Frame.ack(%Frame{command: :message, headers: [{"ack", "1"}]})
-  end
-
-  describe "mix barytherium.listen" do
-    import ExUnit.CaptureIO
-
-    defp listen(args) do
-      Mix.Task.reenable("barytherium.listen")
-      capture_io(fn -> Mix.Tasks.Barytherium.Listen.run(args) end)
-    end
-
-    test "shows a feed of its own" do
-      output = listen(~w(--seconds 2 --rate 1000 --size 10))
-      assert output =~ "A feed in this VM: 1000 frames/s of 10"
-      assert output =~ "command: :connected"
-      assert output =~ "frames/s"
-      assert [_all, frames] = Regex.run(~r/In all (\d+) frames/, output)
-      assert String.to_integer(frames) > 500
-    end
-
-    test "acknowledges a broker's messages only with --ack" do
-      for {args, acknowledged} <- [{[], false}, {["--ack"], true}] do
-        listener = Barytherium.Peer.listen(:tcp)
-        port = Barytherium.Peer.port(listener)
-        peer = Task.async(fn -> peer(listener) end)
-
-        output =
-          listen(["stomp://me:hunter2@127.0.0.1:#{port}/queue/a", "--seconds", "1"] ++ args)
-
-        refute output =~ "hunter2"
-        assert output =~ "In all 1 frames"
-        written = Task.await(peer)
-        assert written =~ "passcode:hunter2"
-        assert written =~ "ACK\nid:7" == acknowledged
-        assert written =~ "DISCONNECT\n"
-      end
-    end
-
-    # Answers as a broker does, and returns what it received.
-    defp peer(listener) do
-      peer = Barytherium.Peer.accept(listener)
-      {:ok, connect} = Barytherium.Peer.recv(peer)
-      Barytherium.Peer.send(peer, "CONNECTED\nversion:1.2\n\n\0")
-      {:ok, subscribe} = Barytherium.Peer.recv(peer)
-      Barytherium.Peer.send(peer, "MESSAGE\nack:7\n\nhello\0")
-      connect <> subscribe <> rest(peer, "")
-    end
-
-    defp rest(peer, read) do
-      if read =~ "DISCONNECT" do
-        Barytherium.Peer.close(peer)
-        read
-      else
-        {:ok, more} = Barytherium.Connection.recv(peer, 0, 5_000)
-        rest(peer, read <> more)
-      end
-    end
-
-    test "does not trust an unknown certificate unless told to" do
-      directory =
-        Path.join(System.tmp_dir!(), "barytherium_#{System.unique_integer([:positive])}")
-
-      File.mkdir_p!(directory)
-      on_exit(fn -> File.rm_rf!(directory) end)
-      certificates = Certificates.make(["localhost"])
-      %{cacertfile: cacertfile} = Certificates.write!(certificates, directory)
-
-      for {args, trusted} <- [
-            {[], false},
-            {["--cacertfile", cacertfile], true},
-            {["--insecure"], true}
-          ] do
-        mode = [mode: :binary, active: false, ip: {127, 0, 0, 1}, log_level: :none]
-        {:ok, listener} = :ssl.listen(0, mode ++ certificates.server)
-        {:ok, {_address, port}} = :ssl.sockname(listener)
-        peer = Task.async(fn -> trusted && peer(listener) end)
-        url = "stomp+ssl://me:hunter2@localhost:#{port}/queue/a"
-
-        if trusted do
-          assert listen([url, "--seconds", "1"] ++ args) =~ "In all 1 frames"
-        else
-          accepting = Task.async(fn -> handshake(listener) end)
-          assert_raise Mix.Error, ~r/unknown_ca/, fn -> listen([url]) end
-          Task.await(accepting)
-        end
-
-        Task.await(peer)
-      end
-    end
-
-    defp handshake(listener) do
-      {:ok, socket} = :ssl.transport_accept(listener)
-      :ssl.handshake(socket, 5_000)
-    end
-
-    test "reports a malformed URL, and a refused connection" do
-      assert_raise Mix.Error, ~r/not a URL of the form/, fn -> listen(["http://localhost"]) end
-      listener = Barytherium.Peer.listen(:tcp)
-      port = Barytherium.Peer.port(listener)
-      Barytherium.Peer.close(listener)
-      url = "stomp://127.0.0.1:#{port}/queue/a"
-      assert_raise Mix.Error, ~r/no connection to .*econnrefused/, fn -> listen([url]) end
-    end
   end
 end

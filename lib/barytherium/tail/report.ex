@@ -35,7 +35,7 @@ defmodule Barytherium.Tail.Report do
   @spec rate(non_neg_integer(), non_neg_integer(), milliseconds :: pos_integer()) :: String.t()
   def rate(messages, bytes, milliseconds) do
     a_second = &round(&1 * 1000 / milliseconds)
-    "#{number(a_second.(messages))} messages/s, #{bytes(a_second.(bytes))}/s"
+    "#{plural(a_second.(messages), "message")}/s, #{bytes(a_second.(bytes))}/s"
   end
 
   @doc "A number and what it counts."

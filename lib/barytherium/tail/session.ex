@@ -13,7 +13,7 @@ defmodule Barytherium.Tail.Session do
   # Milliseconds that the broker may take to answer UNSUBSCRIBE, and DISCONNECT.
   @close_timeout 2_000
 
-  @enforce_keys [:options, :passcode, :saving, :output]
+  @enforce_keys [:options, :passcode, :file, :output]
   defstruct @enforce_keys ++
               [
                 client: nil,
@@ -28,24 +28,33 @@ defmodule Barytherium.Tail.Session do
   @doc """
   Starts a session for the calling process, which it does not outlive. It ends with the reason
   `{:shutdown, {:status, exit_status}}`. `passcode` is a function that returns the password, or `nil`.
+  Returns `{:error, {:save, reason}}` if the file of `--save` cannot be opened.
   """
-  @spec start(Options.t(), Terminal.t(), nil | (() -> String.t()), nil | File.io_device()) ::
-          GenServer.on_start()
-  def start(options, terminal, passcode, saving) do
-    output = Output.new(options, terminal)
-    session = %__MODULE__{options: options, passcode: passcode, saving: saving, output: output}
-    GenServer.start(__MODULE__, {session, self()})
-  end
+  @spec start(Options.t(), Terminal.t(), nil | (() -> String.t())) :: GenServer.on_start()
+  def start(options, terminal, passcode),
+    do: GenServer.start(__MODULE__, {options, terminal, passcode, self()})
 
   @doc "Ends the session in an orderly way, with this exit status."
   @spec stop(pid(), non_neg_integer()) :: :ok
   def stop(session, status), do: GenServer.cast(session, {:stop, status})
 
   @impl true
-  def init({state, owner}) do
+  def init({options, terminal, passcode, owner}) do
     Process.monitor(owner)
-    {:ok, state, {:continue, :start}}
+
+    case open(options.save) do
+      {:ok, file} ->
+        output = Output.new(options, terminal)
+        state = %__MODULE__{options: options, passcode: passcode, file: file, output: output}
+        {:ok, state, {:continue, :start}}
+
+      {:error, reason} ->
+        {:stop, {:save, reason}}
+    end
   end
+
+  defp open(nil), do: {:ok, nil}
+  defp open(path), do: :file.open(path, [:append, :raw, :binary])
 
   @impl true
   def handle_continue(:start, state) do
@@ -115,7 +124,7 @@ defmodule Barytherium.Tail.Session do
     time = DateTime.utc_now()
     bytes = Enum.reduce(frames, state.bytes, &(byte_size(&1.body) + &2))
 
-    with :ok <- save(state.saving, frames, time),
+    with :ok <- save(state.file, frames, time),
          {:ok, output} <- Output.messages(state.output, frames, time) do
       # `{:error, :stale}`: the connection has ended, and the broker will deliver them again.
       if state.options.ack, do: Client.ack(state.client, frames)
@@ -188,7 +197,7 @@ defmodule Barytherium.Tail.Session do
   defp summary(%{started: {started, 0, 0}} = state) do
     {now, messages, bytes} = counts(state)
     came = Report.counts(messages, bytes, max(now - started, 1))
-    if state.saving, do: "#{came}, saved in #{state.options.save}", else: came
+    if state.file, do: "#{came}, saved in #{state.options.save}", else: came
   end
 
   defp rates({before, messages_before, bytes_before}, {now, messages, bytes}) do

@@ -34,9 +34,6 @@ defmodule Barytherium.Tail.Target do
     else
       _not_such_a_url -> :error
     end
-  rescue
-    # `URI` raises for a percent sign without two digits after it.
-    ArgumentError -> :error
   end
 
   defp destination(path) when path in [nil, "", "/"], do: nil

@@ -1,0 +1,149 @@
+defmodule Mix.Tasks.Barytherium.TailTest do
+  # What only an operating system process has: exit statuses, pipes, signals and a terminal.
+  use ExUnit.Case, async: false
+
+  alias Barytherium.TestBroker
+
+  @mix System.find_executable("mix")
+
+  setup do
+    {:ok, broker} = TestBroker.start_link(rate: 50, body: "hello")
+    %{url: "stomp://127.0.0.1:#{TestBroker.port(broker)}/queue/a"}
+  end
+
+  # A command that hangs must not outlive the test.
+  defp sh(command) do
+    System.cmd("timeout", ["60", "sh", "-c", command], env: env(), stderr_to_stdout: true)
+  end
+
+  defp env, do: [{"MIX_ENV", "test"}, {"TERM", "xterm"}, {"STOMP_PASSCODE", nil}]
+
+  test "exit statuses", %{url: url} do
+    assert {output, 0} = sh("mix barytherium.tail #{url} --count 2")
+    assert output =~ "==> /queue/a <=="
+    assert output =~ "2 messages"
+    # A pipe gets neither colours nor rates.
+    refute output =~ "\e"
+    refute output =~ "Ctrl-C"
+
+    assert {output, 0} = sh("mix barytherium.listen #{url} --count 2 --format json 2>&-")
+    assert [~s({"time":) <> _rest, ~s({"time":) <> _more] = String.split(output, "\n", trim: true)
+
+    assert {output, 1} = sh("mix barytherium.tail stomp://127.0.0.1:1/queue/a")
+    assert output =~ "Error: cannot connect: econnrefused"
+    assert {output, 2} = sh("mix barytherium.tail stomp://127.0.0.1")
+    assert output =~ "See mix barytherium.tail --help"
+  end
+
+  test "ends when nobody reads the output any more", %{url: url} do
+    {output, 0} = sh("mix barytherium.tail #{url} --format json | head -n 1")
+    assert output =~ ~s("body":"hello"})
+    assert output =~ "of bodies in"
+    refute output =~ "** ("
+  end
+
+  test "SIGTERM unsubscribes and says what came", %{url: url} do
+    port = start("sh", ["-c", "echo pid $$; exec mix barytherium.tail #{url} 2>&1"])
+    output = read_until(port, "", ~r/hello\n/)
+    [_all, pid] = Regex.run(~r/pid (\d+)/, output)
+    {_output, 0} = System.cmd("kill", [pid])
+    {output, status} = read_to_end(port, output)
+    assert output =~ "of bodies in"
+    assert status == 143
+  end
+
+  test "the release runs from its archive, without Mix and Erlang", %{
+    url: url
+  } do
+    directory = directory()
+    release = Path.join(directory, "release")
+    assert {_output, 0} = sh("mix release stomp_tail --overwrite --quiet --path #{release}")
+    moved = Path.join(directory, "moved")
+    File.mkdir!(moved)
+    assert {_output, 0} = sh("tar xzf #{release}/stomp_tail-*.tar.gz -C #{moved}")
+    File.rm_rf!(release)
+    link = Path.join(directory, "link")
+    File.ln_s!(Path.join(moved, "stomp-tail"), link)
+
+    # Only these tools are found.
+    path = Path.join(directory, "bin")
+    File.mkdir!(path)
+
+    for tool <- ~w(sh readlink dirname basename sed grep cat env uname) do
+      File.ln_s!(System.find_executable(tool), Path.join(path, tool))
+    end
+
+    tail = "env -i PATH=#{path} #{link}"
+    assert {output, 0} = sh("#{tail} #{url} --count 1 --format json")
+    assert output =~ ~s("body":"hello"})
+    assert {output, 2} = sh("#{tail} 'a b' --frobnicate")
+    assert output =~ "See stomp-tail --help"
+  end
+
+  describe "on a terminal" do
+    # `script` gives the command a terminal, and passes on what is typed.
+    @script System.find_executable("script")
+    @describetag skip: @script == nil
+
+    defp type(port, text), do: Port.command(port, text)
+
+    defp terminal(command),
+      do: start(@script, ["--quiet", "--return", "--command", command, "/dev/null"])
+
+    test "Ctrl-C unsubscribes and says what came", %{url: url} do
+      port = terminal("#{@mix} barytherium.tail #{url}")
+      output = read_until(port, "", ~r/Ctrl-C ends/)
+      assert output =~ "\e[36m==> /queue/a"
+      type(port, <<3>>)
+      {output, status} = read_to_end(port, output)
+      assert output =~ "of bodies in"
+      assert status == 130
+    end
+
+    test "asks for the password, and does not show it", %{url: url} do
+      url = String.replace(url, "//", "//me@")
+      port = terminal("#{@mix} barytherium.tail #{url} --count 1")
+      output = read_until(port, "", ~r/Password of me: /)
+      type(port, "hunter2\n")
+      {output, status} = read_to_end(port, output)
+      assert output =~ "hello"
+      refute output =~ "hunter2"
+      assert status == 0
+    end
+  end
+
+  defp directory do
+    directory = Path.join(System.tmp_dir!(), "barytherium_#{System.unique_integer([:positive])}")
+    File.mkdir_p!(directory)
+    on_exit(fn -> File.rm_rf!(directory) end)
+    directory
+  end
+
+  defp start(program, args) do
+    env = for {name, value} <- env(), do: {to_charlist(name), value != nil && to_charlist(value)}
+    program = System.find_executable(program)
+    Port.open({:spawn_executable, program}, [:binary, :exit_status, args: args, env: env])
+  end
+
+  defp read_until(port, read, pattern) do
+    if read =~ pattern do
+      read
+    else
+      receive do
+        {^port, {:data, data}} -> read_until(port, read <> data, pattern)
+        {^port, {:exit_status, status}} -> flunk("it ended with #{status}:\n#{read}")
+      after
+        30_000 -> flunk("#{inspect(pattern)} never came:\n#{read}")
+      end
+    end
+  end
+
+  defp read_to_end(port, read) do
+    receive do
+      {^port, {:data, data}} -> read_to_end(port, read <> data)
+      {^port, {:exit_status, status}} -> {read, status}
+    after
+      30_000 -> flunk("it does not end:\n#{read}")
+    end
+  end
+end

@@ -60,8 +60,8 @@ defmodule Barytherium.Tail.Help do
 
   ## How it ends
 
-  Ctrl-C and SIGTERM unsubscribe, disconnect and say how much came. A second one ends it at once. The exit
-  status is
+  Ctrl-C and SIGTERM unsubscribe, disconnect and say how much came. A second one ends it at once. In
+  a pipe, Ctrl-C ends the other programs with SIGQUIT, and the shell may say `Quit`. The exit status is
 
     * 0 - after `--count` or `--seconds`, or when nobody reads the output any more
     * 1 - it could not connect or subscribe, or not write to FILE

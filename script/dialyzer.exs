@@ -66,5 +66,8 @@ end
 
 [ebin] = System.argv()
 warnings = Check.run(ebin)
-for warning <- warnings, do: warning |> :dialyzer.format_warning(filename_opt: :fullpath) |> IO.puts()
+
+for warning <- warnings,
+    do: warning |> :dialyzer.format_warning(filename_opt: :fullpath) |> IO.puts()
+
 if warnings != [], do: System.halt(1)

@@ -44,7 +44,7 @@ defmodule Barytherium.Tail.Format do
   end
 
   @doc "A message for `--save`: as it came, with the body in Base64."
-  @spec saved(Frame.t(), DateTime.t()) :: iodata()
+  @spec saved(Frame.t(), DateTime.t()) :: iolist()
   def saved(frame, time), do: [json_start(frame, time), base64(frame.body), "}\n"]
 
   defp json_start(frame, time) do

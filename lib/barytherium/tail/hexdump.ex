@@ -8,7 +8,7 @@ defmodule Barytherium.Tail.Hexdump do
   # Eight groups of four digits, and the spaces between them.
   @width 39
 
-  @spec dump(binary()) :: iodata()
+  @spec dump(binary()) :: iolist()
   def dump(bytes), do: lines(bytes, 0)
 
   defp lines(<<row::binary-size(@columns), rest::binary>>, offset),

@@ -112,7 +112,7 @@ defmodule Barytherium.Tail.Json do
   defp after_bytes(text, count), do: binary_part(text, count, byte_size(text) - count)
 
   @doc "Encodes text as a JSON string that is harmless for a terminal. Bytes that are not UTF-8 count as Latin-1."
-  @spec string(binary()) :: iodata()
+  @spec string(binary()) :: iolist()
   def string(bytes) do
     text = if String.valid?(bytes), do: bytes, else: :unicode.characters_to_binary(bytes, :latin1)
     [?", for(<<char::utf8 <- text>>, into: "", do: encoded(char)), ?"]

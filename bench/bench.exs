@@ -34,7 +34,11 @@ defmodule Bench do
 
     if options.only == "" do
       names = for {name, _size} <- @sizes, do: name
-      File.write!(Path.join(__DIR__, "../guides/assets/chart.svg"), Chart.svg(results, names ++ [@tls]))
+
+      File.write!(
+        Path.join(__DIR__, "../guides/assets/chart.svg"),
+        Chart.svg(results, names ++ [@tls])
+      )
     end
   end
 

@@ -22,6 +22,8 @@ defmodule Barytherium.MixProject do
       package: package(),
       source_url: @source_url,
       releases: releases(),
+      name: "Barytherium",
+      docs: &docs/0,
       deps: []
     ]
   end
@@ -44,10 +46,72 @@ defmodule Barytherium.MixProject do
     ]
   end
 
+  defp docs do
+    [
+      main: "readme",
+      source_ref: "v#{@version}",
+      skip_code_autolink_to: ["Barytherium.Native"],
+      # Types whose modules are not documented, because their fields are private.
+      skip_undefined_reference_warnings_on: [
+        "Barytherium.Client.Transaction",
+        "Barytherium.Connection"
+      ],
+      assets: %{"guides/assets" => "guides/assets"},
+      extras: [
+        {"README.md", title: "Barytherium"},
+        "guides/getting-started.md",
+        "guides/installation.md",
+        "guides/migrating.md",
+        "guides/from-callbacks-to-consumer.md",
+        {"examples/README.md", filename: "examples", title: "Examples"},
+        "guides/reliability.md",
+        "guides/tls.md",
+        "guides/scaling.md",
+        "guides/operations.md",
+        {"integrations/off_broadway_barytherium/README.md",
+         filename: "broadway", title: "Broadway"},
+        "guides/performance.md",
+        "guides/conformance.md",
+        "guides/results.md",
+        {"native/README.md", filename: "native", title: "The native side"},
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "LICENSE"
+      ],
+      groups_for_extras: [
+        Begin: ~r/getting-started|installation|migrating|from-callbacks|examples/,
+        "Run it": ~r/reliability|tls|scaling|operations|off_broadway/,
+        "Know it": ~r/performance|conformance|results|native/,
+        Project: ~r/CHANGELOG|CONTRIBUTING|SECURITY|LICENSE/
+      ],
+      groups_for_modules: [
+        "Consumers and clients": [
+          Barytherium.Client,
+          Barytherium.Client.Transaction,
+          Barytherium.Consumer
+        ],
+        "Messages of a connection": [
+          Barytherium.Connection,
+          Barytherium.Frame,
+          Barytherium.Frame.ValueEncoding,
+          Barytherium.Network,
+          Barytherium.Network.Receiver,
+          Barytherium.Network.Sender,
+          Barytherium.ParseError,
+          Barytherium.DefaultCallbackHandler
+        ],
+        "Watching and testing": [Barytherium.Telemetry, Barytherium.TestBroker]
+      ]
+    ]
+  end
+
   defp package do
     [
+      # `barytherium` is the package that this one replaces.
+      name: "barytherium_native",
       licenses: ["MIT"],
-      links: %{"GitHub" => @source_url},
+      links: %{"GitHub" => @source_url, "Changelog" => "#{@source_url}/blob/main/CHANGELOG.md"},
       # Only a package has the checksum file: `script/package` makes it of a release's archives.
       files:
         ~w(lib native guides .cargo Cargo.toml Cargo.lock mix.exs README.md CHANGELOG.md LICENSE

@@ -161,7 +161,7 @@ defmodule Barytherium.Client do
   end
 
   @doc false
-  @spec start_child((() -> keyword())) :: GenServer.on_start()
+  @spec start_child((... -> keyword())) :: GenServer.on_start()
   def start_child(opts), do: start_link(opts.())
 
   @doc """

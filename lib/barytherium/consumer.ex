@@ -169,7 +169,7 @@ defmodule Barytherium.Consumer do
   end
 
   @doc false
-  @spec start_child((() -> {module(), keyword()})) :: Supervisor.on_start()
+  @spec start_child((... -> {module(), keyword()})) :: Supervisor.on_start()
   def start_child(arguments) do
     {module, opts} = arguments.()
     start_link(module, opts)

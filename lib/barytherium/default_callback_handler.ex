@@ -75,7 +75,7 @@ defmodule Barytherium.DefaultCallbackHandler do
   end
 
   @doc false
-  @spec start_child((() -> list())) :: GenServer.on_start()
+  @spec start_child((... -> list())) :: GenServer.on_start()
   def start_child(args), do: apply(__MODULE__, :start_link, args.())
 
   @impl true

@@ -16,8 +16,8 @@ defmodule Barytherium.Client.Endpoint do
           port: :inet.port_number(),
           secure: boolean(),
           vhost: nil | String.t(),
-          credentials: (() -> {nil | String.t(), nil | String.t()}),
-          opts: (() -> [Barytherium.Connection.option()])
+          credentials: (... -> {nil | String.t(), nil | String.t()}),
+          opts: (... -> [Barytherium.Connection.option()])
         }
 
   @doc "How a URL has to look."

@@ -18,7 +18,7 @@ defmodule Barytherium.Connection.TlsOptions do
   How to connect to `host` with these options: natively with these settings to the server of this name,
   or with `:ssl`. `trusted` returns the system's certificates.
   """
-  @spec plan(term(), keyword(), (() -> list())) :: plan()
+  @spec plan(term(), keyword(), (... -> list())) :: plan()
   def plan(host, opts, trusted) do
     if Enum.all?(opts, fn {name, value} -> name in @translated and value != nil end),
       do: catch_plan(fn -> translate(host, Map.new(opts), trusted) end),

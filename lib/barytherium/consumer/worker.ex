@@ -20,7 +20,7 @@ defmodule Barytherium.Consumer.Worker do
 
   @client_key :"$barytherium_client"
 
-  @spec start_link((() -> map())) :: GenServer.on_start()
+  @spec start_link((... -> map())) :: GenServer.on_start()
   def start_link(settings), do: GenServer.start_link(__MODULE__, settings)
 
   @doc "The client of a worker. It is found without asking the worker, which may be busy."

@@ -30,7 +30,7 @@ defmodule Barytherium.Tail.Session do
   `{:shutdown, {:status, exit_status}}`. `passcode` is a function that returns the password, or `nil`.
   Returns `{:error, {:save, reason}}` if the file of `--save` cannot be opened.
   """
-  @spec start(Options.t(), Terminal.t(), nil | (() -> String.t())) :: GenServer.on_start()
+  @spec start(Options.t(), Terminal.t(), nil | (... -> String.t())) :: GenServer.on_start()
   def start(options, terminal, passcode),
     do: GenServer.start(__MODULE__, {options, terminal, passcode, self()})
 

@@ -9,7 +9,7 @@ defmodule Barytherium.Tail.Target do
   defstruct @enforce_keys
 
   @type t :: %__MODULE__{
-          url: (() -> String.t()),
+          url: (... -> String.t()),
           vhost: String.t(),
           destination: nil | String.t(),
           secure: boolean(),

@@ -323,11 +323,13 @@ defmodule Barytherium.Network.ReceiverTest do
     end
 
     defp network(test) do
-      receive do:
-                ({:"$gen_call", from, {:connected_frame, _frame}} ->
-                   GenServer.reply(from, {0, 0}))
+      receive do
+        {:"$gen_call", from, {:connected_frame, _frame}} -> GenServer.reply(from, {0, 0})
+      end
 
-      receive do: (disconnect -> send(test, disconnect))
+      receive do
+        disconnect -> send(test, disconnect)
+      end
     end
 
     test "raises if the parse state was used before" do

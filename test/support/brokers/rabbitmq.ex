@@ -27,6 +27,13 @@ defmodule Barytherium.Brokers.RabbitMQ do
     ssl_options.fail_if_no_peer_cert = false
     """)
 
+    # From 4.0 on RabbitMQ takes only frames of up to 4 MiB. Earlier releases do not know the setting, and
+    # refuse an unknown one in the file above.
+    File.write!(
+      Path.join(directory, "advanced.config"),
+      "[{rabbitmq_stomp, [{max_frame_size, 16777216}]}].\n"
+    )
+
     [
       {"HOME", directory},
       {"ERL_EPMD_ADDRESS", "127.0.0.1"},
@@ -37,6 +44,7 @@ defmodule Barytherium.Brokers.RabbitMQ do
       {"RABBITMQ_NODENAME", "barytherium_#{port}@localhost"},
       {"RABBITMQ_CONF_ENV_FILE", Path.join(directory, "none")},
       {"RABBITMQ_CONFIG_FILE", Path.join(directory, "rabbitmq.conf")},
+      {"RABBITMQ_ADVANCED_CONFIG_FILE", Path.join(directory, "advanced.config")},
       {"RABBITMQ_ENABLED_PLUGINS_FILE", Path.join(directory, "enabled_plugins")},
       {"RABBITMQ_MNESIA_BASE", Path.join(directory, "mnesia")},
       {"RABBITMQ_LOG_BASE", Path.join(directory, "log")},

@@ -61,10 +61,10 @@ defmodule Barytherium.MixProject do
         {"README.md", title: "Barytherium"},
         "guides/getting-started.md",
         "guides/installation.md",
-        "guides/migrating.md",
-        "guides/from-callbacks-to-consumer.md",
+        {"guides/migrating.md", title: "Migrating"},
+        {"guides/from-callbacks-to-consumer.md", title: "Callbacks to consumers"},
         {"examples/README.md", filename: "examples", title: "Examples"},
-        "guides/reliability.md",
+        {"guides/reliability.md", title: "Reliability"},
         "guides/tls.md",
         "guides/scaling.md",
         "guides/operations.md",
@@ -77,7 +77,7 @@ defmodule Barytherium.MixProject do
         "CHANGELOG.md",
         "CONTRIBUTING.md",
         "SECURITY.md",
-        "LICENSE"
+        {"LICENSE", title: "Licence"}
       ],
       groups_for_extras: [
         Begin: ~r/getting-started|installation|migrating|from-callbacks|examples/,

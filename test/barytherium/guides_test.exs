@@ -1,5 +1,5 @@
 defmodule Barytherium.GuidesTest do
-  @moduledoc "Runs the examples of the guides about clients and consumers."
+  @moduledoc "Runs the Elixir code in the guides."
   use ExUnit.Case, async: false
 
   import Barytherium.ReceiverCase, only: [eventually: 1, eventually: 2]
@@ -43,6 +43,56 @@ defmodule Barytherium.GuidesTest do
   end
 
   defp subscribed?(broker), do: :sys.get_state(broker).subscriptions != []
+
+  # A line for `mix.exs` is no code that can run, and has to be Elixir.
+  defp dependency?(block), do: block =~ "{:barytherium, path:" or block =~ "hex: :"
+
+  test "those to begin with", %{port: port} do
+    stop_supervised!(:broker)
+    {dependencies, blocks} = "getting-started" |> blocks(port) |> Enum.split_with(&dependency?/1)
+    assert [dependency] = dependencies
+    assert {:defp, _meta, _arguments} = Code.string_to_quoted!(dependency)
+    subscribed = fn binding -> eventually(fn -> subscribed?(binding[:broker]) end) end
+
+    log =
+      capture_log(fn ->
+        binding = run(blocks, %{"Client.publish" => subscribed})
+        eventually(fn -> subscribed?(binding[:test_broker]) end)
+        TestBroker.publish(binding[:test_broker], "/queue/trains", "of the test")
+        Supervisor.stop(binding[:supervisor])
+      end)
+
+    assert log =~ "a train: 1A23 to King's Cross"
+  after
+    remove(Feed.Trains)
+  end
+
+  test "those about installing and migrating" do
+    for name <- ["installation", "migrating"], block <- blocks(name, 0), dependency?(block) do
+      assert {{:barytherium, _how}, _bindings} = eval_dependency(block)
+    end
+
+    [messages] = "migrating" |> blocks(0) |> Enum.reject(&dependency?/1)
+    binding = [sender: self(), frames: [], reason: :closed]
+    assert {{:barytherium, :disconnect, :closed}, _binding} = Code.eval_string(messages, binding)
+  end
+
+  defp eval_dependency(block) do
+    case Code.eval_string(block) do
+      {{:barytherium, how}, binding} when is_list(how) -> {{:barytherium, how}, binding}
+      {{:barytherium, _version, how}, binding} -> {{:barytherium, how}, binding}
+    end
+  end
+
+  test "those about operations and TLS", %{port: port} do
+    {:ok, network} = Barytherium.Network.start_link(self(), "127.0.0.1", port)
+    assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, _sender}}}
+    [stats] = blocks("operations", port)
+    assert {%{frames: 0, pauses: 0}, _binding} = Code.eval_string(stats, network: network)
+    [connect] = blocks("tls", port)
+    assert {{:ok, secure}, _binding} = Code.eval_string(connect)
+    for pid <- [network, secure], do: GenServer.stop(pid)
+  end
 
   test "those about reliability", %{broker: broker, port: port} do
     invoice = fn _binding ->

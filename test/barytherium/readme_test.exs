@@ -75,6 +75,7 @@ defmodule Barytherium.ReadmeTest do
   defp subscribed?(broker), do: :sys.get_state(broker).subscriptions != []
 
   test "the other examples work" do
+    assert {{:barytherium, path: _path}, _bindings} = "path:" |> block() |> Code.eval_string()
     [[parse_error]] = Enum.filter(blocks(), fn [block] -> block =~ "ParseError{rule" end)
     assert {{:error, %Barytherium.ParseError{}}, _bindings} = Code.eval_string(parse_error)
     assert %Frame{command: :ack} = Frame.ack(%Frame{command: :message, headers: [{"ack", "1"}]})

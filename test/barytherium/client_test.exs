@@ -745,8 +745,7 @@ defmodule Barytherium.ClientTest do
     send(client, {:DOWN, make_ref(), :process, self(), :normal})
     assert_receive {:EXIT, ^client, _reason}
 
-    assert_receive {:report,
-                    %{msg: {:report, %{label: {:gen_statem, :terminate}, name: ^client}}} = report}
+    assert_receive {:report, %{meta: %{pid: ^client, mfa: {:gen_statem, _, _}}} = report}
 
     refute inspect(report, limit: :infinity, printable_limit: :infinity) =~ secret
   end

@@ -1,7 +1,7 @@
 defmodule Barytherium.FrameTest do
   use ExUnit.Case, async: true
 
-  alias Barytherium.{Conformance, Frame, ParseError}
+  alias Barytherium.{Conformance, Frame, Memory, ParseError}
   alias Barytherium.Frame.ValueEncoding
 
   doctest Frame
@@ -138,7 +138,7 @@ defmodule Barytherium.FrameTest do
     big = String.duplicate("x", 100_000)
     bytes = "MESSAGE\n\n#{String.duplicate("y", 100)}\0MESSAGE\n\n#{big}\0"
     {:ok, [small, _big], _state} = Frame.parse_all(bytes)
-    assert :binary.referenced_byte_size(small.body) == 100
+    assert Memory.referenced(small.body) == 100
   end
 
   test "small bodies share a binary that is at most 8 times the smallest of them" do
@@ -149,15 +149,14 @@ defmodule Barytherium.FrameTest do
     {:ok, frames, _state} = Frame.parse_all(data)
     assert Enum.map(frames, &byte_size(&1.body)) == sizes
 
-    referenced =
-      for %{body: body} <- frames, do: :binary.referenced_byte_size(body) / byte_size(body)
+    referenced = for %{body: body} <- frames, do: Memory.referenced(body) / byte_size(body)
 
     assert Enum.max(referenced) <= 8
     assert Enum.count(referenced, &(&1 > 1)) > 400
 
     {:ok, frames, _state} = Frame.parse_all(data, Frame.parse_state(share_bodies: false))
     assert Enum.map(frames, &byte_size(&1.body)) == sizes
-    assert Enum.all?(frames, &(:binary.referenced_byte_size(&1.body) == byte_size(&1.body)))
+    assert Enum.all?(frames, &(Memory.referenced(&1.body) == byte_size(&1.body)))
   end
 
   test "a large body is not copied if it is most of the data, and copied otherwise" do
@@ -168,7 +167,7 @@ defmodule Barytherium.FrameTest do
       {:ok, [frame, _other], _state} = Frame.parse_all(data)
       assert byte_size(frame.body) == body
       expected = if referenced == :data, do: byte_size(data), else: body
-      assert :binary.referenced_byte_size(frame.body) == expected
+      assert Memory.referenced(frame.body) == expected
     end
   end
 

@@ -1,6 +1,8 @@
 defmodule Barytherium.Network.ReceiverTest do
   use Barytherium.ReceiverCase, async: true
 
+  alias Barytherium.Memory
+
   defp message(n, body \\ "x"),
     do: "MESSAGE\nn:#{n}\ncontent-length:#{byte_size(body)}\n\n#{body}\0"
 
@@ -269,12 +271,12 @@ defmodule Barytherium.Network.ReceiverTest do
       frames = receive_frames(2_001)
 
       for %Frame{headers: [{name, value}], body: body} <- frames do
-        assert :binary.referenced_byte_size(name) == byte_size(name)
-        assert :binary.referenced_byte_size(value) == byte_size(value)
-        assert :binary.referenced_byte_size(body) <= unquote(most) * byte_size(body)
+        assert Memory.referenced(name) == byte_size(name)
+        assert Memory.referenced(value) == byte_size(value)
+        assert Memory.referenced(body) <= unquote(most) * byte_size(body)
       end
 
-      shared = Enum.count(frames, &(:binary.referenced_byte_size(&1.body) > byte_size(&1.body)))
+      shared = Enum.count(frames, &(Memory.referenced(&1.body) > byte_size(&1.body)))
       assert shared > 1_000 == unquote(share?)
     end
   end

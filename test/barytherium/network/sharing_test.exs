@@ -159,7 +159,7 @@ defmodule Barytherium.Network.SharingTest do
       listener = spawn_link(fn -> Process.sleep(:infinity) end)
       Process.register(listener, __MODULE__)
       connection = connect(unquote(Macro.escape(name)))
-      eventually(fn -> pauses(connection) > 0 end)
+      eventually(fn -> pauses(connection) > 0 end, 1_000)
       assert queued(listener) <= @mark + 1
       Process.unregister(__MODULE__)
     end

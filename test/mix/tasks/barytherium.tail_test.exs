@@ -87,11 +87,12 @@ defmodule Mix.Tasks.Barytherium.TailTest do
 
     defp type(port, text), do: Port.command(port, text)
 
+    # With `exec`, because the shell would get the signal of Ctrl-C too.
     defp terminal(command),
       do: start(@script, ["--quiet", "--return", "--command", command, "/dev/null"])
 
     test "Ctrl-C unsubscribes and says what came", %{url: url} do
-      port = terminal("#{@mix} barytherium.tail #{url}")
+      port = terminal("exec #{@mix} barytherium.tail #{url}")
       output = read_until(port, "", ~r/Ctrl-C ends/)
       assert output =~ "\e[36m==> /queue/a"
       type(port, <<3>>)
@@ -102,7 +103,7 @@ defmodule Mix.Tasks.Barytherium.TailTest do
 
     test "asks for the password, and does not show it", %{url: url} do
       url = String.replace(url, "//", "//me@")
-      port = terminal("#{@mix} barytherium.tail #{url} --count 1")
+      port = terminal("exec #{@mix} barytherium.tail #{url} --count 1")
       output = read_until(port, "", ~r/Password of me: /)
       type(port, "hunter2\n")
       {output, status} = read_to_end(port, output)

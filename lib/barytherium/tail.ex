@@ -5,6 +5,10 @@ defmodule Barytherium.Tail do
 
   alias Barytherium.Tail.{Help, Options, Session, Signals, Terminal, Text}
 
+  # `timeout` signals its child, and then the group of processes that the child belongs to. Nobody
+  # presses Ctrl-C twice in so few milliseconds.
+  @one_signal 200
+
   @doc "Runs the program, and returns its exit status. `command` is its name."
   @spec run([String.t()], String.t(), Terminal.t()) :: non_neg_integer()
   def run(argv, command, terminal \\ Terminal.detect()) do
@@ -71,17 +75,19 @@ defmodule Barytherium.Tail do
     end
   end
 
-  # The first signal ends the session in an orderly way. The broker may not answer, so the second one ends
-  # the VM.
+  # The first signal ends the session in an orderly way. The broker may not answer, so a later one ends the
+  # VM.
   defp stopper(session) do
-    signals = :counters.new(1, [])
+    first = :atomics.new(1, [])
 
     fn status ->
-      :counters.add(signals, 1, 1)
+      now = System.monotonic_time(:millisecond)
 
-      if :counters.get(signals, 1) == 1,
-        do: Session.stop(session, status),
-        else: System.halt(status)
+      case :atomics.compare_exchange(first, 1, 0, now) do
+        :ok -> Session.stop(session, status)
+        began when now - began > @one_signal -> System.halt(status)
+        _the_same_signal_again -> :ok
+      end
     end
   end
 

@@ -95,7 +95,9 @@ defmodule Barytherium.PackageTest do
     for {path, expected} <- [
           {"/nowhere/lib.so",
            "BARYTHERIUM_NIF_PATH names /nowhere/lib.so, which cannot be read: no such file or directory."},
-          {"lib.so", "BARYTHERIUM_NIF_PATH has to be an absolute path, and lib.so is not."}
+          {"lib.so", "BARYTHERIUM_NIF_PATH has to be an absolute path, and lib.so is not."},
+          {__ENV__.file,
+           "BARYTHERIUM_NIF_PATH names #{__ENV__.file}, which is not a shared library."}
         ] do
       environment = [{"BARYTHERIUM_NIF_PATH", path}]
       {output, status} = run(["compile"], context.package, context, environment)

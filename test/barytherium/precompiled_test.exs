@@ -271,7 +271,9 @@ defmodule Barytherium.PrecompiledTest do
     test "needs settings that make sense", context do
       for {name, value, expected} <- [
             {"HEX_CACERTS_PATH", "/nowhere/ca.pem",
-             "There is no file /nowhere/ca.pem, which HEX_CACERTS_PATH names."},
+             "HEX_CACERTS_PATH names /nowhere/ca.pem, which cannot be read: no such file or directory."},
+            {"HEX_CACERTS_PATH", __ENV__.file,
+             "#{__ENV__.file}, which HEX_CACERTS_PATH names, has no certificate in PEM format."},
             {"HTTPS_PROXY", "proxy",
              "HTTPS_PROXY is not a URL with a host and a port, such as http://proxy:3128."},
             {"BARYTHERIUM_BASE_URL", "http://user:secret@localhost/v1/",

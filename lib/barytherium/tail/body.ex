@@ -6,11 +6,11 @@ defmodule Barytherium.Tail.Body do
   # zlib's number for: the largest window, in gzip's format.
   @gzip_window 31
 
-  @type inflated :: {:plain | :inflated | :partial, binary()}
+  @type inflated :: {:plain | :broken | :inflated | :partial, binary()}
 
   @doc """
   Inflates a body that is gzip, to about `limit` bytes at most, because a small body can inflate to
-  gigabytes. `:partial` is the beginning. A body that is not gzip, or broken, is returned as it is.
+  gigabytes. `:partial` is the beginning. A body that is not gzip, or `:broken`, is returned as it is.
   """
   @spec inflate(binary(), pos_integer()) :: inflated()
   def inflate(@gzip <> _rest = body, limit) do
@@ -21,8 +21,8 @@ defmodule Barytherium.Tail.Body do
       :zlib.inflateInit(zlib, @gzip_window, :reset)
       zlib |> :zlib.safeInflate(body) |> collect(zlib, limit, 0, [])
     rescue
-      # zlib says so about data that is not gzip.
-      ErlangError -> {:plain, body}
+      # zlib says so about what it cannot inflate, and about bytes that are missing or follow.
+      ErlangError -> {:broken, body}
     after
       :zlib.close(zlib)
     end

@@ -40,7 +40,8 @@ defmodule Barytherium.Tail.Format do
     headers =
       for {name, value} <- frame.headers, name != "destination", do: header(name, value, style)
 
-    [color(title, :cyan, style), ?\n, headers, ?\n, shown, more(left, style), ?\n]
+    more = more(left, compressed, style)
+    [color(title, :cyan, style), ?\n, headers, ?\n, shown, more, ?\n]
   end
 
   @doc "A message for `--save`: as it came, with the body in Base64."
@@ -73,6 +74,7 @@ defmodule Barytherium.Tail.Format do
     do: time |> DateTime.truncate(:millisecond) |> DateTime.to_time() |> to_string()
 
   defp size(:plain, size, _size), do: "#{size} bytes"
+  defp size(:broken, size, _size), do: "#{size} bytes (broken gzip)"
   defp size(:inflated, size, all), do: "#{size} bytes (gzip of #{all})"
   defp size(:partial, size, some), do: "#{size} bytes (gzip of more than #{some})"
 
@@ -115,10 +117,12 @@ defmodule Barytherium.Tail.Format do
     end
   end
 
-  defp more(0, _style), do: []
+  defp more(0, _compressed, _style), do: []
 
-  defp more(left, style),
-    do: [color("... #{left} more bytes (--all shows them)", :yellow, style), ?\n]
+  defp more(left, compressed, style) do
+    than = if compressed == :partial, do: "more than ", else: ""
+    [color("... #{than}#{left} more bytes (--all shows them)", :yellow, style), ?\n]
+  end
 
   @doc "Text in a colour, if there are colours."
   @spec color(iodata(), IO.ANSI.ansicode(), style()) :: iodata()

@@ -23,6 +23,8 @@ defmodule Barytherium.Tail.Options do
   ]
 
   # A feed in this VM ends by itself, because it is there for trying this out.
+  # The longest timer of the VM; what the feed can send with one connection; the default of `max_body`.
+  @most %{seconds: 4_294_967, rate: 1_000_000, size: 100 * 1024 * 1024}
   @own_feed_seconds 10
 
   defstruct target: nil,
@@ -60,7 +62,7 @@ defmodule Barytherium.Tail.Options do
           | {:invalid, String.t(), String.t()}
           | {:format, String.t()}
           | {:header, String.t()}
-          | {:below, :count | :seconds | :rate | :size, integer()}
+          | {:outside, :count | :seconds | :rate | :size, integer()}
           | {:no_file, String.t()}
           | {:destination, String.t()}
           | :url
@@ -83,7 +85,7 @@ defmodule Barytherium.Tail.Options do
   defp check(opts, arguments) do
     with {:ok, format} <- format(opts[:format] || "pretty"),
          {:ok, headers} <- headers(Keyword.get_values(opts, :header)),
-         :ok <- at_least(opts, count: 1, seconds: 1, rate: 1, size: 0),
+         :ok <- within(opts, count: 1, seconds: 1, rate: 1, size: 0),
          :ok <- file(opts[:cacertfile]),
          {:ok, from} <- source(arguments) do
       given = opts |> Keyword.drop([:header, :format]) |> Map.new()
@@ -113,10 +115,15 @@ defmodule Barytherium.Tail.Options do
 
   defp header?(_no_colon), do: false
 
-  defp at_least(opts, limits) do
-    case Enum.find(limits, fn {name, least} -> Keyword.get(opts, name, least) < least end) do
+  defp within(opts, limits) do
+    outside? = fn {name, least} ->
+      value = Keyword.get(opts, name, least)
+      value < least or value > Map.get(@most, name, value)
+    end
+
+    case Enum.find(limits, outside?) do
       nil -> :ok
-      {name, _least} -> {:error, {:below, name, opts[name]}}
+      {name, _least} -> {:error, {:outside, name, opts[name]}}
     end
   end
 
@@ -158,7 +165,7 @@ defmodule Barytherium.Tail.Options do
       Text.line(text)
   end
 
-  def message({:below, name, value}), do: "--#{name} cannot be #{value}"
+  def message({:outside, name, value}), do: "--#{name} cannot be #{value}"
   def message({:no_file, path}), do: "there is no file #{Text.line(path)}"
 
   def message({:destination, name}) do

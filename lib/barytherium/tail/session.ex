@@ -84,13 +84,12 @@ defmodule Barytherium.Tail.Session do
 
   @impl true
   def handle_cast({:barytherium, :frames, {frames, _client}}, state) do
-    frames = Enum.take(frames, left(state))
-
-    case take(frames, state) do
-      {:ok, state} -> if left(state) == 0, do: finish(0, state), else: {:noreply, state}
-      # Nobody reads any more, so this is the end that was wanted.
-      {:error, :closed} -> finish(0, state)
-      {:error, reason} -> fail("cannot write to #{state.options.save}: #{reason}", state)
+    # The end overtakes messages that wait, because to show them may take seconds.
+    receive do
+      :seconds_over -> finish(0, state)
+      {:"$gen_cast", {:stop, status}} -> finish(status, state)
+    after
+      0 -> frames |> Enum.take(left(state)) |> show(state)
     end
   end
 
@@ -118,6 +117,15 @@ defmodule Barytherium.Tail.Session do
   # How many messages may still come.
   defp left(%{options: %{count: :infinity}}), do: @plenty
   defp left(%{options: %{count: count}, messages: messages}), do: count - messages
+
+  defp show(frames, state) do
+    case take(frames, state) do
+      {:ok, state} -> if left(state) == 0, do: finish(0, state), else: {:noreply, state}
+      # Nobody reads any more, so this is the end that was wanted.
+      {:error, :closed} -> finish(0, state)
+      {:error, reason} -> fail("cannot write to #{state.options.save}: #{reason}", state)
+    end
+  end
 
   # A message is acknowledged when it has been shown and saved.
   defp take(frames, state) do

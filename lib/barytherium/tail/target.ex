@@ -20,7 +20,8 @@ defmodule Barytherium.Tail.Target do
   def parse(text) do
     with {:ok, %URI{scheme: scheme, host: host, fragment: nil} = uri}
          when scheme in @schemes and host not in [nil, ""] <- URI.new(text),
-         true <- uri.port in [nil | Enum.to_list(1..65_535)] do
+         true <- uri.port in [nil | Enum.to_list(1..65_535)],
+         true <- decodes?(text) do
       url = URI.to_string(%{uri | path: nil, query: nil})
 
       {:ok,
@@ -35,6 +36,10 @@ defmodule Barytherium.Tail.Target do
       _not_such_a_url -> :error
     end
   end
+
+  # `URI.decode/1` leaves wrong codes as they are. No such destination exists, so nothing would come.
+  defp decodes?(text),
+    do: not (text =~ ~r/%(?![0-9A-Fa-f]{2})/) and text |> URI.decode() |> String.valid?()
 
   defp destination(path) when path in [nil, "", "/"], do: nil
   defp destination(path), do: URI.decode(path)

@@ -72,21 +72,23 @@ defmodule Barytherium.Build.Cargo do
   defp run(cargo, target_dir, target) do
     args = ["build", "--release", "--locked", "--quiet", "--package", @crate]
     args = args ++ ["--target-dir", target_dir] ++ if(target, do: ["--target", target], else: [])
+
+    # Where the library is depends on cargo's own configuration. Cargo tells it on stdout; what it says
+    # to people goes to stderr.
+    args = args ++ ["--message-format", "json-render-diagnostics"]
     # The environment stays as it is, so RUSTC_WRAPPER and similar settings work. Cargo reads
     # .cargo/config.toml from the directory that it runs in.
-    options = [cd: @sources, stderr_to_stdout: true, into: IO.stream(:stdio, :line)]
 
-    case System.cmd(cargo, args, options) do
-      {_output, 0} -> {:ok, library(target_dir, target)}
+    case System.cmd(cargo, args, cd: @sources) do
+      {messages, 0} -> library(messages)
       {_output, status} -> {:error, "cargo could not build #{@crate} (exit status #{status})."}
     end
   end
 
-  defp library(target_dir, target) do
-    triple = target || System.get_env("CARGO_BUILD_TARGET", "")
-    Path.join([target_dir, triple, "release", "lib#{@crate}.#{extension(triple)}"])
+  defp library(messages) do
+    case Regex.run(~r/"([^"]*lib#{@crate}\.(?:so|dylib))"/, messages) do
+      [_all, path] -> {:ok, path}
+      nil -> {:error, "cargo did not say where it has put #{@crate}."}
+    end
   end
-
-  defp extension(""), do: if(:os.type() == {:unix, :darwin}, do: "dylib", else: "so")
-  defp extension(triple), do: if(triple =~ "darwin", do: "dylib", else: "so")
 end

@@ -142,16 +142,28 @@ defmodule Barytherium.Build.Download do
   end
 
   defp describe(reason) when reason in [:timeout, :etimedout], do: "the server does not answer"
+
+  defp describe({:shutdown, :server_closed}),
+    do: "the server closed the connection before the end of the file"
+
+  defp describe(:socket_closed_remotely), do: "the server closed the connection"
+  defp describe(:invalid_uri), do: "this is not a valid URL"
   defp describe(:nxdomain), do: "the host is not known"
   defp describe(:econnrefused), do: "the server refuses connections"
   defp describe(reason), do: inspect(reason)
 
   # As for hex and `rustler_precompiled`.
   defp trusted(%{"HEX_CACERTS_PATH" => path}) when path != "" do
-    if File.regular?(path) do
-      {:ok, [cacertfile: String.to_charlist(path)]}
+    with {:ok, pem} <- File.read(path),
+         [_ | _] = found <- for({:Certificate, der, _} <- :public_key.pem_decode(pem), do: der) do
+      {:ok, [cacerts: found]}
     else
-      {:error, "There is no file #{path}, which HEX_CACERTS_PATH names."}
+      [] ->
+        {:error, "#{path}, which HEX_CACERTS_PATH names, has no certificate in PEM format."}
+
+      {:error, reason} ->
+        {:error,
+         "HEX_CACERTS_PATH names #{path}, which cannot be read: #{:file.format_error(reason)}."}
     end
   end
 
@@ -169,6 +181,8 @@ defmodule Barytherium.Build.Download do
     [
       verify: :verify_peer,
       depth: 10,
+      # The reason is told in a sentence.
+      log_level: :none,
       versions: [:"tlsv1.3", :"tlsv1.2"],
       customize_hostname_check: [match_fun: :public_key.pkix_verify_hostname_match_fun(:https)]
     ] ++ trusted
@@ -183,7 +197,7 @@ defmodule Barytherium.Build.Download do
   end
 
   defp proxy(environment) do
-    case environment["HTTPS_PROXY"] || environment["https_proxy"] || "" do
+    case first_set(environment, ["HTTPS_PROXY", "https_proxy"]) do
       "" -> {:ok, [], []}
       proxy -> proxy |> URI.parse() |> proxy(environment)
     end
@@ -210,9 +224,12 @@ defmodule Barytherium.Build.Download do
     [proxy_auth: List.to_tuple(decoded)]
   end
 
+  defp first_set(environment, names),
+    do: Enum.find_value(names, "", &if(environment[&1] not in [nil, ""], do: environment[&1]))
+
   # httpc wants `*.example.org` where others write `.example.org`.
   defp no_proxy(environment) do
-    list = environment["NO_PROXY"] || environment["no_proxy"] || ""
+    list = first_set(environment, ["NO_PROXY", "no_proxy"])
 
     for host <- String.split(list, ",", trim: true), host = String.trim(host), host != "" do
       host = if String.starts_with?(host, "."), do: "*" <> host, else: host

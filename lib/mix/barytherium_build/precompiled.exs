@@ -73,8 +73,11 @@ defmodule Barytherium.Build.Precompiled do
     temporary = "#{archive.cached}.#{System.pid()}"
 
     with :ok <- File.mkdir_p(Path.dirname(archive.cached)),
-         :ok <- File.write(temporary, bytes) do
-      File.rename(temporary, archive.cached)
+         :ok <- File.write(temporary, bytes),
+         :ok <- File.rename(temporary, archive.cached) do
+      :ok
+    else
+      _error -> File.rm(temporary)
     end
   end
 

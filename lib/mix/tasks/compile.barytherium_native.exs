@@ -55,21 +55,36 @@ defmodule Mix.Tasks.Compile.BarytheriumNative do
   defp library(environment) do
     checksum_file = Path.join(@sources, Archive.checksum_file())
     prebuilt = Map.get(environment, "BARYTHERIUM_NIF_PATH", "")
-    forced? = environment["BARYTHERIUM_BUILD"] in ["1", "true"]
 
-    cond do
-      prebuilt != "" -> given(prebuilt)
-      forced? or not File.exists?(checksum_file) -> built()
-      true -> precompiled(checksum_file, environment)
+    case forced?(environment["BARYTHERIUM_BUILD"]) do
+      {:error, message} ->
+        {:error, message}
+
+      {:ok, _forced?} when prebuilt != "" ->
+        given(prebuilt)
+
+      {:ok, true} ->
+        built()
+
+      {:ok, false} ->
+        if File.exists?(checksum_file), do: precompiled(checksum_file, environment), else: built()
     end
   end
+
+  defp forced?(value) when value in ["1", "true"], do: {:ok, true}
+  defp forced?(value) when value in [nil, "", "0", "false"], do: {:ok, false}
+  defp forced?(value), do: {:error, "BARYTHERIUM_BUILD is 1 or true, and not #{value}."}
 
   # Mix compiles a dependency in its own directory, so a relative path would mean another file there.
   defp given(path) do
     with :absolute <- Path.type(path),
-         {:ok, library} <- File.read(path) do
+         {:ok, library} <- File.read(path),
+         true <- library?(library) do
       {:ok, library}
     else
+      false ->
+        {:error, "BARYTHERIUM_NIF_PATH names #{path}, which is not a shared library."}
+
       :relative ->
         {:error, "BARYTHERIUM_NIF_PATH has to be an absolute path, and #{path} is not."}
 
@@ -78,6 +93,12 @@ defmodule Mix.Tasks.Compile.BarytheriumNative do
          "BARYTHERIUM_NIF_PATH names #{path}, which cannot be read: #{:file.format_error(reason)}."}
     end
   end
+
+  # The first bytes of ELF, and of Mach-O for one or several processors.
+  defp library?(<<0x7F, "ELF", _rest::binary>>), do: true
+  defp library?(<<0xCF, 0xFA, 0xED, 0xFE, _rest::binary>>), do: true
+  defp library?(<<0xCA, 0xFE, 0xBA, 0xBE, _rest::binary>>), do: true
+  defp library?(_bytes), do: false
 
   defp built do
     with {:ok, library} <- Cargo.build(target_dir()) do
@@ -96,8 +117,9 @@ defmodule Mix.Tasks.Compile.BarytheriumNative do
            ),
          :missing <- installed(archive),
          {:ok, library} <- Precompiled.fetch(archive, environment) do
-      File.mkdir_p!(Path.dirname(origin()))
-      File.write!(origin(), origin(archive, library))
+      # Without this file the next compilation fetches the library again.
+      File.mkdir_p(Path.dirname(origin()))
+      File.write(origin(), origin(archive, library))
       {:ok, library}
     end
   end
@@ -121,11 +143,21 @@ defmodule Mix.Tasks.Compile.BarytheriumNative do
     if File.read(installed) == {:ok, library} do
       {:noop, []}
     else
-      File.mkdir_p!(Path.dirname(installed))
-      temporary = installed <> ".#{System.pid()}"
-      File.write!(temporary, library)
-      File.rename!(temporary, installed)
+      replace(installed, library)
+    end
+  end
+
+  defp replace(installed, library) do
+    temporary = installed <> ".#{System.pid()}"
+
+    with :ok <- File.mkdir_p(Path.dirname(installed)),
+         :ok <- File.write(temporary, library),
+         :ok <- File.rename(temporary, installed) do
       {:ok, []}
+    else
+      {:error, reason} ->
+        File.rm(temporary)
+        failure("The library cannot be written to #{installed}: #{:file.format_error(reason)}.")
     end
   end
 

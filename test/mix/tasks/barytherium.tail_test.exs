@@ -52,6 +52,12 @@ defmodule Mix.Tasks.Barytherium.TailTest do
     assert status == 143
   end
 
+  test "a signal that is sent twice at once, as `timeout` does, is one", %{url: url} do
+    command = "timeout --signal TERM 6 mix barytherium.tail #{url}"
+    assert {output, 124} = sh(command)
+    assert output =~ "of bodies in"
+  end
+
   test "the release runs from its archive, without Mix and Erlang", %{
     url: url
   } do

@@ -34,7 +34,13 @@ defmodule Barytherium.Build.Package do
 
   defp pack(target, library) do
     File.mkdir_p!(@directory)
-    IO.puts(Archive.pack!(library, @directory, version(), target))
+    IO.puts(Archive.pack!(library, @directory, version(), target, licences()))
+  end
+
+  # Ours, and those of all crates.
+  defp licences do
+    {texts, 0} = System.cmd(Path.expand("licences", __DIR__), ["--texts"])
+    File.read!("LICENSE") <> "\n================\n" <> texts
   end
 
   defp write_checksums(directory) do

@@ -115,7 +115,7 @@ defmodule Barytherium.PackageTest do
   # As script/package does it.
   defp pack(context) do
     {:ok, target} = Target.find(Precompiled.system().architecture, %{})
-    Archive.pack!(context.built, context.tmp_dir, Mix.Project.config()[:version], target)
+    Archive.pack!(context.built, context.tmp_dir, Mix.Project.config()[:version], target, "")
   end
 
   defp expect(context, name, digest) do

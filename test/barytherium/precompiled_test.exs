@@ -22,7 +22,7 @@ defmodule Barytherium.PrecompiledTest do
   setup %{tmp_dir: directory} = context do
     library = Path.join(directory, "library")
     File.write!(library, "the library")
-    archive = library |> Archive.pack!(directory, "1.0.0", @target) |> File.read!()
+    archive = library |> Archive.pack!(directory, "1.0.0", @target, "MIT") |> File.read!()
     authorities = Certificates.write!(context.localhost, directory).cacertfile
 
     environment = %{

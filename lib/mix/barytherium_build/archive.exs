@@ -78,11 +78,11 @@ defmodule Barytherium.Build.Archive do
   end
 
   @doc """
-  Writes the archive of a library. The same library makes the same archive, whenever and by whomever it
+  Writes the archive of a library, with the licences of what it consists of. The same library makes the same archive, whenever and by whomever it
   is packed.
   """
-  @spec pack!(library :: Path.t(), directory :: Path.t(), String.t(), String.t()) :: Path.t()
-  def pack!(library, directory, version, target) do
+  @spec pack!(Path.t(), Path.t(), String.t(), String.t(), licences :: binary()) :: Path.t()
+  def pack!(library, directory, version, target, licences) do
     archive = Path.join(directory, name(version, target))
     entry = version |> library_name(target) |> String.to_charlist()
     tar = archive <> ".tar"
@@ -90,6 +90,7 @@ defmodule Barytherium.Build.Archive do
     options = [mtime: 0, atime: 0, ctime: 0, uid: 0, gid: 0]
     {:ok, writer} = :erl_tar.open(String.to_charlist(tar), [:write])
     :ok = :erl_tar.add(writer, File.read!(library), entry, options)
+    :ok = :erl_tar.add(writer, licences, ~c"LICENCES.txt", options)
     :ok = :erl_tar.close(writer)
     # The header of gzip has no time, since zlib writes 0.
     File.write!(archive, tar |> File.read!() |> :zlib.gzip())

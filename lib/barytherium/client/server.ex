@@ -393,8 +393,15 @@ defmodule Barytherium.Client.Server do
 
   defp close_if_done(_state, data), do: {:keep_state, data}
 
-  defp closed(reason, %{closing: {from, _deadline}} = data) do
-    reply = if Requests.none?(data.requests), do: :ok, else: {:error, reason}
+  # The network closes at the deadline too, and what was not written by then is lost.
+  defp closed(reason, %{closing: {from, deadline}} = data) do
+    reply =
+      cond do
+        Deadline.left(deadline) == 0 -> {:error, :timeout}
+        Requests.none?(data.requests) -> :ok
+        true -> {:error, reason}
+      end
+
     data = release(%{data | reason: reason})
     Events.closed(reason, System.monotonic_time() - data.since, data)
     {:stop_and_reply, :normal, {:reply, from, reply}, reset(data)}

@@ -154,12 +154,14 @@ defmodule Barytherium.Network.SharingTest do
     assert queued(listener) <= @mark + 1
   end
 
-  for {kind, name} <- [name: __MODULE__, "name and node": {__MODULE__, node()}] do
+  for kind <- ["name", "name and node"] do
     test "a listener given by #{kind} gets no more than the mark" do
+      # Only now: another test may have given this node its name.
+      name = if unquote(kind) == "name", do: __MODULE__, else: {__MODULE__, node()}
       listener = spawn_link(fn -> Process.sleep(:infinity) end)
       Process.register(listener, __MODULE__)
-      connection = connect(unquote(Macro.escape(name)))
-      eventually(fn -> pauses(connection) > 0 end, 1_000)
+      connection = connect(name)
+      eventually(fn -> pauses(connection) > 0 end)
       assert queued(listener) <= @mark + 1
       Process.unregister(__MODULE__)
     end

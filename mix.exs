@@ -111,6 +111,7 @@ defmodule Barytherium.MixProject do
       # `barytherium` is the package that this one replaces.
       name: "barytherium_native",
       licenses: ["MIT"],
+      exclude_patterns: [~r"^native/[^/]+/(fuzz|target)/"],
       links: %{"GitHub" => @source_url, "Changelog" => "#{@source_url}/blob/main/CHANGELOG.md"},
       # Only a package has the checksum file: `script/package` makes it of a release's archives.
       files:

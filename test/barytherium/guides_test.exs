@@ -84,6 +84,14 @@ defmodule Barytherium.GuidesTest do
     end
   end
 
+  # Broadway is a package of hex, which the tests do without, so these are not run.
+  test "those about Broadway are Elixir" do
+    text = File.read!("integrations/off_broadway_barytherium/README.md")
+    [dependencies, pipeline] = Regex.scan(~r/```elixir\n(.*?)```/s, text, capture: :all_but_first)
+    assert {:defp, _meta, _arguments} = Code.string_to_quoted!(hd(dependencies))
+    assert {:defmodule, _meta, _arguments} = Code.string_to_quoted!(hd(pipeline))
+  end
+
   test "those about operations and TLS", %{port: port} do
     {:ok, network} = Barytherium.Network.start_link(self(), "127.0.0.1", port)
     assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, _sender}}}

@@ -39,8 +39,10 @@ defmodule Barytherium.Build.Package do
 
   # Ours, and those of all crates.
   defp licences do
-    {texts, 0} = System.cmd(Path.expand("licences", __DIR__), ["--texts"])
-    File.read!("LICENSE") <> "\n================\n" <> texts
+    case System.cmd(Path.expand("licences", __DIR__), ["--texts"]) do
+      {texts, 0} -> File.read!("LICENSE") <> "\n================\n" <> texts
+      {_texts, status} -> fail("script/licences failed (exit status #{status}).")
+    end
   end
 
   defp write_checksums(directory) do

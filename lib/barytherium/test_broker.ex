@@ -40,6 +40,14 @@ defmodule Barytherium.TestBroker do
   @spec port(GenServer.server()) :: :inet.port_number()
   def port(broker), do: GenServer.call(broker, :port)
 
+  @doc """
+  Waits until a client is subscribed to `destination`, for at most `timeout` milliseconds. Then it exits, as
+  `GenServer.call/3` does.
+  """
+  @spec await_subscription(GenServer.server(), String.t(), timeout()) :: :ok
+  def await_subscription(broker, destination, timeout \\ 5_000),
+    do: GenServer.call(broker, {:await_subscription, destination}, timeout)
+
   @doc "Sends `body` to the subscribers of `destination`."
   @spec publish(GenServer.server(), binary(), binary(), Frame.frame_headers()) :: :ok
   def publish(broker, destination, body, headers \\ []),
@@ -52,7 +60,7 @@ defmodule Barytherium.TestBroker do
     {:ok, listener} = :gen_tcp.listen(Keyword.get(opts, :port, 0), [backlog: 1024] ++ options)
     broker = self()
     spawn_link(fn -> accept(listener, broker, opts) end)
-    {:ok, %{listener: listener, subscriptions: []}}
+    {:ok, %{listener: listener, subscriptions: [], waiting: []}}
   end
 
   defp accept(listener, broker, opts) do
@@ -72,8 +80,16 @@ defmodule Barytherium.TestBroker do
 
   def handle_call({:subscribe, destination, id}, {client, _tag}, state) do
     Process.monitor(client)
-    subscription = {destination, client, id}
-    {:reply, :ok, %{state | subscriptions: [subscription | state.subscriptions]}}
+    {ready, waiting} = Enum.split_with(state.waiting, &match?({^destination, _from}, &1))
+    for {_destination, from} <- ready, do: GenServer.reply(from, :ok)
+    subscriptions = [{destination, client, id} | state.subscriptions]
+    {:reply, :ok, %{state | subscriptions: subscriptions, waiting: waiting}}
+  end
+
+  def handle_call({:await_subscription, destination}, from, state) do
+    if List.keymember?(state.subscriptions, destination, 0),
+      do: {:reply, :ok, state},
+      else: {:noreply, %{state | waiting: [{destination, from} | state.waiting]}}
   end
 
   def handle_call({:unsubscribe, id}, {client, _tag}, state),

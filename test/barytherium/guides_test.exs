@@ -52,19 +52,33 @@ defmodule Barytherium.GuidesTest do
     {dependencies, blocks} = "getting-started" |> blocks(port) |> Enum.split_with(&dependency?/1)
     assert [dependency] = dependencies
     assert {:defp, _meta, _arguments} = Code.string_to_quoted!(dependency)
-    subscribed = fn binding -> eventually(fn -> subscribed?(binding[:broker]) end) end
 
     log =
       capture_log(fn ->
-        binding = run(blocks, %{"Client.publish" => subscribed})
-        eventually(fn -> subscribed?(binding[:test_broker]) end)
-        TestBroker.publish(binding[:test_broker], "/queue/trains", "of the test")
-        Supervisor.stop(binding[:supervisor])
+        {before, [start | later]} = Enum.split_while(blocks, &(not (&1 =~ "children =")))
+        binding = run(before)
+        # A user ends the first `iex` here, and starts the application in the second.
+        GenServer.stop(binding[:broker])
+        trace_messages(Feed.Trains)
+        {children, _binding} = Code.eval_string(start)
+        {:ok, supervisor} = Supervisor.start_link(children, strategy: :one_for_one)
+        binding = run(later)
+        for _train <- 1..2, do: assert_receive({:trace, _consumer, :call, _message}, 5_000)
+        Supervisor.stop(supervisor)
+        for process <- [:consumer, :broker], do: GenServer.stop(binding[process])
       end)
 
     assert log =~ "a train: 1A23 to King's Cross"
+    assert log =~ "a train: 2B45 to Ely"
   after
+    :erlang.trace(:new_processes, false, [:call])
     remove(Feed.Trains)
+  end
+
+  # Tells this process of each message that a consumer, which starts later, handles.
+  defp trace_messages(consumer) do
+    :erlang.trace(:new_processes, true, [:call])
+    :erlang.trace_pattern({consumer, :handle_message, 2}, true)
   end
 
   test "those about installing and migrating" do

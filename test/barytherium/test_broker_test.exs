@@ -37,6 +37,16 @@ defmodule Barytherium.TestBrokerTest do
     assert [%Frame{command: :message, body: "two"}] = frames()
   end
 
+  test "a subscription can be awaited before and after it is made" do
+    {broker, sender} = connect([])
+    waiting = Task.async(fn -> TestBroker.await_subscription(broker, "/queue/a") end)
+    assert catch_exit(TestBroker.await_subscription(broker, "/queue/b", 0))
+    refute Task.yield(waiting, 0)
+    Sender.write(sender, [@subscribe])
+    assert Task.await(waiting) == :ok
+    assert TestBroker.await_subscription(broker, "/queue/a") == :ok
+  end
+
   test "with a rate, it sends as many messages as are due" do
     {_broker, sender} = connect(rate: 1000, body: "tick")
     started = System.monotonic_time(:millisecond)

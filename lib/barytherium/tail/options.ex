@@ -22,9 +22,10 @@ defmodule Barytherium.Tail.Options do
     size: :integer
   ]
 
-  # A feed in this VM ends by itself, because it is there for trying this out.
-  # The longest timer of the VM; what the feed can send with one connection; the default of `max_body`.
+  # The longest timer of the VM; more than a feed can send; the default of `max_body`.
   @most %{seconds: 4_294_967, rate: 1_000_000, size: 100 * 1024 * 1024}
+
+  # A feed in this VM ends by itself, because it is there for trying this out.
   @own_feed_seconds 10
 
   defstruct target: nil,
@@ -165,7 +166,12 @@ defmodule Barytherium.Tail.Options do
       Text.line(text)
   end
 
-  def message({:outside, name, value}), do: "--#{name} cannot be #{value}"
+  def message({:outside, name, value}) do
+    most = @most[name]
+    limit = if most && value > most, do: ": it is at most #{most}", else: ""
+    "--#{name} cannot be #{value}#{limit}"
+  end
+
   def message({:no_file, path}), do: "there is no file #{Text.line(path)}"
 
   def message({:destination, name}) do

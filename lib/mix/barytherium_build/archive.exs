@@ -78,8 +78,8 @@ defmodule Barytherium.Build.Archive do
   end
 
   @doc """
-  Writes the archive of a library, with the licences of what it consists of. The same library makes the same archive, whenever and by whomever it
-  is packed.
+  Writes the archive of a library and the licences of its crates. The same input makes the same bytes, whoever
+  packs it and when.
   """
   @spec pack!(Path.t(), Path.t(), String.t(), String.t(), licences :: binary()) :: Path.t()
   def pack!(library, directory, version, target, licences) do

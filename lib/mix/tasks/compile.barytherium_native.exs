@@ -48,7 +48,8 @@ defmodule Mix.Tasks.Compile.BarytheriumNative do
   def clean do
     File.rm(installed_library())
     File.rm(origin())
-    File.rm_rf(target_dir())
+    # What `CARGO_TARGET_DIR` names may be shared by many projects.
+    File.rm_rf(beside_build())
     :ok
   end
 
@@ -177,8 +178,6 @@ defmodule Mix.Tasks.Compile.BarytheriumNative do
 
   defp installed_library, do: Path.join([Mix.Project.app_path(), "priv", "native", @library])
 
-  defp target_dir do
-    beside_build = Path.expand("../barytherium_cargo", Mix.Project.build_path())
-    Path.expand(System.get_env("CARGO_TARGET_DIR", beside_build))
-  end
+  defp target_dir, do: Path.expand(System.get_env("CARGO_TARGET_DIR", beside_build()))
+  defp beside_build, do: Path.expand("../barytherium_cargo", Mix.Project.build_path())
 end

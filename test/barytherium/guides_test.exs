@@ -2,7 +2,7 @@ defmodule Barytherium.GuidesTest do
   @moduledoc "Runs the Elixir code in the guides."
   use ExUnit.Case, async: false
 
-  import Barytherium.ReceiverCase, only: [eventually: 1, eventually: 2]
+  import Barytherium.ReceiverCase, only: [eventually: 1]
   import ExUnit.CaptureLog
 
   alias Barytherium.TestBroker
@@ -118,7 +118,7 @@ defmodule Barytherium.GuidesTest do
 
   test "those about reliability", %{broker: broker, port: port} do
     invoice = fn _binding ->
-      eventually(fn -> subscribed?(broker) end)
+      TestBroker.await_subscription(broker, "/queue/invoices")
       TestBroker.publish(broker, "/queue/invoices", "no. 1")
     end
 
@@ -180,7 +180,7 @@ defmodule Barytherium.GuidesTest do
   # Waits for the subscription.
   defp publish(body) do
     broker = broker()
-    eventually(fn -> subscribed?(broker) end, 1_000)
+    TestBroker.await_subscription(broker, "/queue/a", 10_000)
     TestBroker.publish(broker, "/queue/a", body)
   end
 

@@ -4,16 +4,13 @@ defmodule Barytherium.OpenSSLTest do
 
   import ExUnit.CaptureLog
 
-  alias Barytherium.{Certificates, Frame, Network, OpenSSL}
+  alias Barytherium.{Certificates, Directory, Frame, Network, OpenSSL}
   alias Barytherium.Network.Sender
 
   @moduletag capture_log: true
 
   setup_all do
-    directory = Path.join(System.tmp_dir!(), "barytherium_#{System.unique_integer([:positive])}")
-    File.mkdir_p!(directory)
-    on_exit(fn -> File.rm_rf!(directory) end)
-    %{files: Certificates.write!(Certificates.make(["localhost"]), directory)}
+    %{files: Certificates.write!(Certificates.make(["localhost"]), Directory.make!())}
   end
 
   defp connect(port, files, headers \\ [], opts \\ []) do

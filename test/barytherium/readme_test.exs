@@ -2,7 +2,6 @@ defmodule Barytherium.ReadmeTest do
   @moduledoc "Checks that what the README shows works."
   use ExUnit.Case, async: false
 
-  import Barytherium.ReceiverCase, only: [eventually: 1, eventually: 2]
   import ExUnit.CaptureLog
 
   @moduletag capture_log: true
@@ -45,12 +44,12 @@ defmodule Barytherium.ReadmeTest do
     log =
       capture_log(fn ->
         {:ok, supervisor} = Supervisor.start_link(children, strategy: :one_for_one)
-        eventually(fn -> subscribed?(broker) end)
+        TestBroker.await_subscription(broker, "/queue/a")
         Code.eval_string(block("Client.publish"))
         assert_handled()
         stop_supervised!(:first)
         broker = start_supervised!({TestBroker, port: port}, id: :second)
-        eventually(fn -> subscribed?(broker) end, 1_000)
+        TestBroker.await_subscription(broker, "/queue/a", 10_000)
         TestBroker.publish(broker, "/queue/a", :zlib.gzip("much longer than before"))
         assert_handled()
         Supervisor.stop(supervisor)
@@ -71,8 +70,6 @@ defmodule Barytherium.ReadmeTest do
   # A message that has not arrived when the broker or the consumer stops is not handled.
   defp assert_handled,
     do: assert_receive({:trace, _consumer, :call, {Orders, :handle_message, _arguments}})
-
-  defp subscribed?(broker), do: :sys.get_state(broker).subscriptions != []
 
   test "the other examples work" do
     assert {{:barytherium, path: _path}, _bindings} = "path:" |> block() |> Code.eval_string()

@@ -4,7 +4,7 @@ defmodule Barytherium.TailTest do
 
   import ExUnit.CaptureIO
 
-  alias Barytherium.{Certificates, Tail}
+  alias Barytherium.{Certificates, Directory, Tail}
   alias Barytherium.Tail.{Options, Session, Terminal}
 
   @pipe %Terminal{live: false, colors: false}
@@ -24,13 +24,6 @@ defmodule Barytherium.TailTest do
     end)
   end
 
-  defp directory do
-    directory = Path.join(System.tmp_dir!(), "barytherium_#{System.unique_integer([:positive])}")
-    File.mkdir_p!(directory)
-    on_exit(fn -> File.rm_rf!(directory) end)
-    directory
-  end
-
   defp subscribed(peer) do
     {headers, _body} = confirm(peer, :subscribe)
     headers
@@ -41,6 +34,14 @@ defmodule Barytherium.TailTest do
     ended = for _id <- ids, {headers, _body} = confirm(peer, :unsubscribe), do: headers["id"]
     assert Enum.sort(ended) == Enum.sort(ids)
     disconnect(peer)
+  end
+
+  # A session that gets one message, "hello", and ends.
+  defp one_message(listener) do
+    peer = accept_connected(listener)
+    id = subscribed(peer)["id"]
+    message(peer, id, "hello")
+    orderly_end(peer, [id])
   end
 
   test "shows the messages of several destinations, and acknowledges none" do
@@ -99,15 +100,12 @@ defmodule Barytherium.TailTest do
   end
 
   test "--save appends what came" do
-    directory = directory()
+    directory = Directory.make!()
     path = Path.join(directory, "saved")
     File.write!(path, "before\n")
     {listener, url} = broker()
     tail = tail([url <> "/queue/a", "--count", "1", "--save", path])
-    peer = accept_connected(listener)
-    id = subscribed(peer)["id"]
-    message(peer, id, "hello")
-    orderly_end(peer, [id])
+    one_message(listener)
     assert {0, _stdout, stderr} = Task.await(tail)
     assert stderr =~ "saved in #{path}"
     assert ["before", line, ""] = String.split(File.read!(path), "\n")
@@ -123,10 +121,7 @@ defmodule Barytherium.TailTest do
     if File.exists?("/dev/full") do
       {listener, url} = broker()
       tail = tail([url <> "/queue/a", "--save", "/dev/full"])
-      peer = accept_connected(listener)
-      id = subscribed(peer)["id"]
-      message(peer, id, "hello")
-      orderly_end(peer, [id])
+      one_message(listener)
       assert {1, "", stderr} = Task.await(tail)
       assert stderr =~ "Error: cannot write to /dev/full: enospc"
     end
@@ -191,7 +186,7 @@ defmodule Barytherium.TailTest do
   end
 
   test "does not trust an unknown certificate unless told to" do
-    directory = directory()
+    directory = Directory.make!()
     certificates = Certificates.make(["localhost"])
     %{cacertfile: cacertfile} = Certificates.write!(certificates, directory)
     mode = [mode: :binary, active: false, ip: {127, 0, 0, 1}, log_level: :none]
@@ -206,10 +201,7 @@ defmodule Barytherium.TailTest do
 
     for args <- [["--cacertfile", cacertfile], ["--insecure"]] do
       tail = tail([url, "--count", "1" | args])
-      peer = accept_connected(listener)
-      id = subscribed(peer)["id"]
-      message(peer, id, "hello")
-      orderly_end(peer, [id])
+      one_message(listener)
       assert {0, stdout, _stderr} = Task.await(tail)
       assert stdout =~ "\n\nhello\n"
     end

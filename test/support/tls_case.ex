@@ -69,10 +69,5 @@ defmodule Barytherium.TlsCase do
   end
 
   @doc "A set-up: a directory for files, which is removed when the test ends."
-  def directory(_context) do
-    directory = Path.join(System.tmp_dir!(), "barytherium_#{System.unique_integer([:positive])}")
-    File.mkdir_p!(directory)
-    ExUnit.Callbacks.on_exit(fn -> File.rm_rf!(directory) end)
-    %{directory: directory}
-  end
+  def directory(_context), do: %{directory: Barytherium.Directory.make!()}
 end

@@ -22,8 +22,14 @@ defmodule Barytherium.Tail.Options do
     size: :integer
   ]
 
-  # The longest timer of the VM; more than a feed can send; the default of `max_body`.
-  @most %{seconds: 4_294_967, rate: 1_000_000, size: 100 * 1024 * 1024}
+  # The least and the most of each number. The most are: the longest timer of the VM; more than a feed can
+  # send; the default of `max_body`. Any integer is less than the atom `:infinity`.
+  @limits [
+    count: {1, :infinity},
+    seconds: {1, 4_294_967},
+    rate: {1, 1_000_000},
+    size: {0, 100 * 1024 * 1024}
+  ]
 
   # A feed in this VM ends by itself, because it is there for trying this out.
   @own_feed_seconds 10
@@ -86,7 +92,7 @@ defmodule Barytherium.Tail.Options do
   defp check(opts, arguments) do
     with {:ok, format} <- format(opts[:format] || "pretty"),
          {:ok, headers} <- headers(Keyword.get_values(opts, :header)),
-         :ok <- within(opts, count: 1, seconds: 1, rate: 1, size: 0),
+         :ok <- within_limits(opts),
          :ok <- file(opts[:cacertfile]),
          {:ok, from} <- source(arguments) do
       given = opts |> Keyword.drop([:header, :format]) |> Map.new()
@@ -116,15 +122,15 @@ defmodule Barytherium.Tail.Options do
 
   defp header?(_no_colon), do: false
 
-  defp within(opts, limits) do
-    outside? = fn {name, least} ->
+  defp within_limits(opts) do
+    outside? = fn {name, {least, most}} ->
       value = Keyword.get(opts, name, least)
-      value < least or value > Map.get(@most, name, value)
+      value < least or value > most
     end
 
-    case Enum.find(limits, outside?) do
+    case Enum.find(@limits, outside?) do
       nil -> :ok
-      {name, _least} -> {:error, {:outside, name, opts[name]}}
+      {name, _limits} -> {:error, {:outside, name, opts[name]}}
     end
   end
 
@@ -167,8 +173,8 @@ defmodule Barytherium.Tail.Options do
   end
 
   def message({:outside, name, value}) do
-    most = @most[name]
-    limit = if most && value > most, do: ": it is at most #{most}", else: ""
+    {_least, most} = @limits[name]
+    limit = if value > most, do: ": it is at most #{most}", else: ""
     "--#{name} cannot be #{value}#{limit}"
   end
 

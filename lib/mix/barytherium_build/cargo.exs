@@ -78,7 +78,6 @@ defmodule Barytherium.Build.Cargo do
     args = args ++ ["--message-format", "json-render-diagnostics"]
     # The environment stays as it is, so RUSTC_WRAPPER and similar settings work. Cargo reads
     # .cargo/config.toml from the directory that it runs in.
-
     case System.cmd(cargo, args, cd: @sources) do
       {messages, 0} -> library(messages)
       {_output, status} -> {:error, "cargo could not build #{@crate} (exit status #{status})."}

@@ -2,7 +2,7 @@ defmodule Mix.Tasks.Barytherium.TailTest do
   # What only an operating system process has: exit statuses, pipes, signals and a terminal.
   use ExUnit.Case, async: false
 
-  alias Barytherium.TestBroker
+  alias Barytherium.{Directory, TestBroker}
 
   @mix System.find_executable("mix")
 
@@ -61,7 +61,7 @@ defmodule Mix.Tasks.Barytherium.TailTest do
   test "the release runs from its archive, without Mix and Erlang", %{
     url: url
   } do
-    directory = directory()
+    directory = Directory.make!()
     release = Path.join(directory, "release")
     assert {_output, 0} = sh("mix release stomp_tail --overwrite --quiet --path #{release}")
     moved = Path.join(directory, "moved")
@@ -117,13 +117,6 @@ defmodule Mix.Tasks.Barytherium.TailTest do
       refute output =~ "hunter2"
       assert status == 0
     end
-  end
-
-  defp directory do
-    directory = Path.join(System.tmp_dir!(), "barytherium_#{System.unique_integer([:positive])}")
-    File.mkdir_p!(directory)
-    on_exit(fn -> File.rm_rf!(directory) end)
-    directory
   end
 
   defp start(program, args) do

@@ -56,7 +56,7 @@ defmodule Barytherium.Native do
           | {:error,
              {frame :: non_neg_integer(), :empty_header_name | :unescapable,
               header :: non_neg_integer()}}
-  @type resume :: :yield | :look | {:pause, timeout()}
+  @type resume :: :yield | :look | {:pause, non_neg_integer()}
 
   @doc false
   def load do

@@ -152,9 +152,14 @@ defmodule Barytherium.Network.ReceiveLoop do
 
   defp read({:recv, timeout}, %{parser: parser, socket: socket} = loop) do
     case :ssl.recv(socket, 0, min(timeout, @longest_ssl_wait)) do
-      {:ok, bytes} -> parser |> Parser.feed(IO.iodata_to_binary(bytes)) |> act(loop)
-      {:error, :timeout} -> read(:inline, loop)
-      {:error, reason} -> parser |> Parser.disconnect(Connection.reason(reason)) |> act(loop)
+      {:ok, bytes} ->
+        parser |> Parser.feed(IO.iodata_to_binary(bytes)) |> act(loop)
+
+      {:error, :timeout} ->
+        read(:inline, loop)
+
+      {:error, reason} ->
+        parser |> Parser.disconnect(Connection.reason(reason)) |> act(loop)
     end
   end
 
@@ -215,7 +220,7 @@ defmodule Barytherium.Network.ReceiveLoop do
   end
 
   defp pause_or_go_on({:pause, timeout}, loop) do
-    if timeout != :infinity, do: Process.send_after(self(), {:barytherium, :resume}, timeout)
+    Process.send_after(self(), {:barytherium, :resume}, timeout)
     {:noreply, %{loop | paused: loop.paused || System.monotonic_time()}}
   end
 

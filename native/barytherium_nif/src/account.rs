@@ -5,7 +5,7 @@ use rustler::{Env, LocalPid};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use stomp::{Backlog, Resume};
+use stomp::{Backlog, Member, Resume};
 
 type Shared = Arc<Mutex<Backlog<LocalPid>>>;
 
@@ -20,8 +20,7 @@ pub struct Account {
     owner: LocalPid,
     /// The number of messages in the listener's mailbox at which to pause.
     mark: usize,
-    /// The number of messages that this connection may send ahead of those that wait.
-    grant: usize,
+    member: Member,
     /// The value of the last `Resume::Look`.
     look: u64,
 }
@@ -36,19 +35,19 @@ impl Account {
             backlog: Arc::clone(backlog),
             owner,
             mark,
-            grant: 0,
+            member: Member::default(),
             look: 0,
         }
     }
 
     /// Accounts for a message of `bytes` bytes of memory. Whether another one may be sent.
     pub fn sent(&mut self, bytes: usize) -> bool {
-        lock(&self.backlog).sent(bytes, &mut self.grant, self.mark)
+        lock(&self.backlog).sent(bytes, &mut self.member, self.mark)
     }
 
     /// What to do when `sent` returned false, after a pause, or when woken.
-    pub fn resume(&mut self) -> Resume {
-        let resume = lock(&self.backlog).resume(self.owner, &mut self.grant, self.mark);
+    pub fn resume(&mut self, now: Duration) -> Resume {
+        let resume = lock(&self.backlog).resume(self.owner, &mut self.member, self.mark, now);
         if let Resume::Look(sent) = resume {
             self.look = sent;
         }
@@ -60,7 +59,7 @@ impl Account {
         let mut woken = Vec::new();
         let resume = lock(&self.backlog).looked(
             self.owner,
-            &mut self.grant,
+            &mut self.member,
             self.mark,
             (self.look, queued),
             now,
@@ -72,14 +71,14 @@ impl Account {
 
     /// There is nothing to send at the moment.
     pub fn rest(&mut self) {
-        if self.grant > 0 {
-            lock(&self.backlog).give_back(&mut self.grant);
+        if self.member.has_grant() {
+            lock(&self.backlog).give_back(&mut self.member);
         }
     }
 
     /// The connection is over.
     pub fn close(mut self, env: Env) {
-        let next = lock(&self.backlog).leave(self.owner, &mut self.grant);
+        let next = lock(&self.backlog).leave(self.owner, &mut self.member);
         if let Some(next) = next {
             wake(env, &next);
         }
@@ -103,7 +102,8 @@ pub fn count() -> usize {
     lock(&ACCOUNTS).len()
 }
 
-/// Tells a paused connection to ask again. If its process is gone, it has left the account.
+/// Tells a paused connection to ask again. If its process is gone, it has left the account. Nothing is
+/// sent if our own process has been killed meanwhile. The other one asks by itself then, after a while.
 fn wake(env: Env, owner: &LocalPid) {
     _ = env.send(owner, (atoms::barytherium(), atoms::resume()));
 }

@@ -44,6 +44,8 @@ pub enum Flushed {
     Sent(usize),
     /// There were some, and nobody is there to get them.
     NoListener,
+    /// Our own process has been killed. The VM sends nothing for it any more.
+    NoCaller,
 }
 
 /// The messages of one slice.
@@ -154,8 +156,10 @@ impl<'a, 't> Delivery<'a, 't> {
                 let sent = batch.send(caller, pid, |env, frames| {
                     (atoms::gen_cast(), message(env, frames, sender)).encode(env)
                 });
-                if !sent {
-                    return Flushed::NoListener;
+                match sent {
+                    true => {}
+                    false if pid.is_alive(caller) => return Flushed::NoCaller,
+                    false => return Flushed::NoListener,
                 }
             }
             Listener::Remote { name, batch, casts } => {

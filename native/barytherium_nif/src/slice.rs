@@ -262,6 +262,7 @@ impl<'a> Slice<'a, '_> {
         match self.deliver() {
             Flushed::Nothing => Continue(()),
             Flushed::NoListener => Break(self.end_without_listener()),
+            Flushed::NoCaller => Break(Step::stop(atoms::closed())),
             Flushed::Sent(bytes) => {
                 let account = self.account.as_mut();
                 if account.is_none_or(|account| account.sent(bytes)) {

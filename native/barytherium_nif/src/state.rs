@@ -44,7 +44,8 @@ pub struct State {
 impl State {
     /// Whether the connection may go on after it was full.
     pub fn resume(&mut self) -> Resume {
-        let resume = self.account.as_mut().map_or(Resume::Go, Account::resume);
+        let account = self.account.as_mut();
+        let resume = account.map_or(Resume::Go, |account| account.resume(now()));
         self.note(resume)
     }
 

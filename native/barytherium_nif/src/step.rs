@@ -114,7 +114,6 @@ pub fn encode_resume<'a>(env: Env<'a>, resume: Resume) -> Term<'a> {
     match resume {
         Resume::Go => Step::Look.encode(env),
         Resume::Look(_) => atoms::look().encode(env),
-        Resume::Wait(None) => (atoms::pause(), atoms::infinity()).encode(env),
-        Resume::Wait(Some(time)) => (atoms::pause(), time.as_millis() as u64).encode(env),
+        Resume::Wait(time) => (atoms::pause(), time.as_millis() as u64).encode(env),
     }
 }

@@ -14,6 +14,10 @@
 //! All connections that feed a listener share one backlog. They are resumed in the order in which
 //! they were paused, and each gets a share of the room. Only the first connection that waits looks
 //! at the mailbox.
+//!
+//! A connection can be held up for any time: its process is suspended, or it was killed in a call, and
+//! then nobody is woken in its place. So no connection waits for another without a bound, see
+//! [`HELD_UP`].
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -43,6 +47,11 @@ const TRIAL_AFTER: Duration = Duration::from_millis(250);
 const TRIAL_EXPIRES: Duration = Duration::from_secs(1);
 const TRIAL_EXPIRES_MAX: Duration = Duration::from_secs(64);
 
+/// A connection that was allowed to send and has not done so for this long is held up, and its grant goes
+/// back. If the first connection that waits has not looked for this long, the one that notices looks in its
+/// place. It is as long as a listener that works may keep its connections waiting.
+const HELD_UP: Duration = Duration::from_secs(1);
+
 /// What a connection that has filled the mailbox has to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resume {
@@ -51,8 +60,26 @@ pub enum Resume {
     /// Call [`looked`](Backlog::looked) with the length of the mailbox and with this number, which
     /// is how many messages had been sent before the look.
     Look(u64),
-    /// Wait to be woken. With a duration: call [`resume`](Backlog::resume) again after it.
-    Wait(Option<Duration>),
+    /// Wait to be woken, for this long at most. Then call [`resume`](Backlog::resume) again.
+    Wait(Duration),
+}
+
+/// What a backlog notes at each connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Member {
+    /// How many messages the connection may send ahead of those that wait.
+    grant: usize,
+    /// The backlog's `round` in which it got them.
+    round: u64,
+    /// Whether it was told to wait, and not to go on since.
+    waits: bool,
+}
+
+impl Member {
+    /// Whether the connection has a grant to give back.
+    pub fn has_grant(&self) -> bool {
+        self.grant > 0
+    }
 }
 
 /// The messages that one listener has not taken yet, as far as is known.
@@ -66,14 +93,18 @@ pub struct Backlog<W> {
     sent: u64,
     /// Connections that wait, in the order in which they were paused, each with its mark.
     waiting: VecDeque<(W, usize)>,
-    /// Connections that were resumed but do not know it yet, with the number of messages that each
-    /// may send.
-    resumed: Vec<(W, usize)>,
+    /// Connections that were resumed but do not know it yet, each with its mark and the number of
+    /// messages that it may send.
+    resumed: Vec<(W, usize, usize)>,
     /// Messages that resumed connections may still send.
     granted: usize,
+    /// Grants of earlier rounds are void.
+    round: u64,
     pause: Duration,
     /// When somebody was last allowed to send.
     progress: Duration,
+    /// When the first connection that waits was last there.
+    polled: Duration,
     /// While a trial has not been taken: the length of the mailbox before it, and how many of the
     /// messages in it counted as ours.
     trial: Option<(usize, usize)>,
@@ -89,8 +120,10 @@ impl<W> Default for Backlog<W> {
             waiting: VecDeque::new(),
             resumed: Vec::new(),
             granted: 0,
+            round: 0,
             pause: SHORTEST_PAUSE,
             progress: Duration::ZERO,
+            polled: Duration::ZERO,
             trial: None,
             trial_expires: TRIAL_EXPIRES,
         }
@@ -98,13 +131,14 @@ impl<W> Default for Backlog<W> {
 }
 
 impl<W: Copy + PartialEq> Backlog<W> {
-    /// Counts a message of `bytes` bytes as sent, and takes one from the sender's `grant` if there
+    /// Counts a message of `bytes` bytes as sent, and takes one from the sender's grant if there
     /// is any. Returns whether the sender may send another message. `mark` is the number of messages
     /// in the mailbox at which the sender has to pause.
-    pub fn sent(&mut self, bytes: usize, grant: &mut usize, mark: usize) -> bool {
+    pub fn sent(&mut self, bytes: usize, member: &mut Member, mark: usize) -> bool {
         self.messages.push_back(bytes);
         self.bytes += bytes;
         self.sent += 1;
+        let grant = self.grant_of(member);
         if *grant > 0 {
             *grant -= 1;
             self.granted -= 1;
@@ -113,25 +147,43 @@ impl<W: Copy + PartialEq> Backlog<W> {
         room && self.bytes < MAX_BYTES
     }
 
-    /// `who` calls this when it has filled the mailbox, after a pause, and when it was woken. With
-    /// `Go`, `grant` is the number of messages that it may send ahead of those that still wait.
-    pub fn resume(&mut self, who: W, grant: &mut usize, mark: usize) -> Resume {
-        if let Some(at) = self.resumed.iter().position(|&(other, _)| other == who) {
-            *grant += self.resumed.swap_remove(at).1;
-            return Resume::Go;
+    /// The member's grant, which is void if the round in which it got it is over.
+    fn grant_of<'m>(&self, member: &'m mut Member) -> &'m mut usize {
+        if member.round != self.round {
+            member.round = self.round;
+            member.grant = 0;
         }
-        match self.waiting.iter().position(|&(other, _)| other == who) {
-            Some(0) => Resume::Look(self.sent),
-            Some(_) => Resume::Wait(None),
-            None if self.waiting.is_empty() => Resume::Look(self.sent),
-            None => self.wait(who, grant, mark),
-        }
+        &mut member.grant
     }
 
-    fn wait(&mut self, who: W, grant: &mut usize, mark: usize) -> Resume {
-        self.give_back(grant);
+    /// `who` calls this when it has filled the mailbox, after a pause, and when it was woken. With
+    /// `Go`, it may send what it was granted ahead of those that still wait.
+    pub fn resume(&mut self, who: W, member: &mut Member, mark: usize, now: Duration) -> Resume {
+        if let Some(at) = self.resumed.iter().position(|&(other, ..)| other == who) {
+            *self.grant_of(member) += self.resumed.swap_remove(at).2;
+            member.waits = false;
+            return Resume::Go;
+        }
+        let held_up = now.saturating_sub(self.polled) >= HELD_UP;
+        match self.first_waiting() {
+            Some(first) if first == who => {}
+            Some(_) if !member.waits => return self.wait(who, member, mark),
+            Some(_) if !held_up => return Resume::Wait(HELD_UP),
+            Some(_) => {
+                self.waiting.retain(|&(other, _)| other != who);
+                self.waiting.push_front((who, mark));
+            }
+            None => {}
+        }
+        self.polled = now;
+        Resume::Look(self.sent)
+    }
+
+    fn wait(&mut self, who: W, member: &mut Member, mark: usize) -> Resume {
+        self.give_back(member);
+        member.waits = true;
         self.waiting.push_back((who, mark));
-        Resume::Wait(None)
+        Resume::Wait(HELD_UP)
     }
 
     /// The answer to `Look(sent)`: there are `queued` messages in the mailbox. Every connection that
@@ -139,7 +191,7 @@ impl<W: Copy + PartialEq> Backlog<W> {
     pub fn looked(
         &mut self,
         who: W,
-        grant: &mut usize,
+        member: &mut Member,
         mark: usize,
         (sent, queued): (u64, usize),
         now: Duration,
@@ -150,24 +202,37 @@ impl<W: Copy + PartialEq> Backlog<W> {
         while self.messages.len() > queued {
             self.take_oldest();
         }
+        self.polled = now;
+        self.reclaim_grants(now);
         match self.waiting.front().copied() {
             None if self.room(mark) > 0 && self.bytes < MAX_BYTES => return Resume::Go,
             None => {
-                self.wait(who, grant, mark);
+                self.wait(who, member, mark);
                 self.start_pause(now);
             }
             // Another connection began to wait during the look. It is the one that looks now.
-            Some((first, _)) if first != who => return self.wait(who, grant, mark),
+            Some((first, _)) if first != who && member.waits => return Resume::Wait(HELD_UP),
+            Some((first, _)) if first != who => return self.wait(who, member, mark),
             Some(_) if self.is_low(mark) => self.resume_in_turn(mark, now, woken),
             Some(_) if self.may_try(queued, now) => self.start_trial(queued, now, woken),
             Some(_) => self.pause = self.longest_pause(now).min(self.pause * 2),
         }
         if woken.is_empty() {
-            return Resume::Wait(Some(self.pause));
+            return Resume::Wait(self.pause);
         }
         // `who` was the first that waited, so it is the first in `woken`.
         woken.swap_remove(0);
-        self.resume(who, grant, mark)
+        self.resume(who, member, mark, now)
+    }
+
+    /// Takes the grants of connections that are held up. Those that do not know of theirs wait again.
+    fn reclaim_grants(&mut self, now: Duration) {
+        if self.granted > 0 && now.saturating_sub(self.progress) >= HELD_UP {
+            self.granted = 0;
+            self.round += 1;
+            self.waiting
+                .extend(self.resumed.drain(..).map(|(who, mark, _)| (who, mark)));
+        }
     }
 
     fn start_trial(&mut self, queued: usize, now: Duration, woken: &mut Vec<W>) {
@@ -243,8 +308,8 @@ impl<W: Copy + PartialEq> Backlog<W> {
     }
 
     fn grant_first(&mut self, messages: usize, now: Duration, woken: &mut Vec<W>) {
-        if let Some((who, _)) = self.waiting.pop_front() {
-            self.resumed.push((who, messages));
+        if let Some((who, mark)) = self.waiting.pop_front() {
+            self.resumed.push((who, mark, messages));
             self.granted += messages;
             woken.push(who);
             self.start_pause(now);
@@ -257,17 +322,17 @@ impl<W: Copy + PartialEq> Backlog<W> {
     }
 
     /// The connection has nothing to send, so others may use its grant.
-    pub fn give_back(&mut self, grant: &mut usize) {
-        self.granted -= std::mem::take(grant);
+    pub fn give_back(&mut self, member: &mut Member) {
+        self.granted -= std::mem::take(self.grant_of(member));
     }
 
     /// The connection has ended. If it was the one that looks and others wait, returns the one that
     /// has to call [`resume`](Self::resume) in its place.
-    pub fn leave(&mut self, who: W, grant: &mut usize) -> Option<W> {
-        let unused = self.resumed.iter().filter(|(other, _)| *other == who);
-        *grant += unused.map(|(_, messages)| messages).sum::<usize>();
-        self.resumed.retain(|&(other, _)| other != who);
-        self.give_back(grant);
+    pub fn leave(&mut self, who: W, member: &mut Member) -> Option<W> {
+        let unused = self.resumed.iter().filter(|(other, _, _)| *other == who);
+        *self.grant_of(member) += unused.map(|(_, _, messages)| messages).sum::<usize>();
+        self.resumed.retain(|&(other, _, _)| other != who);
+        self.give_back(member);
         let was_first = self.first_waiting() == Some(who);
         self.waiting.retain(|&(other, _)| other != who);
         self.first_waiting().filter(|_| was_first)

@@ -1,5 +1,8 @@
 use super::*;
 
+#[path = "backlog_held_up_tests.rs"]
+mod held_up;
+
 const MARK: usize = 64;
 const SMALL: usize = 100;
 
@@ -11,7 +14,7 @@ fn ms(millis: u64) -> Duration {
 #[derive(Default)]
 struct Queue {
     backlog: Backlog<usize>,
-    grants: Vec<usize>,
+    members: Vec<Member>,
     sent: Vec<usize>,
     length: usize,
     first: usize,
@@ -23,7 +26,7 @@ struct Queue {
 impl Queue {
     fn with(connections: usize) -> Queue {
         Queue {
-            grants: vec![0; connections],
+            members: vec![Member::default(); connections],
             sent: vec![0; connections],
             free: vec![true; connections],
             ..Queue::default()
@@ -33,14 +36,17 @@ impl Queue {
     fn send(&mut self, who: usize, bytes: usize) {
         self.length += 1;
         self.sent[who] += 1;
-        self.free[who] = self.backlog.sent(bytes, &mut self.grants[who], MARK);
+        self.free[who] = self.backlog.sent(bytes, &mut self.members[who], MARK);
         if !self.free[who] {
             self.resume(who);
         }
     }
 
     fn resume(&mut self, who: usize) {
-        match self.backlog.resume(who, &mut self.grants[who], MARK) {
+        match self
+            .backlog
+            .resume(who, &mut self.members[who], MARK, self.now)
+        {
             Resume::Go => self.free[who] = true,
             Resume::Look(_) => _ = self.look(who),
             Resume::Wait(_) => {}
@@ -49,11 +55,11 @@ impl Queue {
 
     fn look(&mut self, who: usize) -> Resume {
         let mut woken = Vec::new();
-        let grant = &mut self.grants[who];
+        let member = &mut self.members[who];
         let look = (self.backlog.sent, self.length);
         let answer = self
             .backlog
-            .looked(who, grant, MARK, look, self.now, &mut woken);
+            .looked(who, member, MARK, look, self.now, &mut woken);
         self.free[who] = answer == Resume::Go;
         woken.into_iter().for_each(|other| self.resume(other));
         answer
@@ -81,6 +87,10 @@ impl Queue {
     }
 }
 
+fn grants(queue: &Queue) -> Vec<usize> {
+    queue.members.iter().map(|member| member.grant).collect()
+}
+
 fn waiting(queue: &Queue) -> Vec<usize> {
     queue.backlog.waiting.iter().map(|&(who, _)| who).collect()
 }
@@ -88,14 +98,17 @@ fn waiting(queue: &Queue) -> Vec<usize> {
 #[test]
 fn the_mailbox_of_a_listener_that_keeps_up_is_looked_at_once_per_mark() {
     let mut backlog = Backlog::default();
-    let mut grant = 0;
+    let mut member = Member::default();
     for _ in 1..MARK {
-        assert!(backlog.sent(SMALL, &mut grant, MARK));
+        assert!(backlog.sent(SMALL, &mut member, MARK));
     }
-    assert!(!backlog.sent(SMALL, &mut grant, MARK));
-    assert_eq!(backlog.resume(1, &mut grant, MARK), Resume::Look(64));
+    assert!(!backlog.sent(SMALL, &mut member, MARK));
+    assert_eq!(
+        backlog.resume(1, &mut member, MARK, ms(0)),
+        Resume::Look(64)
+    );
     let mut woken = Vec::new();
-    let answer = backlog.looked(1, &mut grant, MARK, (64, 0), ms(0), &mut woken);
+    let answer = backlog.looked(1, &mut member, MARK, (64, 0), ms(0), &mut woken);
     assert_eq!((answer, woken.len()), (Resume::Go, 0));
     assert_eq!((backlog.messages.len(), backlog.bytes), (0, 0));
 }
@@ -106,7 +119,7 @@ fn a_connection_is_paused_at_the_mark_and_resumed_at_half_of_it() {
     queue.flood(SMALL);
     assert_eq!(queue.length, MARK);
     queue.length = MARK / 2 + 1;
-    assert!(matches!(queue.look(0), Resume::Wait(Some(_))));
+    assert!(matches!(queue.look(0), Resume::Wait(_)));
     queue.length = MARK / 2;
     assert_eq!(queue.look(0), Resume::Go);
     queue.flood(SMALL);
@@ -142,7 +155,7 @@ fn connections_are_resumed_in_the_order_of_their_pauses() {
     assert_eq!(waiting(&queue), [2, 0, 1]);
     queue.length = 0;
     queue.poll();
-    assert_eq!(queue.grants, [21, 21, 21]);
+    assert_eq!(grants(&queue), [21, 21, 21]);
     assert!(queue.backlog.waiting.is_empty());
 }
 
@@ -154,7 +167,7 @@ fn without_room_for_all_the_others_keep_waiting_in_their_order() {
     queue.length = MARK / 2;
     queue.poll();
     let (first, others) = order.split_at(MARK / 2);
-    assert!(first.iter().all(|&who| queue.grants[who] == 1));
+    assert!(first.iter().all(|&who| queue.members[who].grant == 1));
     assert_eq!(waiting(&queue), others);
 }
 
@@ -164,10 +177,10 @@ fn an_unused_grant_is_given_to_others() {
     queue.flood(SMALL);
     queue.length = 0;
     queue.poll();
-    assert_eq!(queue.grants, [32, 32]);
+    assert_eq!(grants(&queue), [32, 32]);
     // The second connection has nothing to send.
     queue.free[1] = false;
-    queue.backlog.give_back(&mut queue.grants[1]);
+    queue.backlog.give_back(&mut queue.members[1]);
     queue.flood(SMALL);
     assert_eq!(queue.length, MARK);
 }
@@ -177,12 +190,12 @@ fn when_a_connection_ends_its_grant_is_free_and_the_next_one_looks() {
     let mut queue = Queue::with(3);
     queue.flood(SMALL);
     let [first, next] = [0, 1].map(|at| queue.backlog.waiting[at].0);
-    let promoted = queue.backlog.leave(first, &mut queue.grants[first]);
+    let promoted = queue.backlog.leave(first, &mut queue.members[first]);
     assert_eq!(promoted, Some(next));
     queue.length = 0;
     queue.poll();
     for who in [0, 1, 2] {
-        queue.backlog.leave(who, &mut queue.grants[who]);
+        queue.backlog.leave(who, &mut queue.members[who]);
     }
     assert_eq!(queue.backlog.granted, 0);
     assert!(queue.backlog.waiting.is_empty() && queue.backlog.resumed.is_empty());
@@ -191,44 +204,50 @@ fn when_a_connection_ends_its_grant_is_free_and_the_next_one_looks() {
 #[test]
 fn a_connection_that_ends_before_it_knows_that_it_was_resumed_gives_back_its_grant() {
     let mut backlog = Backlog::default();
-    let (mut grant, mut woken) = (0, Vec::new());
-    while backlog.sent(SMALL, &mut grant, MARK) {}
-    backlog.looked(1, &mut grant, MARK, (64, MARK), ms(0), &mut woken);
-    backlog.resume(2, &mut grant, MARK);
-    let mut first = 0;
+    let (mut member, mut woken) = (Member::default(), Vec::new());
+    while backlog.sent(SMALL, &mut member, MARK) {}
+    backlog.looked(1, &mut member, MARK, (64, MARK), ms(0), &mut woken);
+    backlog.resume(2, &mut Member::default(), MARK, ms(0));
+    let mut first = Member::default();
     assert_eq!(
         backlog.looked(1, &mut first, MARK, (64, 0), ms(1), &mut woken),
         Resume::Go
     );
-    assert_eq!((first, woken), (32, vec![2]));
-    assert_eq!(backlog.leave(2, &mut grant), None);
+    assert_eq!((first.grant, woken), (32, vec![2]));
+    assert_eq!(backlog.leave(2, &mut Member::default()), None);
     assert_eq!(backlog.granted, 32);
 }
 
 #[test]
 fn messages_sent_during_a_look_count_as_still_in_the_mailbox() {
     let mut backlog = Backlog::default();
-    let (mut grant, mut woken) = (0, Vec::new());
-    while backlog.sent(SMALL, &mut grant, MARK) {}
-    assert_eq!(backlog.resume(1, &mut grant, MARK), Resume::Look(64));
+    let (mut member, mut woken) = (Member::default(), Vec::new());
+    while backlog.sent(SMALL, &mut member, MARK) {}
+    assert_eq!(
+        backlog.resume(1, &mut member, MARK, ms(0)),
+        Resume::Look(64)
+    );
     // The look found 10 messages. 5 more were sent after it.
-    (0..5).for_each(|_| _ = backlog.sent(SMALL, &mut grant, MARK));
-    backlog.looked(1, &mut grant, MARK, (64, 10), ms(0), &mut woken);
+    (0..5).for_each(|_| _ = backlog.sent(SMALL, &mut member, MARK));
+    backlog.looked(1, &mut member, MARK, (64, 10), ms(0), &mut woken);
     assert_eq!(backlog.messages.len(), 15);
 }
 
 #[test]
 fn of_two_connections_that_look_at_once_only_one_looks_again() {
     let mut backlog = Backlog::default();
-    let (mut grant, mut woken) = (0, Vec::new());
-    while backlog.sent(SMALL, &mut grant, MARK) {}
+    let (mut member, mut woken) = (Member::default(), Vec::new());
+    while backlog.sent(SMALL, &mut member, MARK) {}
     for who in [1, 2] {
-        assert_eq!(backlog.resume(who, &mut grant, MARK), Resume::Look(64));
+        assert_eq!(
+            backlog.resume(who, &mut member, MARK, ms(0)),
+            Resume::Look(64)
+        );
     }
-    let first = backlog.looked(1, &mut grant, MARK, (64, MARK), ms(0), &mut woken);
-    let second = backlog.looked(2, &mut grant, MARK, (64, MARK), ms(0), &mut woken);
-    assert_eq!(first, Resume::Wait(Some(ms(1))));
-    assert_eq!(second, Resume::Wait(None));
+    let first = backlog.looked(1, &mut member, MARK, (64, MARK), ms(0), &mut woken);
+    let second = backlog.looked(2, &mut member, MARK, (64, MARK), ms(0), &mut woken);
+    assert_eq!(first, Resume::Wait(ms(1)));
+    assert_eq!(second, Resume::Wait(HELD_UP));
 }
 
 #[test]
@@ -236,14 +255,14 @@ fn pauses_double_up_to_a_limit() {
     let mut queue = Queue::with(1);
     queue.flood(SMALL);
     for pause in [2, 4, 8, 16, 16] {
-        assert_eq!(queue.look(0), Resume::Wait(Some(ms(pause))));
+        assert_eq!(queue.look(0), Resume::Wait(ms(pause)));
     }
     queue.now = ms(250);
     assert_eq!(queue.look(0), Resume::Go);
     queue.flood(SMALL);
     queue.now = ms(2_000);
     let pauses: Vec<Resume> = (0..10).map(|_| queue.look(0)).collect();
-    assert_eq!(pauses.last(), Some(&Resume::Wait(Some(ms(128)))));
+    assert_eq!(pauses.last(), Some(&Resume::Wait(ms(128))));
 }
 
 #[test]
@@ -325,15 +344,15 @@ fn a_listener_that_takes_nothing_gets_no_more_than_the_limit_in_bytes_whoever_el
 #[test]
 fn a_grant_is_limited_by_the_own_mark_of_the_connection() {
     let mut backlog = Backlog::default();
-    let (mut grant, mut woken) = (0, Vec::new());
-    while backlog.sent(SMALL, &mut grant, 1_000) {}
-    backlog.looked(1, &mut grant, 1_000, (1_000, 1_000), ms(0), &mut woken);
-    backlog.resume(2, &mut grant, 4);
-    let mut first = 0;
+    let (mut member, mut woken) = (Member::default(), Vec::new());
+    while backlog.sent(SMALL, &mut member, 1_000) {}
+    backlog.looked(1, &mut member, 1_000, (1_000, 1_000), ms(0), &mut woken);
+    backlog.resume(2, &mut Member::default(), 4, ms(0));
+    let mut first = Member::default();
     backlog.looked(1, &mut first, 1_000, (1_000, 0), ms(1), &mut woken);
-    let mut second = 0;
-    assert_eq!(backlog.resume(2, &mut second, 4), Resume::Go);
-    assert_eq!((first, second), (500, 1));
+    let mut second = Member::default();
+    assert_eq!(backlog.resume(2, &mut second, 4, ms(1)), Resume::Go);
+    assert_eq!((first.grant, second.grant), (500, 1));
 }
 
 #[test]
@@ -366,15 +385,18 @@ fn a_slow_listener_gets_no_more_than_it_takes() {
 fn a_mark_of_one_or_zero_still_lets_messages_through() {
     for mark in [0, 1] {
         let mut backlog = Backlog::default();
-        let (mut grant, mut woken) = (0, Vec::new());
-        assert!(!backlog.sent(SMALL, &mut grant, mark));
+        let (mut member, mut woken) = (Member::default(), Vec::new());
+        assert!(!backlog.sent(SMALL, &mut member, mark));
         for _ in 0..10 {
             let sent = backlog.sent;
-            assert_eq!(backlog.resume(1, &mut grant, mark), Resume::Look(sent));
-            backlog.looked(1, &mut grant, mark, (sent, 1), ms(0), &mut woken);
-            let answer = backlog.looked(1, &mut grant, mark, (sent, 0), ms(0), &mut woken);
+            assert_eq!(
+                backlog.resume(1, &mut member, mark, ms(0)),
+                Resume::Look(sent)
+            );
+            backlog.looked(1, &mut member, mark, (sent, 1), ms(0), &mut woken);
+            let answer = backlog.looked(1, &mut member, mark, (sent, 0), ms(0), &mut woken);
             assert_eq!(answer, Resume::Go);
-            assert!(!backlog.sent(SMALL, &mut grant, mark));
+            assert!(!backlog.sent(SMALL, &mut member, mark));
         }
     }
 }

@@ -24,7 +24,7 @@ mod session;
 mod slots;
 mod version;
 
-pub use backlog::{Backlog, Resume};
+pub use backlog::{Backlog, Member, Resume};
 pub use command::Command;
 pub use decoder::{BodyBuffer, Decoder};
 pub use encoder::{EncodeError, encode_head};

@@ -1,0 +1,141 @@
+defmodule Barytherium.Network.KilledCallTest do
+  @moduledoc """
+  A process that is killed while it runs a native call on a dirty thread. The call goes on to its end, but
+  the VM sends nothing for it any more.
+  """
+  use Barytherium.ReceiverCase, async: false
+
+  alias Barytherium.Native
+
+  @moduletag capture_log: true
+
+  # Lists in the mailbox of the listener at which a connection pauses.
+  @mark 4
+
+  # Takes nothing until it is told to take everything.
+  defp listener do
+    spawn_link(fn ->
+      receive do: (:drain -> drain())
+      Process.sleep(:infinity)
+    end)
+  end
+
+  defp drain do
+    receive do
+      _any -> drain()
+    after
+      0 -> :ok
+    end
+  end
+
+  defp queued(pid), do: pid |> Process.info(:message_queue_len) |> elem(1)
+
+  # A connection without a socket that has this many frames to deliver, in a process of its own. It calls
+  # what `run/2` tells it to.
+  defp connection(listener, frames) do
+    test = self()
+    pending = :binary.copy("MESSAGE\n\nx\0", frames)
+
+    options = %{
+      first_frame_timeout: 5_000,
+      heartbeat_receive_allowance: nil,
+      hb_recv: 0,
+      last_receipt: nil,
+      tls: nil,
+      show_econnreset: false,
+      high_water_mark: @mark
+    }
+
+    pid =
+      spawn(fn ->
+        recipients = {listener, test}
+        stats = Native.new_stats()
+
+        {:ok, connection} =
+          Native.open(nil, pending, Frame.parse_state(), options, recipients, stats)
+
+        calls(test, connection, recipients)
+      end)
+
+    on_exit(fn -> Process.exit(pid, :kill) end)
+    pid
+  end
+
+  defp calls(test, connection, recipients) do
+    receive do: ({:run, call} -> send(test, {:ran, self(), call.(connection, recipients)}))
+    calls(test, connection, recipients)
+  end
+
+  defp run(pid, call) do
+    send(pid, {:run, call})
+    assert_receive {:ran, ^pid, result}
+    result
+  end
+
+  # Delivers until the listener is behind, and waits then. Returns how long at most.
+  defp fill(pid, listener) do
+    assert run(pid, &Native.feed(&1, "", &2)) == :full
+
+    with :look <- run(pid, fn connection, _ -> Native.resume(connection) end) do
+      queued = queued(listener)
+      {:pause, time} = run(pid, fn connection, _ -> Native.looked(connection, queued) end)
+      time
+    else
+      {:pause, time} -> time
+    end
+  end
+
+  test "holds up no other connection to its listener" do
+    listener = listener()
+    # Two million frames take about a second.
+    first = connection(listener, 2_000_000)
+    assert fill(first, listener) == 1
+    second = connection(listener, 1_000)
+    time = fill(second, listener)
+    assert time in 1..1_000
+
+    # It delivers everything, however long the mailbox is.
+    filled = queued(listener)
+    monitor = Process.monitor(first)
+    send(first, {:run, &Native.disconnect(&1, :closed, &2)})
+    eventually(fn -> queued(listener) > filled end)
+    Process.exit(first, :kill)
+    assert_receive {:DOWN, ^monitor, :process, ^first, :killed}
+    # The first one leaves at the end of its call.
+    eventually(fn -> Native.live_connections() <= 1 end, 1_000)
+    refute_received {:ran, ^first, _step}
+
+    send(listener, :drain)
+    eventually(fn -> queued(listener) == 0 end)
+    assert run(second, fn connection, _ -> Native.resume(connection) end) == :look
+    assert run(second, fn connection, _ -> Native.looked(connection, 0) end) == :yield
+  end
+
+  # Making the terms of this many headers takes some tenths of a second.
+  @headers 1_000_000
+
+  test "closes its connection, also if the socket has another owner" do
+    Process.flag(:trap_exit, true)
+    sink = spawn_link(fn -> Process.sleep(:infinity) end)
+    {socket, peer} = Peer.pair()
+    opts = [max_headers: @headers]
+    {:ok, receiver} = Receiver.start_link(socket, sink, self(), self(), opts)
+    Peer.send(peer, connected_bytes())
+    reply_heart_beats(0)
+    Peer.send(peer, "MESSAGE\n" <> :binary.copy("a:b\n", @headers))
+    eventually(fn -> :sys.get_state(receiver).next == :wait end)
+    Peer.send(peer, "\n\0")
+    eventually(fn -> calling?(receiver) end)
+    Process.exit(receiver, :kill)
+    # The socket is still ours, and open.
+    assert {:error, :closed} = Connection.recv(peer, 0, 5_000)
+    assert {:message_queue_len, 1} = Process.info(sink, :message_queue_len)
+    Connection.close(socket)
+  end
+
+  defp calling?(pid) do
+    # It answers while it is in the call.
+    {:current_function, {module, function, _arity}} = Process.info(pid, :current_function)
+    {module, function} == {Native, :receive_slice}
+  end
+end

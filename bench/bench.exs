@@ -226,11 +226,10 @@ defmodule Bench do
     {output, 0} = System.cmd(@parsers, [path, to_string(options.rounds)])
 
     for line <- String.split(output, "\n", trim: true) do
-      [ours, stomp_parser, async_stomp] = line |> String.split() |> Enum.map(&String.to_integer/1)
+      [ours, async_stomp] = line |> String.split() |> Enum.map(&String.to_integer/1)
 
       [
         "MB/s": ours / 1_000_000,
-        "x stomp-parser": ours / stomp_parser,
         "x async-stomp": ours / async_stomp
       ]
     end

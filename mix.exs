@@ -41,9 +41,29 @@ defmodule Barytherium.MixProject do
       stomp_tail: [
         include_executables_for: [:unix],
         overlays: ["script/overlays"],
-        steps: [:assemble, :tar]
+        steps: [:assemble, &with_libcrypto/1, :tar]
       ]
     ]
+  end
+
+  # Erlang's `crypto` needs OpenSSL's library, which a bare Debian does not have. All other libraries that
+  # Erlang needs are there.
+  defp with_libcrypto(release) do
+    library =
+      Path.join(release.path, "lib/crypto-*/priv/lib/crypto.so") |> Path.wildcard() |> hd()
+
+    with ldd when ldd != nil <- System.find_executable("ldd"),
+         {output, 0} <- System.cmd(ldd, [library]),
+         [[name, path]] <-
+           Regex.scan(~r/(libcrypto\S+) => (\S+)/, output, capture: :all_but_first) do
+      File.cp!(path, Path.join(release.path, "lib/#{name}"))
+
+      # Its licence asks for this. Where it is elsewhere, whoever passes the release on has to add it.
+      for text <- Path.wildcard("/usr/share/doc/libssl3*/copyright") |> Enum.take(1),
+          do: File.cp!(text, Path.join(release.path, "lib/libcrypto.copyright"))
+    end
+
+    release
   end
 
   defp docs do
@@ -65,6 +85,7 @@ defmodule Barytherium.MixProject do
         {"guides/from-callbacks-to-consumer.md", title: "Callbacks to consumers"},
         {"examples/README.md", filename: "examples", title: "Examples"},
         {"guides/reliability.md", title: "Reliability"},
+        {"guides/brokers.md", title: "What brokers do"},
         "guides/tls.md",
         "guides/scaling.md",
         "guides/operations.md",
@@ -81,7 +102,7 @@ defmodule Barytherium.MixProject do
       ],
       groups_for_extras: [
         Begin: ~r/getting-started|installation|migrating|from-callbacks|examples/,
-        "Run it": ~r/reliability|tls|scaling|operations|off_broadway/,
+        "Run it": ~r/reliability|brokers|tls|scaling|operations|off_broadway/,
         "Know it": ~r/performance|conformance|results|native/,
         Project: ~r/CHANGELOG|CONTRIBUTING|SECURITY|LICENSE/
       ],

@@ -59,8 +59,15 @@ defmodule Barytherium.Connection do
            {:ok, plan} <- plan(host, tls, options),
            do: try_each(addresses, port, plan, &(socket_options(options, &1) ++ tcp), deadline)
 
-    with {:error, reason} <- result, do: {:error, reason(reason)}
+    with {:error, reason} <- result, do: {:error, reason(reason, peer(host, port))}
   end
+
+  @doc false
+  # The host and port that the user gave, for log messages.
+  @spec peer(host(), :inet.port_number()) :: String.t()
+  def peer({:local, path}, _port), do: to_string(path)
+  def peer(address, port) when is_tuple(address), do: "#{:inet.ntoa(address)}:#{port}"
+  def peer(host, port), do: "#{host}:#{port}"
 
   @doc false
   # Raises `ArgumentError` for an invalid host or port.
@@ -193,30 +200,30 @@ defmodule Barytherium.Connection do
   defp part(left, count), do: div(left, count)
 
   @doc false
-  # Converts an error of a socket to an atom, and logs what the atom leaves out.
-  @spec reason(term()) :: atom()
-  def reason(reason) when is_atom(reason), do: reason
+  # Converts an error of a socket to `peer` to an atom, and logs what the atom leaves out.
+  @spec reason(term(), String.t()) :: atom()
+  def reason(reason, _peer) when is_atom(reason), do: reason
 
   # With these alerts the peer closes (RFC 8446, 6.1). Java sends `user_canceled` first.
-  def reason({:tls_alert, {alert, _text}}) when alert in [:close_notify, :user_canceled],
+  def reason({:tls_alert, {alert, _text}}, _peer) when alert in [:close_notify, :user_canceled],
     do: :closed
 
-  def reason({:tls_alert, {alert, text}}) do
-    Logger.error("TLS: #{text}")
+  def reason({:tls_alert, {alert, text}}, peer) do
+    Logger.error("TLS: #{peer}: #{text}")
     Tls.reason(alert, text)
   end
 
-  def reason({:options, _details} = reason) do
-    Logger.error("TLS: cannot use the options: #{Tls.describe(reason)}")
+  def reason({:options, _details} = reason, peer) do
+    Logger.error("TLS: #{peer}: cannot use the options: #{Tls.describe(reason)}")
     :options
   end
 
   # A socket of `inet_backend: :socket` returns the data that was not written.
-  def reason({:timeout, _data}), do: :timeout
+  def reason({:timeout, _data}, _peer), do: :timeout
 
   # The reason is not logged, because it may contain data of the connection.
-  def reason(_other) do
-    Logger.error("a connection failed for a reason that is not known")
+  def reason(_other, peer) do
+    Logger.error("the connection to #{peer} failed for a reason that is not known")
     :closed
   end
 

@@ -50,13 +50,17 @@ defmodule Barytherium.Frame do
   @typedoc "The version of STOMP, or `nil` before it is negotiated."
   @type version :: nil | String.t()
 
+  @typedoc false
+  # How headers are escaped: the version, and with it the `server` header of CONNECTED where that is known.
+  @type dialect :: version() | {String.t(), binary()}
+
   @typedoc """
   The state of parsing a stream: the partial frame so far, the version and the limits. A state in
   the middle of a frame can be used only once, so always continue with the newest state.
   """
   @opaque parse_state :: %{
             decoder: nil | reference(),
-            version: version(),
+            version: dialect(),
             offset: non_neg_integer(),
             limits: map()
           }
@@ -144,8 +148,9 @@ defmodule Barytherium.Frame do
     * the command is unknown;
     * a header name is empty;
     * the `content-length` header is not the length of the body;
-    * a header contains a line end, or a colon in its name, which `version` cannot escape. A CONNECT
-      frame, for example, is never escaped.
+    * a header contains a line end, or a colon in its name, which `version` cannot escape: in 1.0
+      nothing is escaped, and in CONNECT only backslashes are;
+    * there is a body, and the command is not SEND, MESSAGE or ERROR (STOMP 1.2, "Body").
 
   The exception names the header but does not show its value.
 
@@ -206,16 +211,29 @@ defmodule Barytherium.Frame do
   @doc """
   The version that a CONNECTED frame announces.
 
-  It is 1.0 if the frame has no `version` header (STOMP 1.1, "Protocol Negotiation"). An unknown
-  version counts as 1.2.
+  It is 1.0 if the frame has no `version` header (STOMP 1.1, "Protocol Negotiation"). Blanks around
+  it are ignored. An unknown version counts as 1.2.
   """
   @spec version(t()) :: String.t()
-  def version(%__MODULE__{command: :connected, headers: headers}) do
-    case List.keyfind(headers, "version", 0) do
-      nil -> "1.0"
-      {_name, version} when version in ["1.0", "1.1"] -> version
-      {_name, _newer} -> "1.2"
-    end
+  def version(%__MODULE__{command: :connected} = frame) do
+    version = frame |> announced_version() |> String.trim()
+    if version in ["1.0", "1.1"], do: version, else: "1.2"
+  end
+
+  @doc false
+  # The version that a CONNECTED frame announces, as it is.
+  @spec announced_version(t()) :: binary()
+  def announced_version(%__MODULE__{headers: headers}) do
+    {_name, version} = List.keyfind(headers, "version", 0, {"version", "1.0"})
+    version
+  end
+
+  @doc false
+  # How headers are escaped after this CONNECTED frame.
+  @spec dialect(t()) :: dialect()
+  def dialect(%__MODULE__{command: :connected, headers: headers} = frame) do
+    {_name, server} = List.keyfind(headers, "server", 0, {"server", ""})
+    {version(frame), server}
   end
 
   @doc "Makes the NACK frame for a MESSAGE, as `ack/3` does. Raises for 1.0, which has no NACK."

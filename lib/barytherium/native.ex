@@ -47,7 +47,12 @@ defmodule Barytherium.Native do
           | :full
           | {:connected_frame, Barytherium.Frame.t()}
           | {:stop, atom(),
-             nil | :panic | :truncated | {:tls, String.t()} | {:refused, binary()} | failure()}
+             nil
+             | :panic
+             | :truncated
+             | {:tls, String.t()}
+             | {:refused | :unfinished_error, binary()}
+             | failure()}
           | {:owed, step()}
           | {:relay, [{GenServer.server(), term()}], step()}
 
@@ -153,11 +158,11 @@ defmodule Barytherium.Native do
   @spec parse_inline(binary(), Barytherium.Frame.parse_state()) :: parsed() | :dirty
   def parse_inline(_data, _parse_state), do: not_loaded()
 
-  @spec encode([Barytherium.Frame.t()], nil | String.t()) :: encoded()
-  def encode(_frames, _version), do: not_loaded()
+  @spec encode([Barytherium.Frame.t()], Barytherium.Frame.dialect()) :: encoded()
+  def encode(_frames, _dialect), do: not_loaded()
 
-  @spec encode_large([Barytherium.Frame.t()], nil | String.t()) :: encoded()
-  def encode_large(_frames, _version), do: not_loaded()
+  @spec encode_large([Barytherium.Frame.t()], Barytherium.Frame.dialect()) :: encoded()
+  def encode_large(_frames, _dialect), do: not_loaded()
 
   @spec escape(binary()) :: binary()
   def escape(_text), do: not_loaded()

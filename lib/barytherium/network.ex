@@ -98,10 +98,11 @@ defmodule Barytherium.Network do
   Closes the connection in an orderly way.
 
   Sends everything that was written, then a DISCONNECT with a receipt (STOMP 1.2, "DISCONNECT"), and
-  waits until the broker has closed the connection. All of this may take `timeout` milliseconds.
+  waits for the receipt, or until the broker has closed the connection. All of this may take `timeout`
+  milliseconds. Writes of others that wait for room get `{:error, :closed}`.
 
-  Returns `:ok` when the broker has closed, or if there was no connection, and otherwise
-  `{:error, :timeout}`. The socket is closed in either case. If there was a connection, the callback
+  Returns `:ok` then, or if there was no connection, and otherwise `{:error, :timeout}`. The socket is closed in
+  either case. If there was a connection, the callback
   process gets `{:barytherium, :disconnect, :closed}`. An attempt to connect is given up without a
   message. The network process continues until it is stopped.
   """
@@ -171,6 +172,8 @@ defmodule Barytherium.Network do
         tls: nil,
         sender_pid: nil,
         receiver_pid: nil,
+        # The receipt that `close/2` asks for.
+        last_receipt: "barytherium-close-#{System.unique_integer([:positive])}",
         # Callers of `close/2`.
         closing: [],
         reason: nil,
@@ -188,8 +191,9 @@ defmodule Barytherium.Network do
 
   defp connected({:ok, socket}, state) do
     Telemetry.connect(state, state.started, :ok)
+    peer = Connection.peer(state.host, state.port)
     limit = state.max_send_queue
-    {:ok, sender_pid} = Sender.start_link(self(), socket, state.counters, limit)
+    {:ok, sender_pid} = Sender.start_link(self(), socket, state.counters, limit, peer)
     state = %{state | socket: socket, sender_pid: sender_pid, is_connected: true}
     state = %{state | tls: Connection.tls(socket)}
     {:ok, receiver_pid} = state |> receiver_state(socket, sender_pid) |> Receiver.start_loop()
@@ -204,6 +208,7 @@ defmodule Barytherium.Network do
 
   defp receiver_state(state, socket, sender_pid) do
     %{
+      last_receipt: state.last_receipt,
       socket: socket,
       listener_pid: state.callback_handler,
       network_pid: self(),
@@ -233,11 +238,9 @@ defmodule Barytherium.Network do
     {:reply, agreed, %{state | is_agreed: true}, :hibernate}
   end
 
-  # When the socket ends, so does the receiver, which reports it here.
-  defp write_disconnect(%{sender_pid: sender_pid, socket: socket}) do
-    id = "close-#{System.unique_integer([:positive])}"
-
-    if Sender.disconnect(sender_pid, [{"receipt", id}]) == :not_connected,
+  # When the receipt arrives, or the socket ends, so does the receiver, which reports it here.
+  defp write_disconnect(%{sender_pid: sender_pid, socket: socket, last_receipt: receipt}) do
+    if Sender.disconnect(sender_pid, [{"receipt", receipt}]) == :not_connected,
       do: Connection.close(socket)
   end
 

@@ -106,6 +106,13 @@ defmodule Barytherium.GuidesTest do
     assert {:defmodule, _meta, _arguments} = Code.string_to_quoted!(hd(pipeline))
   end
 
+  test "each row about brokers names a test that there is" do
+    rows = ~r/^\| [^|]+ \| .* \| `([^`]+)`: `([^`]+)` \|$/m
+    tests = Regex.scan(rows, File.read!("guides/brokers.md"), capture: :all_but_first)
+    assert length(tests) == 17
+    for [file, text] <- tests, do: assert(File.read!(file) =~ text, "#{text} is not in #{file}")
+  end
+
   test "those about operations and TLS", %{port: port} do
     {:ok, network} = Barytherium.Network.start_link(self(), "127.0.0.1", port)
     assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, _sender}}}

@@ -40,8 +40,14 @@ defmodule Barytherium.TlsTest do
 
       test "by default only the system's authorities are trusted", context do
         port = server(context.certificates.server)
-        connect("localhost", port, @tls)
-        assert_refused(:unknown_ca)
+
+        log =
+          capture_log(fn ->
+            connect("localhost", port, @tls)
+            assert_refused(:unknown_ca)
+          end)
+
+        assert log =~ "TLS: localhost:#{port}: "
       end
 
       test "another authority is not trusted", context do

@@ -11,6 +11,20 @@ defmodule Barytherium.Broker do
   # RabbitMQ takes about 12 s.
   @start_timeout 90_000
 
+  @doc """
+  The users of each broker, with their passcodes: one whose passcode has every printable character, a
+  blank, and characters that are not ASCII; and one whose passcode reads like escapes.
+  """
+  def users do
+    printable = for character <- ?!..?~, into: "", do: <<character>>
+
+    [
+      {"guest", "guest"},
+      {"odd:one", printable <> " żółć 日本"},
+      {"back\\slash", "a\\nb\\cc\\rd\\te\\\\f\\"}
+    ]
+  end
+
   @doc "Starts a broker of `kind`, one of the modules `Barytherium.Brokers.*`."
   def start!(kind), do: kind |> prepare!() |> start_again!()
 

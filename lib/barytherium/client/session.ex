@@ -77,7 +77,8 @@ defmodule Barytherium.Client.Session do
   @doc "The number of a subscription, from the `subscription` header of a MESSAGE."
   @spec number(t(), binary()) :: nil | pos_integer()
   def number(%__MODULE__{token: token}, id) do
-    case Integer.parse(id) do
+    # Some 1.0 servers pad their headers.
+    case id |> String.trim() |> Integer.parse() do
       {number, "-" <> ^token} -> number
       _other -> nil
     end
@@ -139,7 +140,7 @@ defmodule Barytherium.Client.Session do
 
   defp mode(session, %Frame{command: :message, headers: headers} = message) do
     with {_name, id} <- List.keyfind(headers, "subscription", 0, :error),
-         {:ok, mode} <- Map.fetch(session.modes, id) do
+         {:ok, mode} <- Map.fetch(session.modes, String.trim(id)) do
       if Frame.acknowledgeable?(message, session.version), do: mode, else: :auto
     end
   end

@@ -17,7 +17,8 @@ defmodule Barytherium.Connection.Options do
     connect_timeout:
       {:timeout, 10_000,
        "Milliseconds that connecting may take: name lookup, TCP and TLS together."},
-    send_timeout: {:timeout, 10_000, "Milliseconds that a write may take."},
+    send_timeout:
+      {:timeout, 10_000, "Milliseconds that a write may take, a large one for each MiB."},
     buffer:
       {:buffer, nil,
        "Size of the socket driver's buffer in bytes. Default: the driver's, or 16 KiB with TLS."},

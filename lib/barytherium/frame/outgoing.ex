@@ -26,14 +26,14 @@ defmodule Barytherium.Frame.Outgoing do
     headers = headers(headers, command)
     body = body(body, command)
     check_length(List.keyfind(headers, "content-length", 0), body, command)
-    check_raw(headers, command)
+    check_line_ends(headers, command)
     {headers, body, cost(headers, @frame_cost + byte_size(body))}
   end
 
   @doc "Encodes prepared frames. `cost` is the sum of their costs."
-  @spec encode([Frame.t()], non_neg_integer(), Frame.version()) :: Native.encoded()
-  def encode(frames, cost, version) when cost > @large, do: Native.encode_large(frames, version)
-  def encode(frames, _cost, version), do: Native.encode(frames, version)
+  @spec encode([Frame.t()], non_neg_integer(), Frame.dialect()) :: Native.encoded()
+  def encode(frames, cost, dialect) when cost > @large, do: Native.encode_large(frames, dialect)
+  def encode(frames, _cost, dialect), do: Native.encode(frames, dialect)
 
   @doc "A message about a frame that could not be encoded. It shows no header values."
   @spec refusal(Frame.t(), atom(), non_neg_integer()) :: String.t()
@@ -99,10 +99,25 @@ defmodule Barytherium.Frame.Outgoing do
     _no_characters -> :error
   end
 
-  defp body(body, _command) when is_binary(body), do: body
   defp body(nil, _command), do: ""
 
   defp body(body, command) do
+    binary = binary(body, command)
+
+    # STOMP 1.2, "Body".
+    if binary != "" and command not in [:send, :message, :error],
+      do:
+        raise(
+          ArgumentError,
+          "this #{command} has a body: only SEND, MESSAGE and ERROR may have one"
+        )
+
+    binary
+  end
+
+  defp binary(body, _command) when is_binary(body), do: body
+
+  defp binary(body, command) do
     IO.iodata_to_binary(body)
   rescue
     ArgumentError ->
@@ -120,17 +135,18 @@ defmodule Barytherium.Frame.Outgoing do
     end
   end
 
-  # STOMP 1.2, "Value Encoding": these frames are never escaped, so that any version can read them.
-  defp check_raw(headers, command) when command in [:connect, :stomp, :connected] do
+  # STOMP 1.2, "Value Encoding": in these frames only backslashes are escaped, so that any version can read
+  # them.
+  defp check_line_ends(headers, command) when command in [:connect, :stomp, :connected] do
     for {name, value} <- headers,
         String.contains?(name, [":", "\r", "\n"]) or String.contains?(value, ["\r", "\n"]) do
       raise ArgumentError,
-            "cannot write this #{command}: nothing is escaped in it, and header " <>
-              "#{inspect(name)} has a line end or a colon"
+            "cannot write this #{command}: only backslashes are escaped in it, and header " <>
+              "#{inspect(name)} has a line end, or a colon in its name"
     end
   end
 
-  defp check_raw(_headers, _command), do: :ok
+  defp check_line_ends(_headers, _command), do: :ok
 
   defp cost([], cost), do: cost
 

@@ -4,7 +4,11 @@ defmodule Barytherium.Network.ConnectionLog do
 
   require Logger
 
-  alias Barytherium.{Native, ParseError, Telemetry}
+  alias Barytherium.{Connection, Native, ParseError, Telemetry}
+
+  @doc "The reason of an error of the socket of `loop`. Logs what the atom leaves out."
+  @spec reason(term(), map()) :: atom()
+  def reason(reason, loop), do: Connection.reason(reason, peer(loop))
 
   @doc "Reports why the native side ended the connection of `loop`; nothing if it did not."
   @spec failure(
@@ -12,7 +16,7 @@ defmodule Barytherium.Network.ConnectionLog do
           | :panic
           | :truncated
           | {:tls, String.t()}
-          | {:refused, binary()}
+          | {:refused | :unfinished_error, binary()}
           | Native.failure(),
           map()
         ) :: :ok
@@ -34,17 +38,15 @@ defmodule Barytherium.Network.ConnectionLog do
     Telemetry.refused(loop, message)
   end
 
+  def failure({:unfinished_error, message}, loop),
+    do: Logger.error("#{peer(loop)} ended the connection with an ERROR: #{inspect(message)}")
+
   def failure(failure, loop) do
     error = ParseError.from_native(failure)
     message = "Barytherium ended the connection to #{peer(loop)}: " <> Exception.message(error)
     Logger.error(message, barytherium_parse_error: error)
   end
 
-  defp peer(%{peer: {host, port}}), do: "#{host(host)}:#{port}"
+  defp peer(%{peer: {host, port}}), do: Connection.peer(host, port)
   defp peer(%{peer: text}), do: text
-
-  defp host(host) when is_binary(host), do: host
-  defp host(host) when is_list(host) or is_atom(host), do: to_string(host)
-  defp host({:local, path}), do: to_string(path)
-  defp host(address), do: address |> :inet.ntoa() |> to_string()
 end

@@ -8,15 +8,15 @@ defmodule Barytherium.Network.Options do
   @own [
     max_send_queue:
       {:limit, 64 * 1024 * 1024,
-       "Bytes that may wait to be written. If more wait, the connection ends with " <>
-         "`:enobufs`. May be `:infinity`."},
+       "Bytes of `Sender.write/2` that may wait to be written. If more wait, the connection ends " <>
+         "with `:enobufs`. Other writes wait for room. May be `:infinity`."},
     first_frame_timeout:
       {:time, 5_000,
        "Milliseconds until CONNECTED must arrive. After that the connection ends with `:timeout`."},
     heartbeat_receive_allowance:
       {:time, nil,
        "Milliseconds that the peer's heart-beat may be late, in addition to the agreed " <>
-         "interval. After that the connection ends with `:timeout`. Default: the interval."},
+         "interval. After that the connection ends with `:timeout`. Default: the interval and 2 s."},
     high_water_mark:
       {:mark, 64,
        "Reading stops when the callback process has this many messages in its mailbox, and " <>
@@ -67,6 +67,7 @@ defmodule Barytherium.Network.Options do
     |> Map.take([:first_frame_timeout, :heartbeat_receive_allowance])
     |> Map.merge(%{
       hb_recv: hb_recv,
+      last_receipt: loop[:last_receipt],
       tls: tls,
       show_econnreset: show_econnreset,
       high_water_mark: high_water_mark(loop)

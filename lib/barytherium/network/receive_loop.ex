@@ -159,7 +159,7 @@ defmodule Barytherium.Network.ReceiveLoop do
         read(:inline, loop)
 
       {:error, reason} ->
-        parser |> Parser.disconnect(Connection.reason(reason)) |> act(loop)
+        parser |> Parser.disconnect(ConnectionLog.reason(reason, loop)) |> act(loop)
     end
   end
 

@@ -26,7 +26,7 @@ defmodule Barytherium.Network.Receiver do
 
     * `:closed` - the peer closed or reset the connection, this side closed the socket, or the
       listener is gone;
-    * `:timeout` - no CONNECTED within 5 s, or nothing at all for twice the agreed heart-beat;
+    * `:timeout` - no CONNECTED within 5 s, or nothing at all for twice the agreed heart-beat and 2 s;
     * `:parse_error` - the peer does not speak STOMP, see `Barytherium.ParseError`;
     * `:emfile` - there are no descriptors left, or the VM cannot poll one as high as this;
     * a POSIX atom such as `:etimedout`, if reading failed with it; for a reset `:econnreset`, on a

@@ -39,6 +39,7 @@ rustler::atoms! {
     infinity,
     panic,
     refused,
+    unfinished_error,
     truncated,
     tls,
     // TLS.

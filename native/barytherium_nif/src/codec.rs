@@ -5,7 +5,9 @@ use crate::parse_state::ParseState;
 use crate::step::parse_error;
 use crate::terms::{Batch, BinaryBody, BodyPlace};
 use rustler::{Atom, Binary, Encoder, Env, Error, NewBinary, NifResult, NifStruct, Term};
-use stomp::{Command, Decoder, EncodeError, Escapes, ParseError, UndefinedEscapes, Version};
+use stomp::{
+    Command, Decoder, Dialect, EncodeError, Escapes, Escaping, ParseError, UndefinedEscapes,
+};
 
 /// A body of this size or more is not copied if it is at least half of the data. Whoever keeps it
 /// keeps at most twice its size in memory.
@@ -44,8 +46,8 @@ fn decode<'a>(
         let Some(frame) = decoder.next(&mut input)? else {
             return Ok(());
         };
-        let version = (frame.command() == Command::Connected)
-            .then(|| Version::of_connected(frame.header(b"version").as_deref()));
+        let dialect =
+            (frame.command() == Command::Connected).then(|| Dialect::of_connected(&frame));
         let end = data.len() - input.len() - 1;
         match part_of(data, &frame.body, end) {
             Some(body) => batch.push_with_body(&frame, body),
@@ -54,8 +56,8 @@ fn decode<'a>(
                 batch.push(frame, BodyPlace::new(share_bodies, size, input.len()));
             }
         }
-        if let Some(version) = version {
-            decoder.set_version(version);
+        if let Some(dialect) = dialect {
+            decoder.set_dialect(dialect);
         }
     }
 }
@@ -95,7 +97,7 @@ type Refused = (usize, Atom, usize);
 pub fn encode<'a>(
     env: Env<'a>,
     frames: &[FrameTerm<'a>],
-    version: Option<Version>,
+    dialect: Option<Dialect>,
 ) -> NifResult<Result<Vec<Term<'a>>, Refused>> {
     let (mut parts, mut bytes) = (Vec::new(), Vec::new());
     for (index, frame) in frames.iter().enumerate() {
@@ -105,7 +107,7 @@ pub fn encode<'a>(
             .iter()
             .map(|(n, v)| (n.as_slice(), v.as_slice()));
         let length = frame.body.len();
-        if let Err(error) = stomp::encode_head(command, headers, length, version, &mut bytes) {
+        if let Err(error) = stomp::encode_head(command, headers, length, dialect, &mut bytes) {
             return Ok(Err(refused(index, error)));
         }
         if length < SEPARATE_BODY {
@@ -129,7 +131,7 @@ fn refused(frame: usize, error: EncodeError) -> Refused {
 
 /// Decodes the escapes of STOMP 1.2. Undefined ones stay as they are.
 pub fn unescape<'a>(env: Env<'a>, text: &[u8]) -> Term<'a> {
-    let lenient = Escapes::V1_2(UndefinedEscapes::Keep);
+    let lenient = Escapes::Decoded(UndefinedEscapes::Keep);
     let decoded = stomp::unescape(text, lenient);
     binary(env, decoded.as_deref().unwrap_or(text))
 }
@@ -137,7 +139,7 @@ pub fn unescape<'a>(env: Env<'a>, text: &[u8]) -> Term<'a> {
 /// Escapes as in STOMP 1.2.
 pub fn escape<'a>(env: Env<'a>, text: &[u8]) -> Term<'a> {
     let mut escaped = Vec::with_capacity(text.len());
-    stomp::escape(text, Escapes::V1_2(UndefinedEscapes::Keep), &mut escaped);
+    stomp::escape(text, Escaping::All, &mut escaped);
     binary(env, &escaped)
 }
 

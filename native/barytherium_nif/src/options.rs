@@ -35,12 +35,14 @@ pub struct ConnectionOptions {
     /// The socket option: a reset is a reason of its own, and not `closed`.
     pub show_econnreset: bool,
     first_frame_timeout: u64,
-    /// `None`: the agreed interval.
+    /// `None`: the default.
     heartbeat_receive_allowance: Option<u64>,
     /// The number of messages in the listener's mailbox at which to pause; `None` for no limit.
     pub high_water_mark: Option<usize>,
     /// The agreed interval, `None` before CONNECTED.
     hb_recv: Option<u64>,
+    /// The `receipt` header of the DISCONNECT that ends the connection, if one ever will.
+    last_receipt: Option<String>,
     /// The TLS session of the socket; `None` for plain TCP.
     pub tls: Option<ResourceArc<Tls>>,
 }
@@ -57,11 +59,17 @@ impl ConnectionOptions {
             first_frame_timeout: Duration::from_millis(self.first_frame_timeout),
             heartbeat_allowance: self.heartbeat_receive_allowance.map(Duration::from_millis),
         };
-        let Some(interval) = self.hb_recv else {
-            return Session::new(decoder, timing, now);
+        let mut session = match self.hb_recv {
+            None => Session::new(decoder, timing, now),
+            Some(interval) => {
+                let mut session = Session::connected(decoder, timing, now);
+                session.agree(Duration::from_millis(interval), now);
+                session
+            }
         };
-        let mut session = Session::connected(decoder, timing, now);
-        session.agree(Duration::from_millis(interval), now);
+        if let Some(receipt) = &self.last_receipt {
+            session.ends_with(receipt.as_bytes());
+        }
         session
     }
 }

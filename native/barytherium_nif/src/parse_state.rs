@@ -3,9 +3,11 @@
 
 use crate::options::Limits;
 use crate::terms::BinaryBody;
-use rustler::{Decoder as TermDecoder, Encoder, Env, Error, NifMap, NifResult, ResourceArc, Term};
+use rustler::{
+    Binary, Decoder as TermDecoder, Encoder, Env, Error, NifMap, NifResult, ResourceArc, Term,
+};
 use std::sync::{Mutex, PoisonError};
-use stomp::{Decoder, Version};
+use stomp::{Decoder, Dialect, Server, Version};
 
 /// A partial frame with a larger head, or more headers, is completed on a dirty thread: all headers are
 /// unescaped and made into terms at once.
@@ -34,21 +36,37 @@ impl Partial {
     }
 }
 
-/// A version as a term: its name, or nil before one is negotiated.
+/// A dialect as a term: the name of the version, or nil before one is negotiated. With a server that has a
+/// dialect of its own, `{version, server}`; any server may be named.
 #[derive(Clone, Copy)]
-pub struct Negotiated(pub Option<Version>);
+pub struct Negotiated(pub Option<Dialect>);
 
 impl<'a> TermDecoder<'a> for Negotiated {
     fn decode(term: Term<'a>) -> NifResult<Self> {
-        let name: Option<&str> = term.decode()?;
-        let parse = |name: &str| Version::parse(name.as_bytes()).ok_or(Error::BadArg);
-        Ok(Negotiated(name.map(parse).transpose()?))
+        let (name, server): (Option<&str>, Option<Binary>) = match term.decode() {
+            Ok((name, server)) => (Some(name), Some(server)),
+            Err(_) => (term.decode()?, None),
+        };
+        let Some(name) = name else {
+            return Ok(Negotiated(None));
+        };
+        Ok(Negotiated(Some(Dialect {
+            version: Version::parse(name.as_bytes()).ok_or(Error::BadArg)?,
+            server: server.and_then(|name| Server::of_name(&name)),
+        })))
     }
 }
 
 impl Encoder for Negotiated {
     fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
-        self.0.map(Version::as_str).encode(env)
+        let Some(Dialect { version, server }) = self.0 else {
+            return rustler::types::atom::nil().encode(env);
+        };
+        let version = version.as_str();
+        server.map_or_else(
+            || version.encode(env),
+            |server| (version, server.name()).encode(env),
+        )
     }
 }
 
@@ -71,14 +89,14 @@ impl ParseState {
 
     /// The same for a connection: `connected`, or one whose version is not yet negotiated.
     pub fn take_for_connection(&self, connected: bool) -> Option<Decoder<BinaryBody>> {
-        let version = self.version.0.unwrap_or(Version::V1_2);
+        let version = self.version.0.unwrap_or(Version::V1_2.into());
         self.take_or_new(connected.then_some(version))
     }
 
-    fn take_or_new(&self, version: Option<Version>) -> Option<Decoder<BinaryBody>> {
+    fn take_or_new(&self, dialect: Option<Dialect>) -> Option<Decoder<BinaryBody>> {
         match &self.decoder {
             Some(partial) => partial.with(Option::take),
-            None => Some(Decoder::new(version, self.limits.options()).starting_at(self.offset)),
+            None => Some(Decoder::new(dialect, self.limits.options()).starting_at(self.offset)),
         }
     }
 
@@ -101,7 +119,7 @@ impl ParseState {
 
     /// The state after `decoder` has taken all of its input.
     pub fn after(self, decoder: Decoder<BinaryBody>) -> ParseState {
-        let version = Negotiated(decoder.version());
+        let version = Negotiated(decoder.dialect());
         let offset = decoder.offset();
         let partial = decoder
             .in_frame()

@@ -81,7 +81,7 @@ impl<'a> Slice<'a, '_> {
         let mut input = undecoded.bytes();
         loop {
             match self.session.next(&mut input) {
-                Ok(Some(Event::Frame(frame) | Event::Refused(frame))) => {
+                Ok(Some(Event::Frame(frame) | Event::Refused(frame) | Event::Closed(frame))) => {
                     self.delivery.push(frame, 0, 0);
                     if self.delivery.is_enough() {
                         self.deliver();
@@ -102,8 +102,15 @@ impl<'a> Slice<'a, '_> {
     }
 
     /// Delivers what was decoded before the end.
-    pub fn stop(&mut self, end: Step<'a>) -> Step<'a> {
+    pub fn stop(&mut self, mut end: Step<'a>) -> Step<'a> {
         self.deliver();
+        if let Some(message) = self.session.decoder().unfinished_error() {
+            let message = message.to_vec();
+            end.explain(match self.session.awaits_first() {
+                true => Failure::Refused(message),
+                false => Failure::UnfinishedError(message),
+            });
+        }
         end
     }
 
@@ -231,6 +238,10 @@ impl<'a> Slice<'a, '_> {
                     self.leave_turn();
                     return Break(Step::Connected(frame));
                 }
+                Ok(Some(Event::Closed(frame))) => {
+                    self.delivery.push(frame, 0, 0);
+                    return Break(self.stop(Step::stop(atoms::closed())));
+                }
                 Ok(Some(Event::Refused(frame))) => {
                     let message = frame.header(b"message").unwrap_or_default().into_owned();
                     self.delivery.push(frame, 0, 0);
@@ -263,6 +274,7 @@ impl<'a> Slice<'a, '_> {
             Flushed::Nothing => Continue(()),
             Flushed::NoListener => Break(self.end_without_listener()),
             Flushed::NoCaller => Break(Step::stop(atoms::closed())),
+
             Flushed::Sent(bytes) => {
                 let account = self.account.as_mut();
                 if account.is_none_or(|account| account.sent(bytes)) {

@@ -36,6 +36,8 @@ pub enum Failure {
     Parse(ParseError),
     /// The peer answered CONNECT with an ERROR, whose `message` header this is.
     Refused(Vec<u8>),
+    /// The peer sent a part of an ERROR that says this.
+    UnfinishedError(Vec<u8>),
     /// The TLS connection has failed, for a reason that this text explains.
     Tls(String),
     /// The peer closed its TLS connection without saying so (`close_notify`).
@@ -58,6 +60,15 @@ impl Step<'_> {
     /// Stop because nobody listens. The socket's owner may still have to write something.
     pub fn no_listener() -> Self {
         Self::end(atoms::no_listener(), None, Ending::LeftToOwner)
+    }
+
+    /// What the peer sent last says why it has ended the connection.
+    pub fn explain(&mut self, failure: Failure) {
+        if let Step::Stop(end) = self
+            && matches!(end.failure, None | Some(Failure::Truncated))
+        {
+            end.failure = Some(failure);
+        }
     }
 
     fn end(reason: Atom, failure: Option<Failure>, socket: Ending) -> Self {
@@ -94,17 +105,21 @@ impl Failure {
             Failure::Truncated => atoms::truncated().encode(env),
             Failure::Tls(details) => (atoms::tls(), details).encode(env),
             Failure::Parse(error) => parse_error(env, error),
-            Failure::Refused(message) => {
-                let message = Binary::from(NewBinary::from_slice(env, message));
-                (atoms::refused(), message).encode(env)
+            Failure::Refused(message) => (atoms::refused(), binary(env, message)).encode(env),
+            Failure::UnfinishedError(message) => {
+                (atoms::unfinished_error(), binary(env, message)).encode(env)
             }
         }
     }
 }
 
+fn binary<'a>(env: Env<'a>, bytes: &[u8]) -> Binary<'a> {
+    NewBinary::from_slice(env, bytes).into()
+}
+
 /// `{rule, offset, excerpt, description}`.
 pub fn parse_error<'a>(env: Env<'a>, error: &ParseError) -> Term<'a> {
-    let excerpt = Binary::from(NewBinary::from_slice(env, &error.excerpt));
+    let excerpt = binary(env, &error.excerpt);
     let rule = atoms::of_rule(error.rule);
     (rule, error.offset, excerpt, error.rule.to_string()).encode(env)
 }

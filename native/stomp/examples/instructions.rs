@@ -38,7 +38,7 @@ fn main() {
 #[inline(never)]
 #[unsafe(no_mangle)]
 fn decode_all(input: &[u8]) -> usize {
-    let mut decoder: Decoder = Decoder::new(Some(Version::V1_2), Options::default());
+    let mut decoder: Decoder = Decoder::new(Some(Version::V1_2.into()), Options::default());
     let mut bytes = 0;
     for mut piece in input.chunks(READ) {
         while let Some(frame) = decoder.next(&mut piece).expect("good frames") {
@@ -70,7 +70,7 @@ fn feed(body: usize, escapes: bool) -> Vec<u8> {
             ("MessageType", "TS"),
         ];
         let headers = headers.map(|(name, value)| (name.as_bytes(), value.as_bytes()));
-        let version = Some(Version::V1_2);
+        let version = Some(Version::V1_2.into());
         encode_head(stomp::Command::Message, headers, body, version, &mut bytes).expect("a frame");
         bytes.resize(bytes.len() + body, b'x');
         bytes.extend_from_slice(b"\0\n");

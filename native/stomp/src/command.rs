@@ -63,12 +63,6 @@ impl Command {
         };
         Self::ALL.iter().map(common).max().unwrap_or(0)
     }
-
-    /// CONNECT, STOMP and CONNECTED negotiate the version, so their headers are never escaped
-    /// (STOMP 1.2, "Value Encoding").
-    pub(crate) const fn precedes_negotiation(self) -> bool {
-        matches!(self, Command::Connect | Command::Stomp | Command::Connected)
-    }
 }
 
 #[cfg(test)]

@@ -18,8 +18,7 @@ pub use body::BodyBuffer;
 use crate::frame::{Body, Frame};
 use crate::head::{Fault, Head};
 use crate::scan::{find, find3};
-use crate::version::allows_crlf;
-use crate::{Command, Escapes, Options, ParseError, Rule, Version};
+use crate::{Command, Dialect, Escapes, Options, ParseError, Rule};
 use bytes::BytesMut;
 
 #[derive(Debug)]
@@ -57,7 +56,7 @@ type Progress<'i, B> = Result<Option<Complete<'i, B>>, ParseError>;
 #[derive(Debug)]
 pub struct Decoder<B = BytesMut> {
     options: Options,
-    version: Option<Version>,
+    dialect: Option<Dialect>,
     phase: Phase<B>,
     head: Head,
     /// The head that straddles inputs, as far as it has arrived.
@@ -69,11 +68,11 @@ pub struct Decoder<B = BytesMut> {
 }
 
 impl<B: BodyBuffer> Decoder<B> {
-    /// A decoder at the start of a stream. `version` is `None` until one is negotiated.
-    pub fn new(version: Option<Version>, options: Options) -> Self {
+    /// A decoder at the start of a stream. `dialect` is `None` until a version is negotiated.
+    pub fn new(dialect: Option<Dialect>, options: Options) -> Self {
         Decoder {
             options,
-            version,
+            dialect,
             phase: Phase::Between { cr: false },
             head: Head::default(),
             carry: BytesMut::new(),
@@ -93,14 +92,14 @@ impl<B: BodyBuffer> Decoder<B> {
         self.offset
     }
 
-    /// The version that frames follow; `None` until one is negotiated.
-    pub fn version(&self) -> Option<Version> {
-        self.version
+    /// The dialect that frames follow; `None` until a version is negotiated.
+    pub fn dialect(&self) -> Option<Dialect> {
+        self.dialect
     }
 
-    /// Sets the version that frames from here on follow.
-    pub fn set_version(&mut self, version: Version) {
-        self.version = Some(version);
+    /// Sets the dialect that frames from here on follow.
+    pub fn set_dialect(&mut self, dialect: Dialect) {
+        self.dialect = Some(dialect);
         self.head.forget();
     }
 
@@ -144,6 +143,19 @@ impl<B: BodyBuffer> Decoder<B> {
         }
     }
 
+    /// What an ERROR frame says whose head is not complete. Some servers forget the blank line that ends
+    /// it, and close the connection then. The value of its `message` header, or all that there is.
+    pub fn unfinished_error(&self) -> Option<&[u8]> {
+        if !matches!(self.phase, Phase::Head) || self.head.command() != Some(Command::Error) {
+            return None;
+        }
+        let head = &self.carry[..find(0, &self.carry).unwrap_or(self.carry.len())];
+        let mut lines = head.split(|&byte| byte == b'\n').skip(1);
+        let all = &head[find(b'\n', head)? + 1..];
+        let message = lines.find_map(|line| line.strip_prefix(b"message:"));
+        Some(message.unwrap_or(all).trim_ascii())
+    }
+
     /// Gives memory back while there is no partial frame to keep in it.
     pub fn release_memory(&mut self) {
         if !self.in_frame() {
@@ -178,7 +190,7 @@ impl<B: BodyBuffer> Decoder<B> {
         let CompleteHead { command, input } = complete.head;
         Frame {
             command,
-            escapes: Escapes::of(command, self.version, &self.options),
+            escapes: Escapes::of(command, self.dialect, &self.options),
             head: input.unwrap_or(&self.carry),
             lines: self.head.lines(),
             offset: self.head_offset,
@@ -205,12 +217,12 @@ impl<B: BodyBuffer> Decoder<B> {
     }
 
     /// Skips what may stand between frames: EOLs, which are heart-beats, and NULs, which some
-    /// servers add. True when a frame begins.
+    /// servers add. An EOL may be CR LF in every version, because some servers end all their lines so.
+    /// True when a frame begins.
     fn skip_between(&mut self, input: &mut &[u8]) -> Result<bool, ParseError> {
         let Phase::Between { cr: mut pending } = self.phase else {
             return Ok(true);
         };
-        let crlf = allows_crlf(self.version);
         let mut rest = *input;
         while let Some((&byte, after)) = rest.split_first() {
             match byte {
@@ -220,7 +232,7 @@ impl<B: BodyBuffer> Decoder<B> {
                     return Err(ParseError::new(Rule::BareCarriageReturn, cr, b"\r"));
                 }
                 0 => {}
-                b'\r' if crlf => pending = true,
+                b'\r' => pending = true,
                 _ => break,
             }
             rest = after;
@@ -311,13 +323,13 @@ impl<B: BodyBuffer> Decoder<B> {
     ) -> Result<Option<Command>, ParseError> {
         let start = self.head.line_start;
         self.head
-            .take_line(head, lf, plain, self.version, &self.options)
+            .take_line(head, lf, plain, self.dialect, &self.options)
             .map_err(|fault| self.fault(fault, start, &head[start..lf]))
     }
 
     fn check_unfinished(&self, line: &[u8]) -> Result<(), ParseError> {
         self.head
-            .check_unfinished(line, self.version, &self.options)
+            .check_unfinished(line, self.dialect, &self.options)
             .map_err(|fault| self.fault(fault, self.head.line_start, line))
     }
 

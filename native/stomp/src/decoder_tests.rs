@@ -1,5 +1,5 @@
 use super::*;
-use crate::UndefinedEscapes;
+use crate::{Server, UndefinedEscapes, Version};
 
 type Headers = Vec<(String, String)>;
 type Decoded = (Vec<(Command, Headers, Vec<u8>)>, Option<(Rule, u64)>);
@@ -28,7 +28,7 @@ fn feed<'a>(mut decoder: Decoder, pieces: impl IntoIterator<Item = &'a [u8]>) ->
 }
 
 fn decoder(version: Version) -> Decoder {
-    Decoder::new(Some(version), Options::default())
+    Decoder::new(Some(version.into()), Options::default())
 }
 
 /// Decodes `bytes` whole, byte by byte and cut at every point. All results have to be equal.
@@ -111,9 +111,42 @@ fn before_1_2_a_carriage_return_is_data() {
         let (frames, fault) = decode(version, "MESSAGE\nk:v\r\nl:\rw\n\nhi\0");
         let expected = message(&[("k", "v\\r"), ("l", "\\rw")], "hi");
         assert_eq!((frames, fault), (vec![expected], None));
-        let (_, fault) = decode(version, "MESSAGE\r\n\n\0");
-        assert_eq!(fault, Some((Rule::UnknownCommand, 7)));
     }
+}
+
+#[test]
+fn a_frame_whose_command_line_ends_in_crlf_has_such_lines_in_every_version() {
+    for version in [Version::V1_0, Version::V1_1, Version::V1_2] {
+        let bytes = "\r\nMESSAGE\r\nk:v\r\n\r\nhi\0\r\nMESSAGE\r\nk:v\r\n\r\nho\0";
+        let (frames, fault) = decode(version, bytes);
+        let expected = ["hi", "ho"].map(|body| message(&[("k", "v")], body));
+        assert_eq!((frames, fault), (expected.to_vec(), None));
+    }
+}
+
+#[test]
+fn lenient_keeps_a_carriage_return_that_no_line_feed_follows() {
+    let options = Options {
+        undefined_escapes: UndefinedEscapes::Keep,
+        ..Options::default()
+    };
+    let new = || Decoder::new(Some(Version::V1_2.into()), options);
+    let (frames, fault) = decode_with(new, b"MESSAGE\nk:a\rb\r\n\nhi\0");
+    assert_eq!(
+        (frames, fault),
+        (vec![message(&[("k", "a\\rb")], "hi")], None)
+    );
+}
+
+#[test]
+fn rabbitmq_is_unescaped_in_1_0() {
+    let dialect = Dialect {
+        version: Version::V1_0,
+        server: Some(Server::RabbitMq),
+    };
+    let new = || Decoder::new(Some(dialect), Options::default());
+    let (frames, _) = decode_with(new, b"MESSAGE\nk:a\\cb\n\n\0");
+    assert_eq!(frames, [message(&[("k", "a:b")], "")]);
 }
 
 #[test]
@@ -139,10 +172,7 @@ fn escapes_follow_the_version() {
         value(Version::V1_2, r"k:a\"),
         Err((Rule::UndefinedEscape, 11))
     );
-    assert_eq!(
-        value(Version::V1_1, r"k:a\r"),
-        Err((Rule::UndefinedEscape, 11))
-    );
+    assert_eq!(value(Version::V1_1, r"k:a\r"), pair("k", r"a\r"));
     assert_eq!(value(Version::V1_0, r"k:C:\new"), pair("k", r"C:\\new"));
 }
 
@@ -166,7 +196,7 @@ fn undefined_escapes_can_be_kept() {
         undefined_escapes: UndefinedEscapes::Keep,
         ..Options::default()
     };
-    let new = || Decoder::new(Some(Version::V1_2), options);
+    let new = || Decoder::new(Some(Version::V1_2.into()), options);
     let (frames, fault) = decode_with(new, b"MESSAGE\nk:a\\tb\\\n\n\0");
     assert_eq!(frames[0].1, [("k".into(), r"a\\tb\\".into())]);
     assert_eq!(fault, None);
@@ -270,7 +300,7 @@ fn limits_count_from_zero_in_each_frame() {
         max_body: 3,
         ..Options::default()
     };
-    let new = || Decoder::new(Some(Version::V1_2), options);
+    let new = || Decoder::new(Some(Version::V1_2.into()), options);
     let frame = "MESSAGE\ncontent-length:3\nk:v\n\na\0b\0";
     let (frames, fault) = decode_with(new, frame.repeat(3).as_bytes());
     assert_eq!((frames.len(), fault), (3, None));
@@ -284,7 +314,7 @@ fn a_value_at_the_limit_is_accepted_and_one_more_is_refused() {
         max_body: 3,
         ..Options::default()
     };
-    let new = || Decoder::new(Some(Version::V1_2), options);
+    let new = || Decoder::new(Some(Version::V1_2.into()), options);
     let fault = |bytes: &str| decode_with(new, bytes.as_bytes()).1;
     assert_eq!(fault("MESSAGE\nk:90123456\n\n\0"), None);
     assert_eq!(fault("MESSAGE\nk:90123456\r\n\n\0"), None);

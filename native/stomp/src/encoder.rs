@@ -1,8 +1,8 @@
 //! Frames to bytes.
 
-use crate::escape::escape;
+use crate::escape::{Escaping, escape};
 use crate::scan::{find, find2};
-use crate::{Command, Escapes, Options, Version};
+use crate::{Command, Dialect};
 use thiserror::Error;
 
 /// A frame that cannot be written. If it were written anyway, the peer would read another frame, or
@@ -12,7 +12,7 @@ pub enum EncodeError {
     /// A header has an empty name. Carries the header's index.
     #[error("header {0} has no name")]
     EmptyHeaderName(usize),
-    /// A header holds a CR, an LF or, in its name, a colon, and the version has no escape for it.
+    /// A header holds a CR, an LF or, in its name, a colon, and the dialect has no escape for it.
     /// Carries the header's index.
     #[error("header {0} has a character that this version cannot escape")]
     Unescapable(usize),
@@ -22,8 +22,8 @@ pub enum EncodeError {
 /// and a NUL. If there is a body and no `content-length` header, one is added, so that the body may
 /// hold any byte (STOMP 1.2, "Header content-length").
 ///
-/// `version` is `None` before negotiation. The escapes are those of 1.2 then, but only CONNECT and
-/// STOMP are sent before negotiation, and these are never escaped.
+/// `dialect` is `None` before negotiation, when only CONNECT and STOMP are sent. Other frames are written
+/// as in 1.2 then.
 ///
 /// # Errors
 /// A header that cannot be written. The contents of `out` are unspecified then.
@@ -31,20 +31,19 @@ pub fn encode_head<'a>(
     command: Command,
     headers: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
     body_length: usize,
-    version: Option<Version>,
+    dialect: Option<Dialect>,
     out: &mut Vec<u8>,
 ) -> Result<(), EncodeError> {
-    let version = version.unwrap_or(Version::V1_2);
-    let escapes = Escapes::of(command, Some(version), &Options::default());
+    let escaping = Escaping::of(command, dialect);
     let mut needs_length = body_length > 0;
     out.extend_from_slice(command.as_str().as_bytes());
     out.push(b'\n');
     for (index, (name, value)) in headers.into_iter().enumerate() {
-        check_header(index, name, value, escapes)?;
+        check_header(index, name, value, escaping)?;
         needs_length &= name != b"content-length";
-        escape(name, escapes, out);
+        escape(name, escaping.of_names(), out);
         out.push(b':');
-        escape(value, escapes, out);
+        escape(value, escaping, out);
         out.push(b'\n');
     }
     if needs_length {
@@ -58,15 +57,14 @@ fn check_header(
     index: usize,
     name: &[u8],
     value: &[u8],
-    escapes: Escapes,
+    escaping: Escaping,
 ) -> Result<(), EncodeError> {
     if name.is_empty() {
         return Err(EncodeError::EmptyHeaderName(index));
     }
-    let unescapable = match escapes {
-        Escapes::V1_2(_) => false,
-        Escapes::V1_1(_) => find(b'\r', name).or(find(b'\r', value)).is_some(),
-        Escapes::Raw => {
+    let unescapable = match escaping {
+        Escaping::All | Escaping::AllButCr => false,
+        Escaping::Backslashes | Escaping::ValueBackslashes | Escaping::Nothing => {
             find(b':', name).is_some()
                 || find2(b'\r', b'\n', name).is_some()
                 || find2(b'\r', b'\n', value).is_some()
@@ -81,6 +79,7 @@ fn check_header(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Server, Version};
 
     fn encoded(
         command: Command,
@@ -90,7 +89,8 @@ mod tests {
     ) -> Result<String, EncodeError> {
         let mut out = Vec::new();
         let headers = headers.iter().map(|(n, v)| (n.as_bytes(), v.as_bytes()));
-        encode_head(command, headers, body_length, version, &mut out)?;
+        let dialect = version.map(Dialect::from);
+        encode_head(command, headers, body_length, dialect, &mut out)?;
         Ok(String::from_utf8(out).unwrap())
     }
 
@@ -106,14 +106,40 @@ mod tests {
     }
 
     #[test]
-    fn headers_are_escaped_as_the_version_says_and_connect_is_not() {
+    fn headers_are_escaped_as_the_version_says() {
         let headers = [("k:", "v\\\n")];
         let send = |version| encoded(Command::Send, &headers, 0, Some(version));
         assert_eq!(send(Version::V1_2).unwrap(), "SEND\nk\\c:v\\\\\\n\n\n");
         assert_eq!(send(Version::V1_1).unwrap(), "SEND\nk\\c:v\\\\\\n\n\n");
         assert_eq!(send(Version::V1_0), Err(EncodeError::Unescapable(0)));
+        let cr = encoded(Command::Send, &[("a", "b\r")], 0, Some(Version::V1_1));
+        assert_eq!(cr.unwrap(), "SEND\na:b\r\n\n");
+    }
+
+    #[test]
+    fn only_backslashes_are_escaped_in_connect() {
         let connect = encoded(Command::Connect, &[("passcode", "a\\b:c")], 0, None);
-        assert_eq!(connect.unwrap(), "CONNECT\npasscode:a\\b:c\n\n");
+        assert_eq!(connect.unwrap(), "CONNECT\npasscode:a\\\\b:c\n\n");
+    }
+
+    #[test]
+    fn servers_are_written_to_as_they_read() {
+        let send = |version, server, header: (&str, &str)| {
+            let mut out = Vec::new();
+            let server = Some(server);
+            let dialect = Some(Dialect { version, server });
+            let header = (header.0.as_bytes(), header.1.as_bytes());
+            encode_head(Command::Send, [header], 0, dialect, &mut out)?;
+            Ok(String::from_utf8(out).unwrap())
+        };
+        for version in [Version::V1_0, Version::V1_1, Version::V1_2] {
+            let written = send(version, Server::RabbitMq, ("k\\", "C:\\new\r"));
+            assert_eq!(written.as_deref(), Ok("SEND\nk\\\\:C\\c\\\\new\\r\n\n"));
+        }
+        let written = send(Version::V1_0, Server::ActiveMq, ("k\\", "C:\\new"));
+        assert_eq!(written.as_deref(), Ok("SEND\nk\\:C:\\\\new\n\n"));
+        let refused = send(Version::V1_0, Server::ActiveMq, ("k", "a\nb"));
+        assert_eq!(refused, Err(EncodeError::Unescapable(0)));
     }
 
     #[test]
@@ -122,10 +148,6 @@ mod tests {
         let injected = ("host", "/\nlogin:root");
         assert_eq!(
             refused(Command::Connect, injected, None),
-            Err(EncodeError::Unescapable(0))
-        );
-        assert_eq!(
-            refused(Command::Send, ("a", "b\r"), Some(Version::V1_1)),
             Err(EncodeError::Unescapable(0))
         );
         assert_eq!(

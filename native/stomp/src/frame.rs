@@ -93,8 +93,7 @@ impl<'a> Header<'a> {
 fn decode(text: &[u8], escapes: Escapes) -> Cow<'_, [u8]> {
     let lenient = match escapes {
         Escapes::Raw => return Cow::Borrowed(text),
-        Escapes::V1_1(_) => Escapes::V1_1(UndefinedEscapes::Keep),
-        Escapes::V1_2(_) => Escapes::V1_2(UndefinedEscapes::Keep),
+        Escapes::Decoded(_) => Escapes::Decoded(UndefinedEscapes::Keep),
     };
     unescape(text, lenient).unwrap_or(Cow::Borrowed(text))
 }

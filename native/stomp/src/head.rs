@@ -9,7 +9,7 @@
 use crate::escape::{Escapes, unescape};
 use crate::scan::{common_prefix, find, find2};
 use crate::version::allows_crlf;
-use crate::{Command, Options, Rule, Version};
+use crate::{Command, Dialect, Options, Rule, UndefinedEscapes};
 
 /// A larger head is not kept for comparison: a peer must not be able to grow a connection's memory
 /// for good.
@@ -64,6 +64,8 @@ type ContentLength = Option<(usize, u64)>;
 #[derive(Debug, Default)]
 pub(crate) struct Head {
     command: Option<Command>,
+    /// Whether the command line ends in CR LF. Then the other lines may end so too, in every version.
+    crlf: bool,
     lines: Vec<Line>,
     content_length: ContentLength,
     /// Where the line that is being read starts, from the start of the head.
@@ -80,6 +82,7 @@ struct Before {
     /// Empty if it is not fit for comparison.
     bytes: Vec<u8>,
     command: Option<Command>,
+    crlf: bool,
     lines: Vec<Line>,
     content_length: ContentLength,
 }
@@ -90,6 +93,7 @@ impl Head {
         std::mem::swap(&mut self.lines, &mut self.before.lines);
         self.lines.clear();
         self.before.command = self.command.take();
+        self.before.crlf = std::mem::take(&mut self.crlf);
         self.before.content_length = self.content_length.take();
         self.line_start = 0;
         self.alike = 0;
@@ -106,6 +110,11 @@ impl Head {
     /// Does not compare the next head with the one before: lines may have another meaning now.
     pub fn forget(&mut self) {
         self.before.bytes.clear();
+    }
+
+    /// The command, if its line is complete.
+    pub fn command(&self) -> Option<Command> {
+        self.command
     }
 
     /// The header lines.
@@ -158,6 +167,7 @@ impl Head {
             return false;
         }
         self.command = self.before.command;
+        self.crlf = self.before.crlf;
         self.line_start = end;
         true
     }
@@ -190,30 +200,42 @@ impl Head {
         head: &[u8],
         lf: usize,
         plain: bool,
-        version: Option<Version>,
+        dialect: Option<Dialect>,
         options: &Options,
     ) -> Result<Option<Command>, Fault> {
-        let line = &head[self.line_start..lf];
-        let line = match line.split_last() {
-            Some((b'\r', rest)) if allows_crlf(version) => rest,
-            _ => line,
-        };
+        let (line, crlf) = self.without_cr(&head[self.line_start..lf], dialect);
         let start = std::mem::replace(&mut self.line_start, lf + 1);
         match self.command {
             None => {
                 let unknown = || (Rule::UnknownCommand, Command::longest_prefix(line));
                 self.command = Some(Command::parse(line).ok_or_else(unknown)?);
+                self.crlf = crlf;
                 Ok(None)
             }
             Some(command) if line.is_empty() => Ok(Some(command)),
             Some(command) => {
-                let escapes = Escapes::of(command, version, options);
-                let crlf = allows_crlf(version);
-                let check = |colon| Ok(!plain && check_specials(line, colon, escapes, crlf)?);
+                let escapes = Escapes::of(command, dialect, options);
+                let lenient = options.undefined_escapes == UndefinedEscapes::Keep;
+                let bare_cr = lenient || !allows_crlf(dialect);
+                let check = |colon| Ok(!plain && check_specials(line, colon, escapes, bare_cr)?);
                 self.take_header(line, start, options, check)?;
                 Ok(None)
             }
         }
+    }
+
+    /// The line without the CR of its EOL, and whether there was one.
+    #[inline]
+    fn without_cr<'a>(&self, line: &'a [u8], dialect: Option<Dialect>) -> (&'a [u8], bool) {
+        match line.split_last() {
+            Some((b'\r', rest)) if self.allows_crlf(dialect) => (rest, true),
+            _ => (line, false),
+        }
+    }
+
+    /// Whether this line may end in CR LF. A command line always may.
+    fn allows_crlf(&self, dialect: Option<Dialect>) -> bool {
+        self.command.is_none() || self.crlf || allows_crlf(dialect)
     }
 
     /// Takes a header line. `check` checks what comes before and after the colon, and tells whether
@@ -282,12 +304,12 @@ impl Head {
     pub fn check_unfinished(
         &self,
         line: &[u8],
-        version: Option<Version>,
+        dialect: Option<Dialect>,
         options: &Options,
     ) -> Result<(), Fault> {
         // A trailing CR may turn out to be part of the EOL.
-        let line = match line.split_last() {
-            Some((b'\r', rest)) if allows_crlf(version) && self.may_end(rest) => rest,
+        let line = match self.without_cr(line, dialect) {
+            (rest, true) if self.may_end(rest) => rest,
             _ => line,
         };
         let (rule, most) = match self.command {
@@ -305,12 +327,18 @@ impl Head {
     }
 }
 
-/// Checks the CRs and backslashes of a line. True if there is something to unescape.
-fn check_specials(line: &[u8], colon: usize, escapes: Escapes, crlf: bool) -> Result<bool, Fault> {
+/// Checks the CRs and backslashes of a line. True if there is something to unescape. `bare_cr`: a CR is
+/// data.
+fn check_specials(
+    line: &[u8],
+    colon: usize,
+    escapes: Escapes,
+    bare_cr: bool,
+) -> Result<bool, Fault> {
     let Some(special) = find2(b'\\', b'\r', line) else {
         return Ok(false);
     };
-    if crlf && let Some(cr) = find(b'\r', &line[special..]) {
+    if !bare_cr && let Some(cr) = find(b'\r', &line[special..]) {
         return Err((Rule::BareCarriageReturn, special + cr));
     }
     let has_backslash = find(b'\\', &line[special..]).is_some();

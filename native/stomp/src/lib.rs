@@ -29,15 +29,15 @@ pub use command::Command;
 pub use decoder::{BodyBuffer, Decoder};
 pub use encoder::{EncodeError, encode_head};
 pub use error::{ParseError, Rule};
-pub use escape::{Escapes, escape, unescape};
+pub use escape::{Escapes, Escaping, escape, unescape};
 pub use frame::{Body, Frame, Header};
 pub use head::Same;
 pub use options::{
     DEFAULT_MAX_BODY, DEFAULT_MAX_HEADER_LINE, DEFAULT_MAX_HEADERS, Options, UndefinedEscapes,
 };
-pub use session::{DEFAULT_FIRST_FRAME_TIMEOUT, Event, Session, Timing};
+pub use session::{DEFAULT_FIRST_FRAME_TIMEOUT, Event, HEARTBEAT_SLACK, Session, Timing};
 pub use slots::{Slots, Turn};
-pub use version::Version;
+pub use version::{Dialect, Server, Version};
 
 #[cfg(test)]
 mod linear_tests;

@@ -13,7 +13,7 @@ const SEARCHES: usize = 4;
 const SEARCHES_WITH_ESCAPES: usize = 8;
 
 fn examined(input: &[u8], piece: usize) -> usize {
-    let mut decoder: Decoder = Decoder::new(Some(Version::V1_2), Options::default());
+    let mut decoder: Decoder = Decoder::new(Some(Version::V1_2.into()), Options::default());
     count::take();
     for mut piece in input.chunks(piece) {
         while decoder.next(&mut piece).unwrap().is_some() {}

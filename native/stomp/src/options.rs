@@ -11,13 +11,15 @@ pub const DEFAULT_MAX_HEADERS: usize = 1000;
 /// 100 MiB a frame), and it is far less than what would endanger a VM.
 pub const DEFAULT_MAX_BODY: u64 = 100 * 1024 * 1024;
 
-/// What to do with an escape that the version does not define, such as `\t`.
+/// What to do with an escape that the version does not define, such as `\t`, and with a CR that no LF
+/// follows in 1.2.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum UndefinedEscapes {
     /// A fatal error, which is a MUST of the specification (STOMP 1.2, "Value Encoding").
     #[default]
     Refuse,
-    /// Keep it as it is. For brokers that do not escape backslashes.
+    /// Keep it as it is. For brokers that do not escape backslashes or CRs, such as ActiveMQ before
+    /// 5.16.4.
     Keep,
 }
 

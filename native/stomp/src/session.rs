@@ -4,13 +4,17 @@
 //! ```text
 //!                     CONNECTED                agree
 //!  AwaitingFirst ──────────────► Negotiating ─────────► Connected
-//!        │ ERROR
-//!        └────────► Refused (nothing more is read)
+//!        │ ERROR                                          │ RECEIPT of the DISCONNECT
+//!        └────────► Over (nothing more is read) ◄──────────┘
 //! ```
 
-use crate::{BodyBuffer, Command, Decoder, Frame, ParseError, Rule, Version};
+use crate::{BodyBuffer, Command, Decoder, Dialect, Frame, ParseError, Rule};
 use bytes::BytesMut;
 use std::time::Duration;
+
+/// 2 s for the schedulers on both sides, and for ActiveMQ: its first heart-beat comes up to twice the
+/// interval after CONNECTED.
+pub const HEARTBEAT_SLACK: Duration = Duration::from_secs(2);
 
 /// 5 s from the start until CONNECTED has arrived, as in Barytherium's first release.
 pub const DEFAULT_FIRST_FRAME_TIMEOUT: Duration = Duration::from_secs(5);
@@ -21,7 +25,7 @@ pub struct Timing {
     /// How long CONNECTED may take.
     pub first_frame_timeout: Duration,
     /// How late a heart-beat may be after the agreed interval (STOMP 1.2, "Heart-beating", asks for
-    /// a margin of error). `None`: as long as the interval itself.
+    /// a margin of error). `None`: as long as the interval itself, and [`HEARTBEAT_SLACK`].
     pub heartbeat_allowance: Option<Duration>,
 }
 
@@ -37,9 +41,9 @@ impl Default for Timing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     AwaitingFirst,
-    Refused,
     Negotiating,
     Connected,
+    Over,
 }
 
 /// What a session has received.
@@ -50,6 +54,9 @@ pub enum Event<'a, B> {
     /// An ERROR frame instead of CONNECTED. The session is over: not every broker closes the
     /// connection then, but none accepts another frame.
     Refused(Frame<'a, B>),
+    /// The RECEIPT that [`Session::ends_with`] waits for. The server has got everything, and sends
+    /// nothing more: the session is over (STOMP 1.2, "DISCONNECT").
+    Closed(Frame<'a, B>),
     /// Any other frame.
     Frame(Frame<'a, B>),
 }
@@ -61,12 +68,14 @@ pub struct Session<B = BytesMut> {
     decoder: Decoder<B>,
     timing: Timing,
     stage: Stage,
-    /// The version in CONNECTED. It is set at the next call only, because the CONNECTED frame borrows
-    /// the decoder.
-    negotiated: Option<Version>,
+    /// The dialect that CONNECTED announces. It is set at the next call only, because the CONNECTED frame
+    /// borrows the decoder.
+    negotiated: Option<Dialect>,
     /// Set when the first frame was neither CONNECTED nor ERROR. The decoder remembers all other
     /// errors.
     failed: Option<ParseError>,
+    /// The receipt of the DISCONNECT that ends the session.
+    last_receipt: Option<Box<[u8]>>,
     /// The agreed interval; zero for no heart-beats.
     heartbeat: Duration,
     started: Duration,
@@ -79,7 +88,7 @@ impl<B: BodyBuffer> Session<B> {
         Self::at(Stage::AwaitingFirst, decoder, timing, now)
     }
 
-    /// A session that is already connected, with the version of `decoder`.
+    /// A session that is already connected, with the dialect of `decoder`.
     pub fn connected(decoder: Decoder<B>, timing: Timing, now: Duration) -> Self {
         Self::at(Stage::Connected, decoder, timing, now)
     }
@@ -91,10 +100,16 @@ impl<B: BodyBuffer> Session<B> {
             stage,
             negotiated: None,
             failed: None,
+            last_receipt: None,
             heartbeat: Duration::ZERO,
             started: now,
             last_activity: now,
         }
+    }
+
+    /// The RECEIPT with this `receipt-id` ends the session.
+    pub fn ends_with(&mut self, receipt: &[u8]) {
+        self.last_receipt = Some(receipt.into());
     }
 
     /// The decoder, for reading into its buffers.
@@ -114,27 +129,30 @@ impl<B: BodyBuffer> Session<B> {
         if let Some(error) = &self.failed {
             return Err(error.clone());
         }
-        if self.stage == Stage::Refused {
+        if self.stage == Stage::Over {
             *input = &[];
             return Ok(None);
         }
-        if let Some(version) = self.negotiated.take() {
-            self.decoder.set_version(version);
+        if let Some(dialect) = self.negotiated.take() {
+            self.decoder.set_dialect(dialect);
         }
         let Some(frame) = self.decoder.next(input)? else {
             return Ok(None);
         };
         if self.stage != Stage::AwaitingFirst {
-            return Ok(Some(Event::Frame(frame)));
+            if !is_receipt(&frame, self.last_receipt.as_deref()) {
+                return Ok(Some(Event::Frame(frame)));
+            }
+            self.stage = Stage::Over;
+            return Ok(Some(Event::Closed(frame)));
         }
         let event = first(frame);
         match &event {
             Ok(Event::Connected(frame)) => {
-                let version = frame.header(b"version");
-                self.negotiated = Some(Version::of_connected(version.as_deref()));
+                self.negotiated = Some(Dialect::of_connected(frame));
                 self.stage = Stage::Negotiating;
             }
-            Ok(_) => self.stage = Stage::Refused,
+            Ok(_) => self.stage = Stage::Over,
             Err(error) => self.failed = Some(error.clone()),
         }
         event.map(Some)
@@ -163,14 +181,22 @@ impl<B: BodyBuffer> Session<B> {
     pub fn deadline(&self) -> Option<Duration> {
         match self.stage {
             Stage::AwaitingFirst => Some(self.started + self.timing.first_frame_timeout),
-            Stage::Refused | Stage::Negotiating => None,
+            Stage::Over | Stage::Negotiating => None,
             Stage::Connected if self.heartbeat.is_zero() => None,
             Stage::Connected => {
-                let allowance = self.timing.heartbeat_allowance.unwrap_or(self.heartbeat);
+                let default = self.heartbeat + HEARTBEAT_SLACK;
+                let allowance = self.timing.heartbeat_allowance.unwrap_or(default);
                 Some(self.last_activity + self.heartbeat + allowance)
             }
         }
     }
+}
+
+/// Whether the frame is the RECEIPT called `id`. Blanks around the name do not count, because some 1.0
+/// servers pad their headers.
+fn is_receipt<B>(frame: &Frame<'_, B>, id: Option<&[u8]>) -> bool {
+    let receipt_id = || frame.header(b"receipt-id").unwrap_or_default();
+    frame.command() == Command::Receipt && id.is_some_and(|id| receipt_id().trim_ascii() == id)
 }
 
 /// What the first frame of a connection means.

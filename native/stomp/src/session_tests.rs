@@ -1,5 +1,5 @@
 use super::*;
-use crate::Options;
+use crate::{Options, Version};
 
 const START: Duration = Duration::from_secs(1000);
 const CONNECTED: &[u8] = b"CONNECTED\nversion:1.1\n\n\0";
@@ -52,6 +52,42 @@ fn after_an_error_as_first_frame_nothing_is_read() {
 }
 
 #[test]
+fn after_the_receipt_of_the_disconnect_nothing_is_read() {
+    let mut session = session();
+    connect(&mut session, Duration::ZERO);
+    session.ends_with(b"last");
+    let mut input = &b"RECEIPT\nreceipt-id:x\n\n\0RECEIPT\nreceipt-id: last\n\n\0GARBAGE"[..];
+    assert!(matches!(
+        session.next(&mut input),
+        Ok(Some(Event::Frame(_)))
+    ));
+    assert!(matches!(
+        session.next(&mut input),
+        Ok(Some(Event::Closed(_)))
+    ));
+    assert!(session.next(&mut input).unwrap().is_none());
+    assert!(input.is_empty());
+}
+
+#[test]
+fn an_error_without_a_blank_line_has_a_message() {
+    let message = |bytes: &[u8]| {
+        let mut decoder = decoder();
+        assert!(decoder.next(&mut &bytes[..]).unwrap().is_none());
+        let message = decoder.unfinished_error()?.to_vec();
+        Some(String::from_utf8(message).unwrap())
+    };
+    let no = Some("no".to_string());
+    assert_eq!(message(b"ERROR\nmessage: no\0"), no);
+    assert_eq!(message(b"ERROR\ncode:1\nmessage: no\n\0"), no);
+    assert_eq!(message(b"ERROR\r\nmessage:no\r\n"), no);
+    assert_eq!(message(b"ERROR\nno\0"), no);
+    assert_eq!(message(b"ERROR"), None);
+    assert_eq!(message(b"MESSAGE\nmessage: no\0"), None);
+    assert_eq!(message(b"ERROR\nmessage:no\n\nbody"), None);
+}
+
+#[test]
 fn any_other_first_frame_is_an_error_at_its_first_byte() {
     for cut in 0..6 {
         let mut session = session();
@@ -74,7 +110,7 @@ fn an_unexpected_first_frame_is_an_error_for_good() {
 #[test]
 fn a_session_continues_a_frame_that_its_decoder_has_begun() {
     let mut decoder: Decoder =
-        Decoder::new(Some(Version::V1_2), Options::default()).starting_at(100);
+        Decoder::new(Some(Version::V1_2.into()), Options::default()).starting_at(100);
     assert!(decoder.next(&mut &b"MESSAGE\n\nhal"[..]).unwrap().is_none());
     let mut session = Session::connected(decoder, Timing::default(), START);
     let Some(Event::Frame(frame)) = session.next(&mut &b"f\0"[..]).unwrap() else {
@@ -100,12 +136,12 @@ fn there_is_no_deadline_while_negotiating_or_without_heartbeats() {
 }
 
 #[test]
-fn the_deadline_is_twice_the_heartbeat_after_the_last_byte() {
+fn the_deadline_is_twice_the_heartbeat_and_the_slack_after_the_last_byte() {
     let mut session = session();
     connect(&mut session, ms(300));
-    assert_eq!(session.deadline(), Some(START + ms(600)));
+    assert_eq!(session.deadline(), Some(START + ms(600) + HEARTBEAT_SLACK));
     session.touch(START + ms(500));
-    assert_eq!(session.deadline(), Some(START + ms(1100)));
+    assert_eq!(session.deadline(), Some(START + ms(1100) + HEARTBEAT_SLACK));
 }
 
 #[test]

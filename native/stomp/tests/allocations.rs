@@ -47,7 +47,7 @@ fn a_whole_frame_needs_no_allocation() {
         format!("MESSAGE\nsubscription:0\nmessage-id:{n}\nack:{n}\ncontent-length:5\n\nhello\0\n")
     };
     let input: String = (0..10_000).map(frame).collect();
-    let mut decoder = Decoder::new(Some(Version::V1_2), Options::default());
+    let mut decoder = Decoder::new(Some(Version::V1_2.into()), Options::default());
     // The decoder keeps a copy of each head, and the lines of two heads. These have longer numbers
     // than all that follow, so the memory does not have to grow.
     decode(&mut decoder, frame(100_000).repeat(2).as_bytes());

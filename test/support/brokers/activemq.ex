@@ -1,6 +1,8 @@
 defmodule Barytherium.Brokers.ActiveMQ do
   @moduledoc "Debian's ActiveMQ Classic, for `Barytherium.Broker`."
 
+  alias Barytherium.Broker
+
   @jars "/usr/share/activemq/lib"
 
   @doc "The value of the tag `:real_broker` of its tests."
@@ -28,6 +30,11 @@ defmodule Barytherium.Brokers.ActiveMQ do
       http://activemq.apache.org/schema/core/activemq-core.xsd">
       <broker xmlns="http://activemq.apache.org/schema/core" useJmx="false" persistent="false"
         brokerName="barytherium" dataDirectory="#{directory}/data">
+        <plugins>
+          <simpleAuthenticationPlugin anonymousAccessAllowed="true">
+            <users>#{Enum.map_join(Broker.users(), &user/1)}</users>
+          </simpleAuthenticationPlugin>
+        </plugins>
         <sslContext>
           <sslContext keyStore="file:#{key_store}" keyStoreType="PKCS12"
             keyStorePassword="#{@password}" trustStore="file:#{trust_store}"
@@ -43,6 +50,14 @@ defmodule Barytherium.Brokers.ActiveMQ do
     """)
 
     [{"HOME", directory}]
+  end
+
+  defp user({name, passcode}) do
+    ~s(<authenticationUser username="#{xml(name)}" password="#{xml(passcode)}" groups="users"/>)
+  end
+
+  defp xml(text) do
+    for <<character::utf8 <- text>>, into: "", do: "&##{character};"
   end
 
   # ActiveMQ cannot read PEM files.

@@ -25,7 +25,10 @@ defmodule Barytherium.Brokers.RabbitMQ do
     ssl_options.keyfile = #{tls.server[:keyfile]}
     ssl_options.verify = verify_peer
     ssl_options.fail_if_no_peer_cert = false
+    load_definitions = #{Path.join(directory, "definitions.json")}
     """)
+
+    File.write!(Path.join(directory, "definitions.json"), definitions())
 
     # From 4.0 on RabbitMQ takes only frames of up to 4 MiB. Earlier releases do not know the setting, and
     # refuse an unknown one in the file above.
@@ -50,6 +53,26 @@ defmodule Barytherium.Brokers.RabbitMQ do
       {"RABBITMQ_LOG_BASE", Path.join(directory, "log")},
       {"RABBITMQ_PID_FILE", Path.join(directory, "pid")}
     ]
+  end
+
+  # Definitions take the place of the user and the virtual host that the broker would make itself.
+  defp definitions do
+    {users, permissions} = Broker.users() |> Enum.map(&user/1) |> Enum.unzip()
+
+    """
+    {"vhosts": [{"name": "/"}],
+     "users": [#{Enum.join(users, ", ")}],
+     "permissions": [#{Enum.join(permissions, ", ")}]}
+    """
+  end
+
+  defp user({name, passcode}) do
+    name = name |> String.replace("\\", "\\\\") |> String.replace("\"", "\\\"")
+    hash = Base.encode64("salt" <> :crypto.hash(:sha256, "salt" <> passcode))
+
+    {~s({"name": "#{name}", "password_hash": "#{hash}", "tags": "administrator",
+         "hashing_algorithm": "rabbit_password_hashing_sha256"}),
+     ~s({"user": "#{name}", "vhost": "/", "configure": ".*", "write": ".*", "read": ".*"})}
   end
 
   def command(_directory), do: {launcher("rabbitmq-server"), []}

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 use stomp::{
-    BodyBuffer, Command, Decoder, Escapes, Event, Frame, Options, ParseError, Session, Timing,
-    UndefinedEscapes, Version, escape, unescape,
+    BodyBuffer, Command, Decoder, Escapes, Escaping, Event, Frame, Options, ParseError, Session,
+    Timing, UndefinedEscapes, Version, escape, unescape,
 };
 
 /// The number of bytes in front of the input that say how it is read, see [`Plan::new`].
@@ -133,7 +133,7 @@ fn drive<'a>(
 }
 
 fn decode(plan: &Plan, pieces: &[&[u8]]) -> Outcome {
-    let mut decoder: Decoder<Body> = Decoder::new(Some(plan.version), plan.options);
+    let mut decoder: Decoder<Body> = Decoder::new(Some(plan.version.into()), plan.options);
     let most = plan.most_buffered();
     drive(pieces, |input| {
         let frame = decoder.next(input)?.as_ref().map(copy);
@@ -148,14 +148,20 @@ fn decode(plan: &Plan, pieces: &[&[u8]]) -> Outcome {
 fn receive(plan: &Plan, pieces: &[&[u8]]) -> Outcome {
     let (timing, mut now) = (Timing::default(), Duration::ZERO);
     let mut session: Session<Body> = Session::new(Decoder::new(None, plan.options), timing, now);
+    session.ends_with(b"1");
     let mut first = true;
     drive(pieces, |input| {
         let (frame, connected) = match session.next(input)? {
             None => return Ok(None),
             Some(Event::Frame(frame)) => (copy(&frame), false),
-            Some(Event::Refused(frame)) => {
-                assert!(first, "refused after the first frame");
+            Some(Event::Refused(frame) | Event::Closed(frame)) => {
                 let frame = copy(&frame);
+                let expected = if first {
+                    Command::Error
+                } else {
+                    Command::Receipt
+                };
+                assert_eq!(frame.0, expected);
                 assert!(session.next(input)?.is_none() && input.is_empty());
                 assert_eq!(session.deadline(), None);
                 return Ok(Some(frame));
@@ -210,13 +216,13 @@ pub fn session(data: &[u8]) {
 /// input, or the index of a backslash.
 pub fn escapes(data: &[u8]) {
     for undefined in [UndefinedEscapes::Refuse, UndefinedEscapes::Keep] {
-        for escapes in [
-            Escapes::Raw,
-            Escapes::V1_1(undefined),
-            Escapes::V1_2(undefined),
+        for (escaping, escapes) in [
+            (Escaping::Nothing, Escapes::Raw),
+            (Escaping::AllButCr, Escapes::Decoded(undefined)),
+            (Escaping::All, Escapes::Decoded(undefined)),
         ] {
             let mut escaped = Vec::new();
-            escape(data, escapes, &mut escaped);
+            escape(data, escaping, &mut escaped);
             assert_eq!(unescape(&escaped, escapes).as_deref(), Ok(data));
             match unescape(data, escapes) {
                 Ok(text) => assert!(text.len() <= data.len()),

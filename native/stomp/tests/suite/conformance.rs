@@ -67,11 +67,16 @@ fn encode(frame: &OwnedFrame, version: Version) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     let headers = frame.headers.iter().map(|(n, v)| (&n[..], &v[..]));
     let length = frame.body.len();
-    encode_head(frame.command, headers, length, Some(version), &mut bytes).map_err(|error| {
-        match error {
-            EncodeError::EmptyHeaderName(_) => "empty_header_name".to_string(),
-            EncodeError::Unescapable(_) => "unescapable".to_string(),
-        }
+    encode_head(
+        frame.command,
+        headers,
+        length,
+        Some(version.into()),
+        &mut bytes,
+    )
+    .map_err(|error| match error {
+        EncodeError::EmptyHeaderName(_) => "empty_header_name".to_string(),
+        EncodeError::Unescapable(_) => "unescapable".to_string(),
     })?;
     bytes.extend_from_slice(&frame.body);
     bytes.push(0);

@@ -57,7 +57,7 @@ fn encode(frame: &OwnedFrame, version: Version) -> Option<Vec<u8>> {
         frame.command,
         headers,
         frame.body.len(),
-        Some(version),
+        Some(version.into()),
         &mut bytes,
     )
     .ok()?;

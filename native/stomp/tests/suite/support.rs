@@ -45,7 +45,7 @@ pub fn run<'a>(
 ) -> Outcome {
     match start {
         Start::Connected(version) => {
-            let mut decoder: Decoder = Decoder::new(Some(version), options);
+            let mut decoder: Decoder = Decoder::new(Some(version.into()), options);
             collect(pieces, |input| {
                 let frame = decoder.next(input)?;
                 Ok(frame.map(|frame| OwnedFrame::copy(&frame)))
@@ -58,7 +58,7 @@ pub fn run<'a>(
             collect(pieces, |input| {
                 let frame = match session.next(input)? {
                     None => return Ok(None),
-                    Some(Event::Frame(frame) | Event::Refused(frame)) => {
+                    Some(Event::Frame(frame) | Event::Refused(frame) | Event::Closed(frame)) => {
                         return Ok(Some(OwnedFrame::copy(&frame)));
                     }
                     Some(Event::Connected(frame)) => OwnedFrame::copy(&frame),

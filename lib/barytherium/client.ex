@@ -20,7 +20,7 @@ defmodule Barytherium.Client do
     * `:unconfirmed` - the connection ended before the broker's receipt. The broker may have carried
       the request out;
     * `:timeout` - no receipt within the time-out. The broker may have carried the request out, or may
-      still do so;
+      still do so, unless it reads so slowly that the request was not written in that time;
     * `:unescapable` - the negotiated version of STOMP cannot write one of the headers;
     * `%Barytherium.Frame{command: :error}` - the broker refused. If it does not say what it refused, and
       most brokers do not, all requests that wait get this answer, and the connection ends.
@@ -52,8 +52,10 @@ defmodule Barytherium.Client do
   # Milliseconds by which an answer may be late on a busy machine.
   @margin 1_000
 
-  # `publish_many/3` writes this many messages and then waits for their receipts.
+  # `publish_many/3` writes up to this many messages and about this many bytes, or one larger message, and
+  # then waits for their receipts. More bytes would not be written faster, and would hold up others.
   @chunk 256
+  @chunk_bytes 1024 * 1024
 
   @type client :: GenServer.server()
   @type reason :: atom() | Frame.t()
@@ -175,7 +177,8 @@ defmodule Barytherium.Client do
     * `:wait` - wait for a connection, if there is none, within the time-out. Default: `false`, which
       returns `{:error, :disconnected}` at once;
     * `:receipt` - with `false` there is no receipt. `:ok` then means that the socket has the message, and
-      the reason of an error is one of `Barytherium.Network.Sender.write/3`. Default: `true`.
+      the reason of an error is one of `Barytherium.Network.Sender.write/3`, `:timeout` if it was not
+      written, or `:unconfirmed` if it was being written when the time was over. Default: `true`.
 
   In a callback of a `Barytherium.Consumer` its own client can only publish with `receipt: false`,
   because receipts come through the process that runs the callback. The message is then sent before the
@@ -251,12 +254,12 @@ defmodule Barytherium.Client do
   @doc """
   Sends many messages, and waits for all receipts.
 
-  Up to #{@chunk} messages are written together, so this is much faster than `publish/4` for each.
+  Up to #{@chunk} messages or 1 MiB are written together, so this is much faster than `publish/4` for each.
   After `{:error, reason, messages}` the broker has confirmed all messages except these, which are as
   they were given. Call the function with them again to send them once more; the broker may then have some
   of them twice.
 
-  Options are `:timeout` (for each #{@chunk} messages), `:wait` and `:receipt` as for `publish/4`.
+  Options are `:timeout` (for the messages that are written together), `:wait` and `:receipt` as for `publish/4`.
   """
   @spec publish_many(client(), [message()], [publish_option()]) ::
           :ok | {:error, reason(), [message()]}
@@ -270,8 +273,9 @@ defmodule Barytherium.Client do
   defp write_chunks(_client, [], [], _options), do: :ok
 
   defp write_chunks(client, frames, messages, options) do
-    {chunk, frames} = Enum.split(frames, @chunk)
-    {now, later} = Enum.split(messages, @chunk)
+    count = chunk(frames, 0, 0)
+    {chunk, frames} = Enum.split(frames, count)
+    {now, later} = Enum.split(messages, count)
 
     case write(client, chunk, options) do
       :ok -> write_chunks(client, frames, later, options)
@@ -279,6 +283,14 @@ defmodule Barytherium.Client do
       {:error, reason, left} -> {:error, reason, pick(now, left) ++ later}
     end
   end
+
+  # How many of these frames are written together.
+  defp chunk([%{body: body} | frames], count, bytes) when count < @chunk do
+    bytes = bytes + byte_size(body)
+    if count > 0 and bytes > @chunk_bytes, do: count, else: chunk(frames, count + 1, bytes)
+  end
+
+  defp chunk(_frames, count, _bytes), do: count
 
   defp pick(messages, indexes) do
     indexes = MapSet.new(indexes)

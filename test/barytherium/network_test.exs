@@ -232,17 +232,17 @@ defmodule Barytherium.NetworkTest do
     {network, sender, peer} = connect("127.0.0.1", first_frame_timeout: 60_000)
     assert %{frames_written: 0, bytes_waiting: 0} = Network.stats(network)
     large = %Frame{command: :send, body: String.duplicate("x", 20_000_000)}
-    # The socket's driver takes the first one. The second one is being written.
-    for _n <- 1..3, do: Sender.write(sender, [large])
-    # One frame waits also before the third write arrives.
+    # The first one is being written.
+    for _n <- 1..2, do: Sender.write(sender, [large])
+
     eventually(fn ->
       stats = Network.stats(network)
-      stats.frames_written == 2 and stats.bytes_waiting in 20_000_000..20_001_000
+      stats.frames_written == 1 and stats.bytes_waiting in 20_000_000..20_001_000
     end)
 
     reading = Task.async(fn -> read_all(peer) end)
     assert :ok = Sender.write(sender, [%Frame{command: :send}], :sync)
-    assert %{frames_written: 4, bytes_waiting: 0} = Network.stats(network)
+    assert %{frames_written: 3, bytes_waiting: 0} = Network.stats(network)
     Task.shutdown(reading)
   end
 

@@ -46,8 +46,10 @@ defmodule Barytherium.Client.Exchange do
       when sender != nil and sender != data.sender,
       do: answer({:caller, from}, {:error, :disconnected, indexes(frames)}, data)
 
-  def perform({:write, frames, _sender, deadline}, from, data),
-    do: write(frames, {:caller, from}, Deadline.left(deadline), data)
+  def perform({:write, frames, _sender, deadline}, from, data) do
+    submit = &Sender.submit(data.session.sender, &1, {:request, &2}, deadline)
+    write(frames, {:caller, from}, Deadline.left(deadline), data, submit)
+  end
 
   # 1.2 can escape everything that `publish` accepts.
   defp writable?(_frame, "1.2"), do: true
@@ -59,12 +61,19 @@ defmodule Barytherium.Client.Exchange do
     ArgumentError -> false
   end
 
-  defp write(frames, from, timeout, data) do
+  # Subscriptions do not wait for room behind messages.
+  defp write(frames, from, timeout, data),
+    do:
+      write(frames, from, timeout, data, fn frames, _ ->
+        Sender.write(data.session.sender, frames)
+      end)
+
+  defp write(frames, from, timeout, data, write) do
     if Enum.all?(frames, &writable?(&1, data.session.version)) do
       number = data.requests.next
       timer = Process.send_after(self(), {:request_timeout, number}, timeout)
       {frames, requests} = Requests.add(data.requests, {from, timer}, frames)
-      Sender.write(data.session.sender, frames)
+      write.(frames, number)
       %{data | requests: requests}
     else
       answer(from, {:error, :unescapable, indexes(frames)}, data)
@@ -116,9 +125,7 @@ defmodule Barytherium.Client.Exchange do
   @doc "Handles a RECEIPT or ERROR frame."
   @spec control(Frame.t(), map()) :: map()
   def control(%Frame{command: :receipt, headers: headers}, data) do
-    {_name, id} = List.keyfind(headers, "receipt-id", 0, {nil, nil})
-
-    case Requests.confirm(data.requests, id) do
+    case Requests.confirm(data.requests, receipt_id(headers)) do
       {:open, requests} -> %{data | requests: requests}
       {:done, from, requests} -> finish(from, :ok, %{data | requests: requests})
     end
@@ -128,15 +135,19 @@ defmodule Barytherium.Client.Exchange do
   # After any other the connection is over (STOMP 1.2, "ERROR"). Not every broker closes it.
   def control(%Frame{command: :error, headers: headers} = frame, data) do
     Events.error(frame, data)
-    {_name, id} = List.keyfind(headers, "receipt-id", 0, {nil, nil})
 
-    case Requests.find(data.requests, id) do
+    case Requests.find(data.requests, receipt_id(headers)) do
       nil -> error(frame, data)
       number -> fail(number, frame, data)
     end
   end
 
   def control(_unexpected, data), do: data
+
+  # Our ids have no blanks, and some 1.0 servers pad their headers.
+  defp receipt_id(headers) do
+    with {_name, id} <- List.keyfind(headers, "receipt-id", 0), do: String.trim(id)
+  end
 
   defp error(frame, %{session: nil} = data), do: %{data | verdict: frame}
   defp error(frame, data), do: hang_up(frame, fail_all(frame, data))

@@ -138,6 +138,10 @@ defmodule Barytherium.Client.Server do
   def handle_event(:info, {:request_timeout, number}, state, data),
     do: close_if_done(state, fail(number, :timeout, data))
 
+  # There was no room for it in time, or its connection has ended.
+  def handle_event(:info, {:not_written, {:request, number}, reason}, state, data),
+    do: close_if_done(state, fail(number, not_written(reason), data))
+
   # Calls
 
   def handle_event({:call, from}, {:write, frames, sender, timeout, wait}, state, data) do
@@ -392,6 +396,9 @@ defmodule Barytherium.Client.Server do
   end
 
   defp close_if_done(_state, data), do: {:keep_state, data}
+
+  defp not_written(reason) when reason in [:timeout, :unescapable], do: reason
+  defp not_written(_connection_has_ended), do: :unconfirmed
 
   # The network closes at the deadline too, and what was not written by then is lost.
   defp closed(reason, %{closing: {from, deadline}} = data) do

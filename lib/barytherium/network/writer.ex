@@ -10,6 +10,9 @@ defmodule Barytherium.Network.Writer do
   # Saves memory on an idle connection.
   @hibernate_after 1_000
 
+  # Bytes of data that are given to the socket at once.
+  @part 1024 * 1024
+
   @spec start_link(Connection.socket()) :: GenServer.on_start()
   def start_link(socket) do
     GenServer.start_link(__MODULE__, {self(), socket}, hibernate_after: @hibernate_after)
@@ -32,7 +35,7 @@ defmodule Barytherium.Network.Writer do
 
   @impl true
   def handle_cast({:write, data}, {sender, socket} = state) do
-    send(sender, {:written, Connection.send(socket, data)})
+    send(sender, {:written, data |> parts() |> send_parts(socket)})
     {:noreply, state}
   end
 
@@ -49,6 +52,23 @@ defmodule Barytherium.Network.Writer do
   end
 
   def handle_cast(_stray, state), do: {:noreply, state}
+
+  # The time that a write may take counts for each part, so that a large frame does not have to be faster
+  # than a small one.
+  defp parts(data) do
+    if IO.iodata_length(data) <= @part,
+      do: [data],
+      else: data |> List.flatten() |> Enum.flat_map(&cut/1)
+  end
+
+  defp cut(<<part::binary-size(@part), rest::binary>>) when rest != "", do: [part | cut(rest)]
+  defp cut(rest), do: [rest]
+
+  defp send_parts([], _socket), do: :ok
+
+  defp send_parts([part | parts], socket) do
+    with :ok <- Connection.send(socket, part), do: send_parts(parts, socket)
+  end
 
   @impl true
   def handle_call(_stray, _from, state), do: {:noreply, state}

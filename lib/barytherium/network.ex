@@ -34,7 +34,7 @@ defmodule Barytherium.Network do
   require Logger
 
   alias Barytherium.{Connection, Frame, Native, Schema, Telemetry}
-  alias Barytherium.Network.{Connector, Ending, Options, Receiver, Sender}
+  alias Barytherium.Network.{Connector, Ending, Options, Receiver, Sender, WriteCounters}
 
   @longest_wait Schema.longest_wait()
 
@@ -178,7 +178,7 @@ defmodule Barytherium.Network do
         closing: [],
         reason: nil,
         stats: Native.new_stats(),
-        counters: Sender.new_counters()
+        counters: WriteCounters.new()
       })
 
     connecting = Options.connecting(opts)
@@ -352,7 +352,7 @@ defmodule Barytherium.Network do
   end
 
   defp read_stats(%{stats: stats, counters: counters} = state) do
-    {frames_written, bytes_waiting} = Sender.counts(counters)
+    {frames_written, bytes_waiting} = WriteCounters.read(counters)
     {frames, bytes, slices, waits, pauses, parse_time, idle} = Native.stats(stats)
 
     %{

@@ -13,7 +13,7 @@ defmodule Barytherium.Network.SendLoop do
 
   alias Barytherium.{Connection, Frame}
   alias Barytherium.Frame.Outgoing
-  alias Barytherium.Network.{Admission, HeartBeat, Outbox, Sender, Writer}
+  alias Barytherium.Network.{Admission, HeartBeat, Outbox, WriteCounters, Writer}
 
   # Between frames an EOL is a heart-beat.
   @beat "\n"
@@ -326,7 +326,7 @@ defmodule Barytherium.Network.SendLoop do
 
   defp send_next(next, state) do
     Writer.write(state.writer, next.data)
-    Sender.count_written(state.counters, next.frames)
+    WriteCounters.add_written(state.counters, next.frames)
     count(let_all_in(%{state | writing: next.froms, writing_bytes: next.bytes}))
   end
 
@@ -372,7 +372,7 @@ defmodule Barytherium.Network.SendLoop do
   defp answer(from, result), do: GenServer.reply(from, result)
 
   defp count(state) do
-    Sender.set_waiting(state.counters, Outbox.bytes(state.outbox) + state.held_cost)
+    WriteCounters.put_waiting(state.counters, Outbox.bytes(state.outbox) + state.held_cost)
     state
   end
 

@@ -21,45 +21,23 @@ defmodule Barytherium.Network.Sender do
 
   alias Barytherium.{Connection, Frame}
   alias Barytherium.Connection.Deadline
-  alias Barytherium.Network.{HeartBeat, SendLoop}
+  alias Barytherium.Network.{HeartBeat, SendLoop, WriteCounters}
 
   # Acknowledgements of a fast feed may wait in the mailbox in great number. Off the heap, they do
   # not make garbage collections longer.
   @spawn_options [spawn_opt: [message_queue_data: :off_heap]]
-
-  # Indexes of the counters.
-  @written_frames 1
-  @waiting_bytes 2
 
   # Milliseconds by which the answer to a write that waits for room may be late.
   @margin 100
 
   @doc false
   # `peer` is its name for the log.
-  @spec start_link(pid(), Connection.socket(), :counters.counters_ref(), timeout(), String.t()) ::
+  @spec start_link(pid(), Connection.socket(), WriteCounters.t(), timeout(), String.t()) ::
           GenServer.on_start()
   def start_link(network_pid, socket, counters, max_queue, peer) do
     init = {network_pid, socket, counters, max_queue, peer}
     GenServer.start_link(SendLoop, init, @spawn_options)
   end
-
-  @doc false
-  @spec new_counters() :: :counters.counters_ref()
-  def new_counters, do: :counters.new(2, [])
-
-  @doc false
-  # `{frames written, bytes waiting}`.
-  @spec counts(:counters.counters_ref()) :: {non_neg_integer(), non_neg_integer()}
-  def counts(counters),
-    do: {:counters.get(counters, @written_frames), :counters.get(counters, @waiting_bytes)}
-
-  @doc false
-  @spec count_written(:counters.counters_ref(), non_neg_integer()) :: :ok
-  def count_written(counters, frames), do: :counters.add(counters, @written_frames, frames)
-
-  @doc false
-  @spec set_waiting(:counters.counters_ref(), non_neg_integer()) :: :ok
-  def set_waiting(counters, bytes), do: :counters.put(counters, @waiting_bytes, bytes)
 
   @doc """
   Writes `frames` in order and returns at once.

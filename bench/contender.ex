@@ -10,7 +10,7 @@ defmodule Bench.Contender do
   """
 
   alias Barytherium.{Connection, Frame, Network}
-  alias Barytherium.Network.{Receiver, Sender}
+  alias Barytherium.Network.{Receiver, Sender, WriteCounters}
 
   # What `gen_tcp` reads at once, for those that read through it. Of 64, 128 and 256 KiB this is the
   # best for the Elixir loops.
@@ -180,7 +180,7 @@ defmodule Bench.Contender do
   def start(contender, port, opts \\ []) do
     {acknowledge, opts} = Keyword.pop(opts, :acknowledge)
     # The first of a sender's counters is that of frames written.
-    counter = if acknowledge, do: Sender.new_counters(), else: :counters.new(1, [])
+    counter = if acknowledge, do: WriteCounters.new(), else: :counters.new(1, [])
     parent = self()
 
     {pid, monitor} =
@@ -228,8 +228,8 @@ defmodule Bench.Contender do
 
   # All contenders acknowledge through our sender: it is the receiving that is compared.
   defp run(contender, socket, counter, acknowledge) do
-    counters = if acknowledge == :each, do: counter, else: Sender.new_counters()
-    {:ok, sender} = Sender.start_link(self(), socket, counters, :infinity)
+    counters = if acknowledge == :each, do: counter, else: WriteCounters.new()
+    {:ok, sender} = Sender.start_link(self(), socket, counters, :infinity, "the feed")
     start_loop(contender, socket)
     acknowledge(acknowledge, sender, counter)
   end

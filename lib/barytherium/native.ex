@@ -21,6 +21,7 @@ defmodule Barytherium.Native do
 
   @type connection :: reference()
   @type stats :: reference()
+  @type routes :: reference()
   @type tls :: reference()
   @typedoc "Certificates and keys are in DER, ciphers are the IANA's names."
   @type tls_settings :: %{
@@ -61,7 +62,7 @@ defmodule Barytherium.Native do
           | {:error,
              {frame :: non_neg_integer(), :empty_header_name | :unescapable,
               header :: non_neg_integer()}}
-  @type resume :: :yield | :look | {:pause, non_neg_integer()}
+  @type resume :: :yield | {:look, pid()} | {:pause, non_neg_integer()}
 
   @doc false
   def load do
@@ -108,6 +109,15 @@ defmodule Barytherium.Native do
 
   @spec looked(connection(), non_neg_integer()) :: resume()
   def looked(_connection, _queued), do: not_loaded()
+
+  @spec new_routes() :: routes()
+  def new_routes, do: not_loaded()
+
+  @spec put_route(routes(), subscription :: binary(), pid(), sender :: pid()) :: :ok
+  def put_route(_routes, _subscription, _pid, _sender), do: not_loaded()
+
+  @spec delete_route(routes(), subscription :: binary()) :: :ok
+  def delete_route(_routes, _subscription), do: not_loaded()
 
   @spec tls_open(tls_settings(), name :: String.t()) :: {:ok, tls()} | {:error, tls_failure()}
   def tls_open(_settings, _name), do: not_loaded()

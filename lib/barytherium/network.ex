@@ -67,6 +67,21 @@ defmodule Barytherium.Network do
     GenServer.start_link(__MODULE__, init)
   end
 
+  @doc false
+  # The same, with a table of routes (`Barytherium.Native.new_routes/0`): the messages of a subscription
+  # that has a route go to its process.
+  @spec start_link(pid(), Connection.host(), :inet.port_number(), [term()], Native.routes()) ::
+          GenServer.on_start()
+  def start_link(callback_pid, host, port, opts, routes) do
+    init = %{callback_handler: callback_pid, host: host, port: port, opts: opts, routes: routes}
+    GenServer.start_link(__MODULE__, init)
+  end
+
+  @doc false
+  # Sends `message` to `pid`, behind all frames for it that were read before this request.
+  @spec fence(pid(), pid(), term()) :: :ok
+  def fence(network, pid, message), do: GenServer.cast(network, {:fence, pid, message})
+
   @doc """
   A child specification. `args` are the arguments of `start_link/4`, in a tuple or a list.
   """
@@ -209,6 +224,7 @@ defmodule Barytherium.Network do
   defp receiver_state(state, socket, sender_pid) do
     %{
       last_receipt: state.last_receipt,
+      routes: state[:routes],
       socket: socket,
       listener_pid: state.callback_handler,
       network_pid: self(),
@@ -245,6 +261,15 @@ defmodule Barytherium.Network do
   end
 
   @impl true
+  # After a disconnect all frames have arrived.
+  def handle_cast({:fence, pid, message}, %{receiver_pid: receiver} = state) do
+    if receiver,
+      do: send(receiver, {:barytherium, :fence, pid, message}),
+      else: send(pid, message)
+
+    {:noreply, state}
+  end
+
   def handle_cast({:barytherium, :disconnect, _reason}, %{socket: nil} = state),
     do: {:noreply, state, :hibernate}
 

@@ -68,6 +68,7 @@ defmodule Barytherium.Network.Options do
     |> Map.merge(%{
       hb_recv: hb_recv,
       last_receipt: loop[:last_receipt],
+      routes: loop[:routes],
       tls: tls,
       show_econnreset: show_econnreset,
       high_water_mark: high_water_mark(loop)

@@ -88,7 +88,7 @@ defmodule Barytherium.Network.Parser do
   @spec resume(t()) :: Native.resume()
   def resume(parser), do: Native.resume(parser.connection)
 
-  @doc "The same after `:look`, with `queued` messages in the listener's mailbox."
+  @doc "The same after `{:look, pid}`, with `queued` messages in the mailbox of `pid`."
   @spec looked(t(), non_neg_integer()) :: Native.resume()
   def looked(parser, queued), do: Native.looked(parser.connection, queued)
 

@@ -120,6 +120,12 @@ defmodule Barytherium.Network.ReceiveLoop do
   def handle_info({:barytherium, :resume}, %{paused: paused} = loop) when paused != nil,
     do: resume(loop)
 
+  # Everything that was read before is in the mailbox of `pid` already.
+  def handle_info({:barytherium, :fence, pid, message}, loop) do
+    send(pid, message)
+    ignore(loop)
+  end
+
   def handle_info(_stray, loop), do: ignore(loop)
 
   @impl true
@@ -212,10 +218,12 @@ defmodule Barytherium.Network.ReceiveLoop do
   # The listener may be too far behind.
   defp resume(loop), do: loop.parser |> Parser.resume() |> pause_or_go_on(loop)
 
-  defp pause_or_go_on(:look, loop) do
-    case Process.info(loop.listener_pid, :message_queue_len) do
+  defp pause_or_go_on({:look, pid}, %{listener_pid: listener} = loop) do
+    case Process.info(pid, :message_queue_len) do
       {:message_queue_len, queued} -> loop.parser |> Parser.looked(queued) |> pause_or_go_on(loop)
-      nil -> loop.parser |> Parser.disconnect(:no_listener) |> act(loop)
+      nil when pid == listener -> loop.parser |> Parser.disconnect(:no_listener) |> act(loop)
+      # Who made its route will know.
+      nil -> loop.parser |> Parser.looked(0) |> pause_or_go_on(loop)
     end
   end
 

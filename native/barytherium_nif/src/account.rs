@@ -26,6 +26,11 @@ pub struct Account {
 }
 
 impl Account {
+    /// The process whose account it is.
+    pub fn listener(&self) -> LocalPid {
+        self.listener
+    }
+
     pub fn open(listener: LocalPid, owner: LocalPid, mark: usize) -> Account {
         let mut accounts = lock(&ACCOUNTS);
         let (backlog, connections) = accounts.entry(listener).or_default();
@@ -78,15 +83,19 @@ impl Account {
 
     /// The connection is over.
     pub fn close(mut self, env: Env) {
-        let next = lock(&self.backlog).leave(self.owner, &mut self.member);
-        if let Some(next) = next {
+        if let Some(next) = self.leave() {
             wake(env, &next);
         }
+    }
+
+    fn leave(&mut self) -> Option<LocalPid> {
+        lock(&self.backlog).leave(self.owner, &mut self.member)
     }
 }
 
 impl Drop for Account {
     fn drop(&mut self) {
+        self.leave();
         let mut accounts = lock(&ACCOUNTS);
         if let Some((_, connections)) = accounts.get_mut(&self.listener) {
             *connections -= 1;

@@ -11,7 +11,7 @@
 //! of the state of the process, with the reference in it.
 
 use crate::atoms;
-use crate::delivery::{Delivery, Recipients};
+use crate::delivery::Address;
 use crate::slice::Slice;
 use crate::slice::reader::{Buffers, Reader};
 use crate::socket::Ending;
@@ -95,7 +95,7 @@ impl Connection {
         &self,
         env: Env<'a>,
         reference: Reference,
-        to: Recipients<'a>,
+        to: Address<'a>,
         receive: impl FnOnce(&mut Reader<'_, 'a, '_>) -> Step<'a>,
     ) -> NifResult<Term<'a>> {
         self.run(env, to, |slice, transport, buffers| {
@@ -122,7 +122,7 @@ impl Connection {
     pub fn feed<'a>(
         &self,
         env: Env<'a>,
-        to: Recipients<'a>,
+        to: Address<'a>,
         take: impl FnOnce(&mut Slice<'a, '_>) -> Step<'a>,
     ) -> NifResult<Term<'a>> {
         self.run(env, to, |slice, _, _| Ok(take(slice)))
@@ -134,7 +134,7 @@ impl Connection {
         &self,
         env: Env<'a>,
         reason: Atom,
-        to: Recipients<'a>,
+        to: Address<'a>,
     ) -> NifResult<Term<'a>> {
         self.run(env, to, |slice, _, _| {
             if reason == atoms::no_listener() {
@@ -149,16 +149,19 @@ impl Connection {
     pub fn resume<'a>(&self, env: Env<'a>) -> Term<'a> {
         let mut state = self.lock();
         let resume = state.as_mut().map_or(Resume::Go, State::resume);
-        encode_resume(env, resume)
+        let awaited = state
+            .as_ref()
+            .and_then(|state| state.recipients.awaited_pid());
+        encode_resume(env, resume, awaited)
     }
 
-    /// The same, with `queued` messages in the listener's mailbox.
+    /// The same, with `queued` messages in the mailbox of the process that it waits for.
     pub fn looked<'a>(&self, env: Env<'a>, queued: usize) -> Term<'a> {
         let mut state = self.lock();
         let resume = state
             .as_mut()
             .map_or(Resume::Go, |state| state.looked(env, queued));
-        encode_resume(env, resume)
+        encode_resume(env, resume, None)
     }
 
     /// Starts the heart-beats that the network agreed on.
@@ -171,7 +174,7 @@ impl Connection {
     fn run<'a>(
         &self,
         env: Env<'a>,
-        to: Recipients<'a>,
+        to: Address<'a>,
         work: impl FnOnce(&mut Slice<'a, '_>, Option<&Transport>, &mut Buffers) -> NifResult<Step<'a>>,
     ) -> NifResult<Term<'a>> {
         let mut guard = self.lock();
@@ -180,8 +183,7 @@ impl Connection {
         };
         state.stats.slices.add(1);
         let (step, answer) = SCRATCH.with_borrow_mut(|scratch| {
-            let delivery = Delivery::new(env, to, &mut scratch.batch, state.share_bodies);
-            let (mut slice, transport) = state.slice(env, delivery);
+            let (mut slice, transport) = state.slice(env, to, &mut scratch.batch);
             let step = contained(&mut slice, |slice| {
                 work(slice, transport, &mut scratch.buffers)
             })?;

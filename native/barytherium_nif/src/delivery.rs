@@ -1,9 +1,15 @@
-//! Frames to the listener, as messages.
+//! Frames to their recipients, as messages.
 //!
-//! A listener on this node is sent its messages from here. Other nodes are out of `enif_send`'s
-//! reach: messages to them are handed back for the caller to cast.
+//! A recipient on this node is sent its messages from here. Other nodes are out of `enif_send`'s
+//! reach: messages to a listener there are handed back for the caller to cast.
+//!
+//! The frames that wait to be sent are for one recipient. A frame for another one sends them first, so
+//! each process gets its frames in the order on the wire, whatever their subscriptions.
 
 use crate::atoms;
+use crate::recipients::Recipients;
+use crate::routes::Route;
+use crate::stats::Stats;
 use crate::terms::{Batch, BinaryBody, BodyPlace, MessageEnv};
 use rustler::{Encoder, Env, LocalPid, NifResult, Term};
 
@@ -15,34 +21,35 @@ const MESSAGE_FRAMES: usize = 256;
 /// A message with this many bytes of terms and bodies is large enough, however few frames it has.
 const MESSAGE_BYTES: usize = 1024 * 1024;
 
-/// Who gets the frames, and which sender is sent along with them.
+/// The listener, and the sender that its messages name.
 #[derive(Clone, Copy)]
-pub struct Recipients<'a> {
+pub struct Address<'a> {
     listener: Term<'a>,
     sender: Term<'a>,
 }
 
-impl Recipients<'_> {
+impl Address<'_> {
     /// The listener, if it is a process of this node.
     pub fn local_listener(&self) -> Option<LocalPid> {
         self.listener.decode().ok()
     }
 }
 
-impl<'a> rustler::Decoder<'a> for Recipients<'a> {
+impl<'a> rustler::Decoder<'a> for Address<'a> {
     fn decode(term: Term<'a>) -> NifResult<Self> {
         let (listener, sender) = term.decode()?;
-        Ok(Recipients { listener, sender })
+        Ok(Address { listener, sender })
     }
 }
 
 /// What became of the frames that were to be delivered.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Flushed {
-    /// There were none.
-    Nothing,
-    /// They are on their way, and take this many bytes of memory.
-    Sent(usize),
-    /// There were some, and nobody is there to get them.
+    /// They are on their way, if there were any.
+    Done,
+    /// The same, and their recipient is too far behind for more.
+    Full,
+    /// There were some, and the listener is not there to get them.
     NoListener,
     /// Our own process has been killed. The VM sends nothing for it any more.
     NoCaller,
@@ -53,6 +60,10 @@ pub struct Delivery<'a, 't> {
     caller: Env<'a>,
     sender: Term<'a>,
     listener: Listener<'a, 't>,
+    recipients: &'t mut Recipients,
+    stats: &'t Stats,
+    /// Where the frames that were pushed go, if not to the listener.
+    route: Option<Route>,
     /// Whether bodies may share a binary.
     share_bodies: bool,
 }
@@ -74,8 +85,10 @@ impl<'a, 't> Delivery<'a, 't> {
     /// `batch` is emptied first.
     pub fn new(
         caller: Env<'a>,
-        to: Recipients<'a>,
+        to: Address<'a>,
         batch: &'t mut Batch<MessageEnv>,
+        recipients: &'t mut Recipients,
+        stats: &'t Stats,
         share_bodies: bool,
     ) -> Self {
         let listener = match to.local_listener() {
@@ -93,11 +106,14 @@ impl<'a, 't> Delivery<'a, 't> {
             caller,
             sender: to.sender,
             listener,
+            recipients,
+            stats,
+            route: None,
             share_bodies,
         }
     }
 
-    /// Adds a frame to the next message to the listener. It had `size` bytes of the input, in which
+    /// Adds a frame to the next message to its recipient. It had `size` bytes of the input, in which
     /// `following` more were left. Returns how many bytes of memory its new headers take.
     pub fn push(
         &mut self,
@@ -105,6 +121,12 @@ impl<'a, 't> Delivery<'a, 't> {
         size: usize,
         following: usize,
     ) -> usize {
+        let route = self.recipients.route(&frame);
+        if route != self.route {
+            // Whether it is full is looked at when there is more for it.
+            self.flush();
+            self.route = route;
+        }
         let is_last = self.pushed() + 1 >= MESSAGE_FRAMES;
         let place = BodyPlace::new(self.share_bodies && !is_last, size, following);
         match &mut self.listener {
@@ -130,7 +152,20 @@ impl<'a, 't> Delivery<'a, 't> {
 
     /// Whether the frames that were pushed should be sent before more are pushed.
     pub fn is_enough(&self) -> bool {
-        self.pushed() >= MESSAGE_FRAMES || self.bytes() >= MESSAGE_BYTES
+        self.pushed() >= MESSAGE_FRAMES
+            || self.bytes() >= MESSAGE_BYTES
+            || self
+                .recipient()
+                .is_some_and(|pid| self.recipients.is_full(pid))
+    }
+
+    /// The process that gets the frames that were pushed, if it is one of this node.
+    fn recipient(&self) -> Option<LocalPid> {
+        match (&self.listener, self.route) {
+            (_, Some(route)) => Some(route.recipient),
+            (Listener::Local { pid, .. }, None) => Some(*pid),
+            (Listener::Remote { .. }, None) => None,
+        }
     }
 
     /// Delivers the CONNECTED frame, alone in its message, and returns it for the network.
@@ -144,30 +179,46 @@ impl<'a, 't> Delivery<'a, 't> {
         frame.encode(self.caller)
     }
 
-    /// Delivers the frames that were pushed, in one message.
+    /// Delivers the frames that were pushed, in one message. They are counted before they are sent:
+    /// whoever has got a frame finds it counted.
     pub fn flush(&mut self) -> Flushed {
-        if self.pushed() == 0 {
-            return Flushed::Nothing;
+        let frames = self.pushed();
+        if frames == 0 {
+            return Flushed::Done;
         }
+        self.stats.frames.add(frames);
         let bytes = self.bytes();
-        let (caller, sender) = (self.caller, self.sender);
+        let (caller, sender, route) = (self.caller, self.sender, self.route);
         match &mut self.listener {
             Listener::Local { pid, batch } => {
-                let sent = batch.send(caller, pid, |env, frames| {
+                let recipient = route.map_or(*pid, |route| route.recipient);
+                let sent = batch.send(caller, &recipient, |env, frames| {
+                    let sender = match route {
+                        Some(route) => route.sender.encode(env),
+                        None => sender.in_env(env),
+                    };
                     (atoms::gen_cast(), message(env, frames, sender)).encode(env)
                 });
                 match sent {
-                    true => {}
-                    false if pid.is_alive(caller) => return Flushed::NoCaller,
-                    false => return Flushed::NoListener,
+                    true if self.recipients.sent(recipient, bytes) => Flushed::Full,
+                    true => Flushed::Done,
+                    false if recipient.is_alive(caller) => Flushed::NoCaller,
+                    // A recipient that has ended takes nothing. Who made its route will know.
+                    false if route.is_some() => Flushed::Done,
+                    false => Flushed::NoListener,
                 }
             }
             Listener::Remote { name, batch, casts } => {
                 let message = message(caller, batch.take(), sender);
                 casts.push((*name, message).encode(caller));
+                Flushed::Done
             }
         }
-        Flushed::Sent(bytes)
+    }
+
+    /// There is nothing to deliver at the moment.
+    pub fn rest(&mut self) {
+        self.recipients.rest();
     }
 
     /// The slice's answer: `step`, or `{:relay, casts, step}`.
@@ -181,7 +232,6 @@ impl<'a, 't> Delivery<'a, 't> {
     }
 }
 
-fn message<'a>(env: Env<'a>, frames: Term<'a>, sender: Term) -> Term<'a> {
-    let frames = (frames, sender.in_env(env));
-    (atoms::barytherium(), atoms::frames(), frames).encode(env)
+fn message<'a>(env: Env<'a>, frames: Term<'a>, sender: Term<'a>) -> Term<'a> {
+    (atoms::barytherium(), atoms::frames(), (frames, sender)).encode(env)
 }

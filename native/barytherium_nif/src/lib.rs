@@ -5,7 +5,8 @@
 //! * [`connection`]: a connection's resource and its life cycle; [`state`]: what it keeps;
 //! * [`slice`]: what it does in one call, and [`step`]: what it answers;
 //! * [`budget`]: how much it does in one call; [`turn`]: which connections may read now;
-//! * [`delivery`]: frames to messages; [`account`]: what each listener has not taken yet;
+//! * [`delivery`]: frames to messages; [`recipients`] and [`routes`]: who gets them; [`account`]: what each
+//!   of them has not taken yet;
 //! * [`terms`]: frames as terms, with the `unsafe` calls in `terms/raw.rs`;
 //! * [`tls`]: the TLS sessions of connections;
 //! * [`socket`]: a socket's descriptor, with all of the other `unsafe` code;
@@ -26,6 +27,8 @@ mod halt;
 mod nifs;
 mod options;
 mod parse_state;
+mod recipients;
+mod routes;
 mod slice;
 #[allow(unsafe_code)]
 mod socket;

@@ -3,19 +3,21 @@
 //! What may take a millisecond or more runs on a dirty scheduler. What reads or decodes only a
 //! little has a second function, which runs on the caller's scheduler.
 
-use crate::account::{self, Account};
+use crate::account;
 use crate::atoms;
 use crate::codec::{self, FrameTerm};
 use crate::connection::Connection;
-use crate::delivery::Recipients;
+use crate::delivery::Address;
 use crate::options::ConnectionOptions;
 use crate::parse_state::{Negotiated, ParseState};
+use crate::recipients::Recipients;
+use crate::routes::{Route, Routes};
 use crate::socket::{Ending, Socket};
 use crate::state::{State, Transport, now};
 use crate::stats::Stats;
 use crate::tls::{self, Tls, TlsSettings};
 use crate::turn::{self, Place};
-use rustler::{Atom, Binary, Env, NifResult, Reference, ResourceArc, Term};
+use rustler::{Atom, Binary, Env, LocalPid, NifResult, Reference, ResourceArc, Term};
 use std::time::Duration;
 
 /// `{:ok, connection}`, `{:error, posix}`, or `{:error, :used}` if `parse_state` was used before.
@@ -28,7 +30,7 @@ fn open<'a>(
     pending: Binary,
     parse_state: ParseState,
     options: ConnectionOptions,
-    to: Recipients<'a>,
+    to: Address<'a>,
     stats: ResourceArc<Stats>,
 ) -> Result<ResourceArc<Connection>, Atom> {
     let socket = descriptor.map(Socket::duplicate).transpose();
@@ -47,13 +49,12 @@ fn open<'a>(
         stats.read(undecoded.len(), now());
     }
     let listener = to.local_listener();
-    let account = listener.zip(options.high_water_mark);
     let place = listener.and(socket.as_ref());
     let state = State {
         session: options.session(decoder, now()),
         undecoded: undecoded.into(),
         budget: Default::default(),
-        account: account.map(|(listener, mark)| Account::open(listener, env.pid(), mark)),
+        recipients: Recipients::new(env.pid(), listener, options.high_water_mark, options.routes),
         place: place.map(|_| Place::new(env.pid())),
         stats,
         show_econnreset: options.show_econnreset,
@@ -80,7 +81,7 @@ fn receive_slice<'a>(
     env: Env<'a>,
     connection: ResourceArc<Connection>,
     reference: Reference,
-    to: Recipients<'a>,
+    to: Address<'a>,
 ) -> NifResult<Term<'a>> {
     connection.read(env, reference, to, |reader| reader.receive())
 }
@@ -91,7 +92,7 @@ fn receive_inline<'a>(
     env: Env<'a>,
     connection: ResourceArc<Connection>,
     reference: Reference,
-    to: Recipients<'a>,
+    to: Address<'a>,
 ) -> NifResult<Term<'a>> {
     connection.read(env, reference, to, |reader| reader.receive_inline())
 }
@@ -101,7 +102,7 @@ fn feed<'a>(
     env: Env<'a>,
     connection: ResourceArc<Connection>,
     bytes: Binary,
-    to: Recipients<'a>,
+    to: Address<'a>,
 ) -> NifResult<Term<'a>> {
     connection.feed(env, to, |slice| slice.feed(&bytes))
 }
@@ -112,7 +113,7 @@ fn feed_inline<'a>(
     env: Env<'a>,
     connection: ResourceArc<Connection>,
     bytes: Binary,
-    to: Recipients<'a>,
+    to: Address<'a>,
 ) -> NifResult<Term<'a>> {
     connection.feed(env, to, |slice| slice.feed_inline(&bytes))
 }
@@ -123,7 +124,7 @@ fn disconnect<'a>(
     env: Env<'a>,
     connection: ResourceArc<Connection>,
     reason: Atom,
-    to: Recipients<'a>,
+    to: Address<'a>,
 ) -> NifResult<Term<'a>> {
     connection.disconnect(env, reason, to)
 }
@@ -134,13 +135,37 @@ fn agree(connection: ResourceArc<Connection>, interval: u64) -> Atom {
     rustler::types::atom::ok()
 }
 
-/// After `:full`, a pause, or when woken: `:yield` to go on, `:look`, or `{:pause, ms}`.
+/// A table of routes for a connection.
+#[rustler::nif]
+fn new_routes() -> ResourceArc<Routes> {
+    ResourceArc::new(Routes::default())
+}
+
+/// The messages of `subscription` go to `recipient`, as from `sender`.
+#[rustler::nif]
+fn put_route(
+    routes: ResourceArc<Routes>,
+    subscription: Binary,
+    recipient: LocalPid,
+    sender: LocalPid,
+) -> Atom {
+    routes.put(&subscription, Route { recipient, sender });
+    rustler::types::atom::ok()
+}
+
+#[rustler::nif]
+fn delete_route(routes: ResourceArc<Routes>, subscription: Binary) -> Atom {
+    routes.delete(&subscription);
+    rustler::types::atom::ok()
+}
+
+/// After `:full`, a pause, or when woken: `:yield` to go on, `{:look, pid}`, or `{:pause, ms}`.
 #[rustler::nif]
 fn resume<'a>(env: Env<'a>, connection: ResourceArc<Connection>) -> Term<'a> {
     connection.resume(env)
 }
 
-/// After `:look`, with `queued` messages in the listener's mailbox: `:yield` or `{:pause, ms}`.
+/// After `{:look, pid}`, with `queued` messages in the mailbox of `pid`: `:yield` or `{:pause, ms}`.
 #[rustler::nif]
 fn looked<'a>(env: Env<'a>, connection: ResourceArc<Connection>, queued: usize) -> Term<'a> {
     connection.looked(env, queued)

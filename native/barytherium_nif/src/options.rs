@@ -1,5 +1,6 @@
 //! Options as they come from `Barytherium.Network.Options`.
 
+use crate::routes::Routes;
 use crate::tls::Tls;
 use rustler::{NifMap, ResourceArc};
 use std::time::Duration;
@@ -43,6 +44,8 @@ pub struct ConnectionOptions {
     hb_recv: Option<u64>,
     /// The `receipt` header of the DISCONNECT that ends the connection, if one ever will.
     last_receipt: Option<String>,
+    /// Where the messages of subscriptions go; `None`: all to the listener.
+    pub routes: Option<ResourceArc<Routes>>,
     /// The TLS session of the socket; `None` for plain TCP.
     pub tls: Option<ResourceArc<Tls>>,
 }

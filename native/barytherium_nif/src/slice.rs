@@ -7,7 +7,6 @@
 pub mod reader;
 mod records;
 
-use crate::account::Account;
 use crate::atoms;
 use crate::budget::Budget;
 use crate::delivery::{Delivery, Flushed};
@@ -31,7 +30,6 @@ pub struct Slice<'a, 's> {
     pub session: &'s mut Session<BinaryBody>,
     pub undecoded: &'s mut Undecoded,
     pub budget: &'s mut Budget,
-    pub account: Option<&'s mut Account>,
     pub place: Option<&'s mut Place>,
     pub stats: &'s Stats,
     pub delivery: Delivery<'a, 's>,
@@ -84,13 +82,10 @@ impl<'a> Slice<'a, '_> {
                 Ok(Some(Event::Frame(frame) | Event::Refused(frame) | Event::Closed(frame))) => {
                     self.delivery.push(frame, 0, 0);
                     if self.delivery.is_enough() {
-                        self.deliver();
+                        self.delivery.flush();
                     }
                 }
-                Ok(Some(Event::Connected(frame))) => {
-                    self.stats.frames.add(1);
-                    self.delivery.connected(frame);
-                }
+                Ok(Some(Event::Connected(frame))) => _ = self.delivery.connected(frame),
                 Ok(None) | Err(_) => return self.stop(Step::stop(reason)),
             }
         }
@@ -103,7 +98,7 @@ impl<'a> Slice<'a, '_> {
 
     /// Delivers what was decoded before the end.
     pub fn stop(&mut self, mut end: Step<'a>) -> Step<'a> {
-        self.deliver();
+        self.delivery.flush();
         if let Some(message) = self.session.decoder().unfinished_error() {
             let message = message.to_vec();
             end.explain(match self.session.awaits_first() {
@@ -146,11 +141,9 @@ impl<'a> Slice<'a, '_> {
         Step::Wait(Some(millis.try_into().unwrap_or(u64::MAX)))
     }
 
-    /// Gives back the grant and the turn.
+    /// Gives back the grants and the turn.
     fn rest(&mut self) {
-        if let Some(account) = &mut self.account {
-            account.rest();
-        }
+        self.delivery.rest();
         self.budget.end_burst();
         self.leave_turn();
     }
@@ -233,7 +226,6 @@ impl<'a> Slice<'a, '_> {
                     self.deliver_enough()?;
                 }
                 Ok(Some(Event::Connected(frame))) => {
-                    self.stats.frames.add(1);
                     let frame = self.delivery.connected(frame);
                     self.leave_turn();
                     return Break(Step::Connected(frame));
@@ -268,27 +260,16 @@ impl<'a> Slice<'a, '_> {
         Continue(())
     }
 
-    /// Delivers what was decoded. Ends the slice if the listener is gone, or may be behind.
+    /// Delivers what was decoded. Ends the slice if the listener is gone, or if a recipient may be behind.
     fn flush(&mut self) -> Flow<'a> {
-        match self.deliver() {
-            Flushed::Nothing => Continue(()),
+        match self.delivery.flush() {
+            Flushed::Done => Continue(()),
             Flushed::NoListener => Break(self.end_without_listener()),
             Flushed::NoCaller => Break(Step::stop(atoms::closed())),
-
-            Flushed::Sent(bytes) => {
-                let account = self.account.as_mut();
-                if account.is_none_or(|account| account.sent(bytes)) {
-                    return Continue(());
-                }
+            Flushed::Full => {
                 self.leave_turn();
                 Break(Step::Full)
             }
         }
-    }
-
-    /// Frames are counted before they are sent: whoever has got a frame finds it counted.
-    fn deliver(&mut self) -> Flushed {
-        self.stats.frames.add(self.delivery.pushed());
-        self.delivery.flush()
     }
 }

@@ -1,12 +1,12 @@
 //! What a connection keeps from one call to the next.
 
-use crate::account::Account;
 use crate::budget::Budget;
-use crate::delivery::Delivery;
+use crate::delivery::{Address, Delivery};
+use crate::recipients::Recipients;
 use crate::slice::Slice;
 use crate::socket::{Ending, Socket};
 use crate::stats::Stats;
-use crate::terms::BinaryBody;
+use crate::terms::{Batch, BinaryBody, MessageEnv};
 use crate::tls::Tls;
 use crate::turn::Place;
 use rustler::{Env, ResourceArc};
@@ -27,8 +27,8 @@ pub struct State {
     pub transport: Option<Transport>,
     pub undecoded: Undecoded,
     pub budget: Budget,
-    /// What the listener has not taken. None for no back-pressure.
-    pub account: Option<Account>,
+    /// Who gets the frames, and what they have not taken.
+    pub recipients: Recipients,
     /// None if the connection does not share the processors with others: nothing is read here, or
     /// sending to the listener may block its process.
     pub place: Option<Place>,
@@ -44,15 +44,13 @@ pub struct State {
 impl State {
     /// Whether the connection may go on after it was full.
     pub fn resume(&mut self) -> Resume {
-        let account = self.account.as_mut();
-        let resume = account.map_or(Resume::Go, |account| account.resume(now()));
+        let resume = self.recipients.resume();
         self.note(resume)
     }
 
-    /// The same, with `queued` messages in the listener's mailbox.
+    /// The same, with `queued` messages in the mailbox of the process that it waits for.
     pub fn looked(&mut self, env: Env, queued: usize) -> Resume {
-        let account = self.account.as_mut();
-        let resume = account.map_or(Resume::Go, |account| account.looked(env, queued, now()));
+        let resume = self.recipients.looked(env, queued);
         self.note(resume)
     }
 
@@ -72,18 +70,20 @@ impl State {
         resume
     }
 
-    /// A slice of this connection, and what it reads from.
+    /// A slice of this connection, and what it reads from. `batch` is the thread's.
     pub fn slice<'a, 's>(
         &'s mut self,
         env: Env<'a>,
-        delivery: Delivery<'a, 's>,
+        to: Address<'a>,
+        batch: &'s mut Batch<MessageEnv>,
     ) -> (Slice<'a, 's>, Option<&'s Transport>) {
+        let (recipients, stats) = (&mut self.recipients, &*self.stats);
+        let delivery = Delivery::new(env, to, batch, recipients, stats, self.share_bodies);
         let slice = Slice {
             env,
             session: &mut self.session,
             undecoded: &mut self.undecoded,
             budget: &mut self.budget,
-            account: self.account.as_mut(),
             place: self.place.as_mut(),
             stats: &self.stats,
             delivery,
@@ -107,9 +107,7 @@ impl State {
         if let Some(transport) = self.transport {
             transport.socket.stop(env, ending);
         }
-        if let Some(account) = self.account {
-            account.close(env);
-        }
+        self.recipients.close(env);
         if let Some(mut place) = self.place {
             place.leave(env);
         }

@@ -2,7 +2,7 @@
 
 use crate::atoms;
 use crate::socket::Ending;
-use rustler::{Atom, Binary, Encoder, Env, NewBinary, Term};
+use rustler::{Atom, Binary, Encoder, Env, LocalPid, NewBinary, Term};
 use stomp::{ParseError, Resume, Turn};
 
 /// The next step of the process that runs the loop.
@@ -124,11 +124,11 @@ pub fn parse_error<'a>(env: Env<'a>, error: &ParseError) -> Term<'a> {
     (rule, error.offset, excerpt, error.rule.to_string()).encode(env)
 }
 
-/// The answer to a connection that was full.
-pub fn encode_resume<'a>(env: Env<'a>, resume: Resume) -> Term<'a> {
+/// The answer to a connection that waits for the process `awaited`.
+pub fn encode_resume<'a>(env: Env<'a>, resume: Resume, awaited: Option<LocalPid>) -> Term<'a> {
     match resume {
         Resume::Go => Step::Look.encode(env),
-        Resume::Look(_) => atoms::look().encode(env),
+        Resume::Look(_) => (atoms::look(), awaited).encode(env),
         Resume::Wait(time) => (atoms::pause(), time.as_millis() as u64).encode(env),
     }
 }

@@ -41,6 +41,7 @@ defmodule Barytherium.Network.KilledCallTest do
       heartbeat_receive_allowance: nil,
       hb_recv: 0,
       last_receipt: nil,
+      routes: nil,
       tls: nil,
       show_econnreset: false,
       high_water_mark: @mark
@@ -76,7 +77,7 @@ defmodule Barytherium.Network.KilledCallTest do
   defp fill(pid, listener) do
     assert run(pid, &Native.feed(&1, "", &2)) == :full
 
-    with :look <- run(pid, fn connection, _ -> Native.resume(connection) end) do
+    with {:look, ^listener} <- run(pid, fn connection, _ -> Native.resume(connection) end) do
       queued = queued(listener)
       {:pause, time} = run(pid, fn connection, _ -> Native.looked(connection, queued) end)
       time
@@ -107,7 +108,7 @@ defmodule Barytherium.Network.KilledCallTest do
 
     send(listener, :drain)
     eventually(fn -> queued(listener) == 0 end)
-    assert run(second, fn connection, _ -> Native.resume(connection) end) == :look
+    assert run(second, fn connection, _ -> Native.resume(connection) end) == {:look, listener}
     assert run(second, fn connection, _ -> Native.looked(connection, 0) end) == :yield
   end
 

@@ -59,6 +59,28 @@ defmodule Barytherium.Network.LifeCycleTest do
     end
   end
 
+  test "accounts of recipients go with their routes and with the connection" do
+    before = Native.live_accounts()
+    listener = Peer.listen(:tcp)
+    routes = Native.new_routes()
+    {:ok, network} = Network.start_link(self(), {127, 0, 0, 1}, Peer.port(listener), [], routes)
+    peer = Peer.accept(listener)
+    recipients = for _n <- 1..20, do: spawn_link(fn -> Process.sleep(:infinity) end)
+
+    for {pid, id} <- Enum.with_index(recipients),
+        do: Native.put_route(routes, "#{id}", pid, self())
+
+    Peer.send(peer, connected_bytes())
+    assert_receive {:"$gen_cast", {:barytherium, :frames, {[%Frame{command: :connected}], _}}}
+    Peer.send(peer, for(id <- 0..19, do: "MESSAGE\nsubscription:#{id}\n\nx\0"))
+    eventually(fn -> Native.live_accounts() == before + 20 end)
+    for id <- 0..9, do: Native.delete_route(routes, "#{id}")
+    Peer.send(peer, "RECEIPT\nreceipt-id:r\n\n\0")
+    eventually(fn -> Native.live_accounts() == before + 10 end)
+    GenServer.stop(network)
+    eventually(fn -> Native.live_accounts() == before end)
+  end
+
   for transport <- [:tcp, :tls, :ssl] do
     test "150 connections at once leave no descriptor: #{transport}" do
       before = descriptors()

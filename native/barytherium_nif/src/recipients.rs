@@ -1,0 +1,163 @@
+//! Who gets a connection's frames: its listener, and the processes that have a route. Each has an account
+//! of what it has not taken.
+
+use crate::account::Account;
+use crate::routes::{Route, Routes, Snapshot};
+use crate::state::now;
+use rustler::{Env, LocalPid, ResourceArc};
+use stomp::{Frame, Resume};
+
+/// The recipients of one connection.
+pub struct Recipients {
+    /// The process of the connection, and the number of messages at which it pauses; None for no
+    /// back-pressure.
+    owner: LocalPid,
+    mark: Option<usize>,
+    /// None if it is not a process of this node.
+    listener: Option<LocalPid>,
+    routes: Option<ResourceArc<Routes>>,
+    snapshot: Snapshot,
+    /// The accounts of those that have been sent something, the listener's first.
+    accounts: Vec<Member>,
+    /// The recipient that the connection waits for.
+    awaited: Option<LocalPid>,
+}
+
+struct Member {
+    account: Account,
+    /// Whether it is too far behind for another message.
+    is_full: bool,
+}
+
+impl Recipients {
+    pub fn new(
+        owner: LocalPid,
+        listener: Option<LocalPid>,
+        mark: Option<usize>,
+        routes: Option<ResourceArc<Routes>>,
+    ) -> Recipients {
+        Recipients {
+            owner,
+            mark: listener.and(mark),
+            listener,
+            routes,
+            snapshot: Snapshot::default(),
+            accounts: Vec::new(),
+            awaited: None,
+        }
+    }
+
+    /// Where the frame goes, if not to the listener.
+    pub fn route<B>(&mut self, frame: &Frame<'_, B>) -> Option<Route> {
+        if self.snapshot.refresh(self.routes.as_ref()?) {
+            let (snapshot, listener) = (&self.snapshot, self.listener);
+            // The others keep nothing of us: those that have ended do not need it, and those whose
+            // subscription has ended get nothing more.
+            self.accounts.retain(|member| {
+                let pid = member.account.listener();
+                Some(pid) == listener || snapshot.has(pid)
+            });
+        }
+        self.snapshot.of(frame)
+    }
+
+    /// Whether there are several recipients. One that is full then does not stop the others' frames, until
+    /// one for it comes.
+    fn are_several(&self) -> bool {
+        !self.snapshot.is_empty()
+    }
+
+    /// Accounts for a message of `bytes` bytes of memory to `recipient`. Whether the connection has to
+    /// wait for it.
+    pub fn sent(&mut self, recipient: LocalPid, bytes: usize) -> bool {
+        let Some(mark) = self.mark else {
+            return false;
+        };
+        // Where there are routes, the listener gets few frames, which nothing must hold up, and its mailbox
+        // is full of what others ask of it.
+        if self.routes.is_some() && Some(recipient) == self.listener {
+            return false;
+        }
+        let several = self.are_several();
+        let owner = self.owner;
+        let member = match self.position(recipient) {
+            Some(at) => &mut self.accounts[at],
+            None => {
+                self.accounts.push(Member {
+                    account: Account::open(recipient, owner, mark),
+                    is_full: false,
+                });
+                self.accounts.last_mut().expect("just pushed")
+            }
+        };
+        let was_full = std::mem::replace(&mut member.is_full, !member.account.sent(bytes));
+        let waits = member.is_full && (was_full || !several);
+        if waits {
+            self.awaited = Some(recipient);
+        }
+        waits
+    }
+
+    /// Whether `recipient` may not get a message more than the next one.
+    pub fn is_full(&self, recipient: LocalPid) -> bool {
+        self.are_several()
+            && self
+                .position(recipient)
+                .is_some_and(|at| self.accounts[at].is_full)
+    }
+
+    fn position(&self, pid: LocalPid) -> Option<usize> {
+        self.accounts
+            .iter()
+            .position(|member| member.account.listener() == pid)
+    }
+
+    fn awaited(&mut self) -> Option<&mut Member> {
+        let at = self.position(self.awaited?)?;
+        self.accounts.get_mut(at)
+    }
+
+    /// The process that the connection waits for.
+    pub fn awaited_pid(&self) -> Option<LocalPid> {
+        self.awaited
+    }
+
+    /// Whether the connection may go on after it had to wait.
+    pub fn resume(&mut self) -> Resume {
+        let resume = self
+            .awaited()
+            .map_or(Resume::Go, |member| member.account.resume(now()));
+        self.note(resume)
+    }
+
+    /// The same, with `queued` messages in the mailbox of the process that it waits for.
+    pub fn looked(&mut self, env: Env, queued: usize) -> Resume {
+        let looked = |member: &mut Member| member.account.looked(env, queued, now());
+        let resume = self.awaited().map_or(Resume::Go, looked);
+        self.note(resume)
+    }
+
+    fn note(&mut self, resume: Resume) -> Resume {
+        if resume == Resume::Go {
+            if let Some(member) = self.awaited() {
+                member.is_full = false;
+            }
+            self.awaited = None;
+        }
+        resume
+    }
+
+    /// There is nothing to send at the moment.
+    pub fn rest(&mut self) {
+        for member in &mut self.accounts {
+            member.account.rest();
+        }
+    }
+
+    /// The connection is over.
+    pub fn close(self, env: Env) {
+        for member in self.accounts {
+            member.account.close(env);
+        }
+    }
+}

@@ -59,6 +59,18 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
       assert_receive {^idle, {:messages, []}}
     end
 
+    test "a client of 1.0 writes what the broker reads", %{broker: broker} do
+      url = "stomp://guest:guest@127.0.0.1:#{broker.port}"
+      client = start_supervised!({Barytherium.Client, url: url, versions: ["1.0"]})
+      opts = [headers: [{"k", "a\nb"}], wait: true]
+      result = Barytherium.Client.publish(client, "/queue/client-1.0", "", opts)
+
+      case @broker_kind do
+        Barytherium.Brokers.RabbitMQ -> assert result == :ok
+        Barytherium.Brokers.ActiveMQ -> assert result == {:error, :unescapable}
+      end
+    end
+
     for version <- @versions do
       test "every byte in names and values comes back in #{version}", %{broker: broker} do
         version = unquote(version)
@@ -83,6 +95,28 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
                  []
 
         for header <- refused, do: assert(echo(sender, queue, [header]) == {:error, :unescapable})
+      end
+
+      test "blanks and line ends around values come back in #{version}, as far as it has them", %{
+        broker: broker
+      } do
+        version = unquote(version)
+        {sender, _connected} = connected(broker, [{"accept-version", version}])
+        queue = "/queue/ends-#{version}"
+        subscribe(sender, queue)
+        values = [" a ", "\ta\t", " ", "a\\"] ++ if version == "1.0", do: [], else: ["a\r", "\na"]
+        headers = for {value, n} <- Enum.with_index(values), do: {"h#{n}", value}
+        read = echo(sender, queue, headers).headers |> Map.new()
+
+        kept =
+          case {version, @broker_kind} do
+            {"1.0", Barytherium.Brokers.ActiveMQ} -> &String.trim/1
+            # Only blanks: a tab stays.
+            {"1.0", Barytherium.Brokers.RabbitMQ} -> &String.trim_leading(&1, " ")
+            _newer -> & &1
+          end
+
+        for {name, value} <- headers, do: assert({name, read[name]} == {name, kept.(value)})
       end
 
       test "every user can log in in #{version}", %{broker: broker} do

@@ -19,9 +19,12 @@ defmodule Barytherium.Network.Admission do
             queues: %{small: :queue.new(), large: :queue.new()},
             served: %{small: 0, large: 0}
 
+  # What watches over an entry: the timer of its deadline, and the monitor of its caller.
+  @typep watch :: {nil | reference(), nil | reference()}
+
   @type t :: %__MODULE__{
           next: pos_integer(),
-          entries: %{pos_integer() => {Outbox.write(), Deadline.t(), nil | reference()}},
+          entries: %{pos_integer() => {Outbox.write(), Deadline.t(), watch()}},
           queues: %{(:small | :large) => :queue.queue(pos_integer())},
           served: %{(:small | :large) => non_neg_integer()}
         }
@@ -32,27 +35,36 @@ defmodule Barytherium.Network.Admission do
   @doc "The callers that wait."
   @spec froms(t()) :: [Outbox.from()]
   def froms(%__MODULE__{entries: entries}),
-    do: for({_number, {{_frames, _cost, from}, _deadline, _timer}} <- entries, do: from)
+    do: for({_number, {{_frames, _cost, from}, _deadline, _watch}} <- entries, do: from)
 
   @doc """
-  Adds a write. If it still waits at the deadline, the calling process gets `{:late, number}` and has to
-  call `give_up/2`.
+  Adds a write. If it still waits at the deadline, the calling process gets `{:late, number}`, and if the
+  caller of the write ends, a message of a monitor with `{:gone, number}`. It has to call `give_up/2` then.
   """
   @spec put(t(), Outbox.write(), Deadline.t()) :: t()
-  def put(%__MODULE__{next: number} = admission, {_frames, cost, _from} = write, deadline) do
-    timer =
-      if deadline != :infinity,
-        do: Process.send_after(self(), {:late, number}, Deadline.left(deadline))
-
+  def put(%__MODULE__{next: number} = admission, {_frames, cost, from} = write, deadline) do
+    watch = {timer(number, deadline), monitor(number, from)}
     kind = if cost > @small, do: :large, else: :small
     admission = start(kind, admission)
 
     %{
       admission
       | next: number + 1,
-        entries: Map.put(admission.entries, number, {write, deadline, timer}),
+        entries: Map.put(admission.entries, number, {write, deadline, watch}),
         queues: Map.update!(admission.queues, kind, &:queue.in(number, &1))
     }
+  end
+
+  defp timer(_number, :infinity), do: nil
+  defp timer(number, end_), do: Process.send_after(self(), {:late, number}, Deadline.left(end_))
+
+  # A client that submits a write ends with its connection.
+  defp monitor(_number, {:tag, _pid, _tag}), do: nil
+  defp monitor(number, {pid, _tag}), do: :erlang.monitor(:process, pid, tag: {:gone, number})
+
+  defp unwatch({timer, monitor}) do
+    timer && Process.cancel_timer(timer)
+    monitor && Process.demonitor(monitor, [:flush])
   end
 
   # A queue that was empty gets nothing for that time.
@@ -66,8 +78,12 @@ defmodule Barytherium.Network.Admission do
   @spec give_up(t(), pos_integer()) :: {nil | Outbox.write(), t()}
   def give_up(%__MODULE__{} = admission, number) do
     case Map.pop(admission.entries, number) do
-      {nil, _entries} -> {nil, admission}
-      {{write, _deadline, _timer}, entries} -> {write, %{admission | entries: entries}}
+      {nil, _entries} ->
+        {nil, admission}
+
+      {{write, _deadline, watch}, entries} ->
+        unwatch(watch)
+        {write, %{admission | entries: entries}}
     end
   end
 
@@ -77,9 +93,9 @@ defmodule Barytherium.Network.Admission do
     admission = admission |> skip(:small) |> skip(:large)
 
     with {kind, number} <- next(admission),
-         {{_frames, cost, _from} = write, _deadline, timer} = admission.entries[number],
+         {{_frames, cost, _from} = write, _deadline, watch} = admission.entries[number],
          true <- room?.(cost) do
-      timer && Process.cancel_timer(timer)
+      unwatch(watch)
 
       {write,
        %{
@@ -93,9 +109,12 @@ defmodule Barytherium.Network.Admission do
     end
   end
 
+  # Small ones go first if both have got the same.
   defp next(%{queues: queues, served: served}) do
     heads =
-      for {kind, queue} <- queues, {:value, number} <- [:queue.peek(queue)], do: {kind, number}
+      for kind <- [:small, :large],
+          {:value, number} <- [:queue.peek(queues[kind])],
+          do: {kind, number}
 
     Enum.min_by(heads, fn {kind, _number} -> served[kind] end, fn -> nil end)
   end
@@ -111,5 +130,5 @@ defmodule Barytherium.Network.Admission do
   end
 
   defp gone?(nil), do: true
-  defp gone?({_write, deadline, _timer}), do: Deadline.left(deadline) == 0
+  defp gone?({_write, deadline, _watch}), do: Deadline.left(deadline) == 0
 end

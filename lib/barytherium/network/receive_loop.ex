@@ -54,8 +54,10 @@ defmodule Barytherium.Network.ReceiveLoop do
       next: :inline,
       # When the timer for the deadline goes off, in milliseconds; nil without one.
       timer: nil,
-      # When the loop stopped reading because the listener is behind; nil if it has not.
-      paused: nil
+      # When the loop stopped reading because the listener is behind; nil if it has not. The timer that
+      # makes it look again.
+      paused: nil,
+      pause_timer: nil
     }
 
     if ssl?, do: open_ssl(state, loop), else: open_tcp(state, loop)
@@ -228,15 +230,24 @@ defmodule Barytherium.Network.ReceiveLoop do
   end
 
   defp pause_or_go_on({:pause, timeout}, loop) do
-    Process.send_after(self(), {:barytherium, :resume}, timeout)
-    {:noreply, %{loop | paused: loop.paused || System.monotonic_time()}}
+    timer = Process.send_after(self(), {:barytherium, :resume}, timeout)
+    loop = cancel_pause(loop)
+    {:noreply, %{loop | paused: loop.paused || System.monotonic_time(), pause_timer: timer}}
   end
 
   defp pause_or_go_on(:yield, %{paused: nil} = loop), do: act(:yield, loop)
 
   defp pause_or_go_on(:yield, loop) do
     Telemetry.pause(loop, loop.paused)
-    act(:yield, %{loop | paused: nil})
+    act(:yield, %{cancel_pause(loop) | paused: nil})
+  end
+
+  # A timer that is left would end a later pause, and start one of its own.
+  defp cancel_pause(%{pause_timer: nil} = loop), do: loop
+
+  defp cancel_pause(loop) do
+    Process.cancel_timer(loop.pause_timer)
+    %{loop | pause_timer: nil}
   end
 
   defp finish(reason, loop) do

@@ -157,7 +157,14 @@ defmodule Barytherium.Network.SendLoop do
   def handle_info({:late, number}, state) do
     {write, admission} = Admission.give_up(state.admission, number)
     with {_frames, _cost, from} <- write, do: answer(from, {:error, :timeout})
-    {:noreply, %{state | admission: admission}}
+    # Others may have waited behind it.
+    {:noreply, pump(%{state | admission: admission})}
+  end
+
+  # Its caller has ended.
+  def handle_info({{:gone, number}, _monitor, :process, _caller, _reason}, state) do
+    {_write, admission} = Admission.give_up(state.admission, number)
+    {:noreply, pump(%{state | admission: admission})}
   end
 
   # A heart-beat is due one interval after the last write.
@@ -208,16 +215,13 @@ defmodule Barytherium.Network.SendLoop do
   defp request({_frames, cost, _from} = write, deadline, state) do
     if state.held == nil and Admission.empty?(state.admission) and room?(cost, state),
       do: queue(write, state),
-      else: %{state | admission: Admission.put(state.admission, write, deadline)}
+      else: pump(%{state | admission: Admission.put(state.admission, write, deadline)})
   end
 
-  # One such write is always let in, however large it is and whatever else waits; but not behind a large one
-  # that is being written.
-  defp room?(cost, %{outbox: outbox} = state) do
+  # One such write is always let in, however large it is; but not behind a large one that is being written.
+  defp room?(cost, %{outbox: %Outbox{requested: requested}} = state) do
     window = min(@window, state.max_queue)
-
-    Outbox.bytes(outbox) + cost <= window or
-      (outbox.requested == 0 and state.writing_bytes <= window)
+    requested + cost <= window or (requested == 0 and state.writing_bytes <= window)
   end
 
   # Frames after CONNECT wait until the version is known, because it decides how headers are escaped.

@@ -28,7 +28,7 @@ defmodule Barytherium.Network.Sender do
   @spawn_options [spawn_opt: [message_queue_data: :off_heap]]
 
   # Milliseconds by which the answer to a write that waits for room may be late.
-  @margin 100
+  @margin 500
 
   @doc false
   # `peer` is its name for the log.
@@ -73,7 +73,7 @@ defmodule Barytherium.Network.Sender do
 
   @doc false
   # The same, for at most `timeout` milliseconds. `{:error, :timeout}`: there was no room for the frames,
-  # and nothing of them was written. `{:error, :unconfirmed}`: they are being written.
+  # and nothing of them was written. `{:error, :unconfirmed}`: they may be written still.
   @spec write_within(pid(), [Frame.t()], timeout()) :: :ok | {:error, atom()}
   def write_within(sender_pid, frames, timeout) do
     {frames, cost} = prepare(sender_pid, frames)
@@ -88,8 +88,8 @@ defmodule Barytherium.Network.Sender do
   defp with_margin(timeout), do: timeout + @margin
 
   @doc false
-  # Writes frames as `write_within/3` does, and returns at once. If they are not written, the caller gets
-  # `{:not_written, tag, reason}`.
+  # Writes frames as `write_within/3` does, and returns at once. If there is no room for them by the deadline,
+  # or if the connection fails before, the caller gets `{:not_written, tag, reason}`.
   @spec submit(pid(), [Frame.t()], term(), Deadline.t()) :: :ok
   def submit(sender_pid, frames, tag, deadline) do
     {frames, cost} = prepare(sender_pid, frames)

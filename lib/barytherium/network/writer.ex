@@ -58,8 +58,16 @@ defmodule Barytherium.Network.Writer do
   defp parts(data) do
     if IO.iodata_length(data) <= @part,
       do: [data],
-      else: data |> List.flatten() |> Enum.flat_map(&cut/1)
+      else: data |> List.flatten() |> Enum.flat_map(&cut/1) |> group([], 0)
   end
+
+  # As many binaries as have the size of a part are given to the socket together.
+  defp group([], group, _size), do: [Enum.reverse(group)]
+
+  defp group([binary | rest], group, size) when size + byte_size(binary) <= @part,
+    do: group(rest, [binary | group], size + byte_size(binary))
+
+  defp group(binaries, group, _size), do: [Enum.reverse(group) | group(binaries, [], 0)]
 
   defp cut(<<part::binary-size(@part), rest::binary>>) when rest != "", do: [part | cut(rest)]
   defp cut(rest), do: [rest]

@@ -66,6 +66,7 @@ impl Step<'_> {
     pub fn explain(&mut self, failure: Failure) {
         if let Step::Stop(end) = self
             && matches!(end.failure, None | Some(Failure::Truncated))
+            && end.socket == Ending::Shutdown
         {
             end.failure = Some(failure);
         }

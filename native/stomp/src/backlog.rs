@@ -202,6 +202,10 @@ impl<W: Copy + PartialEq> Backlog<W> {
         while self.messages.len() > queued {
             self.take_oldest();
         }
+        // It was held up for so long that another one has looked, and has let it go on.
+        if self.resumed.iter().any(|&(other, ..)| other == who) {
+            return self.resume(who, member, mark, now);
+        }
         self.polled = now;
         self.reclaim_grants(now);
         match self.waiting.front().copied() {

@@ -168,6 +168,18 @@ defmodule Barytherium.Network.BackPressureTest do
       assert_disconnect(:closed, connection.receiver)
     end
 
+    test "only one timer makes it look again, however often it is woken", %{receiver: receiver} do
+      {:monitors, [process: loop]} = Process.info(receiver, :monitors)
+      for _n <- 1..1_000, do: send(loop, {:barytherium, :resume})
+      :sys.get_state(loop)
+      :erlang.trace(loop, true, [:receive])
+      # The longest pause is 0.1 s. Each of 1,000 timers would wake it several times in this time.
+      Process.sleep(500)
+      :erlang.trace(loop, false, [:receive])
+      {:messages, messages} = Process.info(self(), :messages)
+      assert Enum.count(messages, &match?({:trace, ^loop, :receive, _message}, &1)) < 500
+    end
+
     test "closing the socket ends the connection", connection do
       Connection.close(connection.socket)
       assert_disconnect(:closed, connection.receiver)

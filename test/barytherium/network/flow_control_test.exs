@@ -82,7 +82,7 @@ defmodule Barytherium.Network.FlowControlTest do
     {_network, sender, peer} = blocked()
     first = write_now(sender, [frame(1, 10)])
     large = write_now(sender, [frame(2, 2_000_000)])
-    late = for n <- 3..50, do: write(sender, [frame(n, 2_000_000)], 50)
+    late = for n <- 3..50, do: write(sender, [frame(n, 2_000_000)], 200)
     assert Task.await_many(late) |> Enum.uniq() == [{:error, :timeout}]
     last = write_now(sender, [frame(51, 10)])
     assert read_numbers(peer, 2) -- [51] == [0, 1, 2]
@@ -142,15 +142,52 @@ defmodule Barytherium.Network.FlowControlTest do
     assert Task.await(task) == :ok
   end
 
+  test "a write that comes while one that is too late is given up does not wait for more" do
+    {_network, sender, peer} = blocked()
+    reading = Task.async(fn -> read_all_numbers(peer, 3) end)
+    first = write_now(sender, [frame(1, 2_000_000)])
+    # Its time is over before the sender looks at it, and the writer is done.
+    :sys.suspend(sender)
+    late = write(sender, [frame(9, 10)], 50)
+    Process.sleep(100)
+    next = write(sender, [frame(2, 10)])
+    eventually(fn -> waiting?(next.pid) end)
+    :sys.resume(sender)
+    assert Task.await(late) == {:error, :timeout}
+    assert Task.await_many([first, next]) == [:ok, :ok]
+    assert Enum.sort(Task.await(reading)) == [0, 1, 2]
+  end
+
+  test "of a caller that was killed while it waited nothing is written, and nothing is kept" do
+    {_network, sender, peer} = blocked()
+    kept = write_now(sender, [frame(1, 10)])
+    {:ok, pid} = Task.start(fn -> Sender.write(sender, [frame(9, 2_000_000)], :sync) end)
+    eventually(fn -> map_size(:sys.get_state(sender).admission.entries) == 1 end)
+    Process.exit(pid, :kill)
+    eventually(fn -> :sys.get_state(sender).admission.entries == %{} end)
+    last = write_now(sender, [frame(2, 10)])
+    assert read_numbers(peer, 2) == [0, 1, 2]
+    assert Task.await_many([kept, last]) == [:ok, :ok]
+  end
+
+  test "what cannot wait takes no room from what can" do
+    {_network, sender, peer} = blocked()
+    for n <- 1..4, do: Sender.write(sender, [frame(n, 1_000_000)])
+    tasks = for n <- 11..20, do: write_now(sender, [frame(n, 10)])
+    assert :sys.get_state(sender).admission.entries == %{}
+    assert read_numbers(peer, 20) == Enum.to_list(0..4) ++ Enum.to_list(11..20)
+    assert tasks |> Task.await_many() |> Enum.uniq() == [:ok]
+  end
+
   test "a slow peer has the time of a write for each MiB" do
-    {network, peer} = connect(self(), send_timeout: 1_000, send_buffer: 65_536)
+    {network, peer} = connect(self(), send_timeout: 2_000, send_buffer: 65_536)
     {_network, sender} = connected(network, peer)
     :ok = :inet.setopts(peer, recbuf: 65_536)
     writing = write(sender, [frame(1, 5_000_000)])
     # 50 pieces with pauses take longer than the time of one write.
     for _n <- 1..50 do
       {:ok, _data} = Connection.recv(peer, 100_000, 5_000)
-      Process.sleep(30)
+      Process.sleep(50)
     end
 
     assert Task.await(writing) == :ok

@@ -125,18 +125,16 @@ defmodule Barytherium.Network.KilledCallTest do
     reply_heart_beats(0)
     Peer.send(peer, "MESSAGE\n" <> :binary.copy("a:b\n", @headers))
     eventually(fn -> :sys.get_state(receiver).next == :wait end)
+    :erlang.trace(receiver, true, [:call])
+    :erlang.trace_pattern({Native, :receive_slice, 3}, true, [])
     Peer.send(peer, "\n\0")
-    eventually(fn -> calling?(receiver) end)
+    assert_receive {:trace, ^receiver, :call, {Native, :receive_slice, _arguments}}
+    # It is in the call, and will be for a while.
+    Process.sleep(50)
     Process.exit(receiver, :kill)
     # The socket is still ours, and open.
     assert {:error, :closed} = Connection.recv(peer, 0, 5_000)
     assert {:message_queue_len, 1} = Process.info(sink, :message_queue_len)
     Connection.close(socket)
-  end
-
-  defp calling?(pid) do
-    # It answers while it is in the call.
-    {:current_function, {module, function, _arity}} = Process.info(pid, :current_function)
-    {module, function} == {Native, :receive_slice}
   end
 end

@@ -35,10 +35,14 @@ defmodule Barytherium.Client do
     * `{:barytherium, :client, {{:connection_failure, reason}, client}}` - an attempt to connect has
       failed. If the broker refused the login or the virtual host, `reason` is its ERROR frame, and the
       next attempt comes after the longest wait;
-    * `{:barytherium, :client, {{:error, frame}, client}}` - the broker has sent an ERROR frame.
+    * `{:barytherium, :client, {{:error, frame}, client}}` - the broker has sent an ERROR frame;
+    * `{:barytherium, :client, {{:message, frame}, client}}` - the broker has sent a message that belongs
+      to no subscription: the answer in a temporary queue of RabbitMQ, for example. Without a listener it
+      is dropped, and logged.
 
   `reason` is as in "Errors", or one of `Barytherium.Network`, or `:credentials` if the function for
-  login or passcode failed. `Barytherium.Telemetry` has the same events.
+  login or passcode failed, or `:exception` or `:callback_process` if the process with the callbacks of a
+  consumer has ended. `Barytherium.Telemetry` has the same events.
   """
 
   alias Barytherium.Client.{Options, Outbound, Server, Session, Transaction}
@@ -137,7 +141,7 @@ defmodule Barytherium.Client do
   defp pop_name(_other), do: raise(ArgumentError, "the options are not a list")
 
   @doc false
-  # With `:delivery` and `:subscriptions` in the settings, for `Barytherium.Consumer`.
+  # With `:consumer` and `:subscriptions` in the settings, for `Barytherium.Consumer`.
   @spec start_server(nil | term(), map()) :: GenServer.on_start()
   def start_server(nil, settings), do: :gen_statem.start_link(Server, settings, [])
 
@@ -180,9 +184,8 @@ defmodule Barytherium.Client do
       the reason of an error is one of `Barytherium.Network.Sender.write/3`, `:timeout` if it was not
       written, or `:unconfirmed` if it was being written when the time was over. Default: `true`.
 
-  In a callback of a `Barytherium.Consumer` its own client can only publish with `receipt: false`,
-  because receipts come through the process that runs the callback. The message is then sent before the
-  acknowledgement of the message that is being handled. Otherwise use another client.
+  A callback of a `Barytherium.Consumer` may publish with the consumer's own client. The message is then sent
+  before the acknowledgement of the message that is being handled.
 
   With a transaction in place of the client there is no receipt, and `:headers` is the only option.
 
@@ -224,7 +227,7 @@ defmodule Barytherium.Client do
 
   defp write(client, frames, %{receipt: true} = options) do
     request = {:write, frames, options[:sender], options.timeout, options.wait}
-    client |> call(request, options.timeout) |> refuse_own_callback!()
+    call(client, request, options.timeout)
   end
 
   # The COMMIT of a transaction, on its connection.
@@ -238,15 +241,8 @@ defmodule Barytherium.Client do
          do: Sender.write_within(session.sender, frames, Deadline.left(deadline))
   end
 
-  defp session(client, %{receipt: receipt, timeout: timeout, wait: wait}),
-    do: client |> call({:session, receipt, timeout, wait}, timeout) |> refuse_own_callback!()
-
-  defp refuse_own_callback!(result) when is_tuple(result) and elem(result, 1) == :own_callback do
-    raise ArgumentError,
-          "the broker's answer cannot arrive while this callback runs: use receipt: false, or another client"
-  end
-
-  defp refuse_own_callback!(result), do: result
+  defp session(client, %{timeout: timeout, wait: wait}),
+    do: call(client, {:session, timeout, wait}, timeout)
 
   defp without_indexes({:error, reason, _left}), do: {:error, reason}
   defp without_indexes(result), do: result
@@ -333,10 +329,11 @@ defmodule Barytherium.Client do
   `{:barytherium, :frames, {frames, client}}`, as from `Barytherium.Network`. The subscription ends with
   this process, and with the client, so monitor it.
 
-  A process is behind when it has 128 lists of frames in its mailbox. Then 32 more are held for it, and
-  after that nothing more is read on this connection, receipts included. With the default of `:prefetch` the
-  broker stops before. A process that gets a flood of messages with `ack: :auto` should have a client of its
-  own, and publish through another one.
+  Messages go straight from the receive loop to the process, in the order in which the broker sent them. A
+  process is behind when it has as many messages in its mailbox as the option `high_water_mark` says, or
+  32 MiB of them. When there is more for it then, nothing is read on this connection until it has taken
+  some, receipts included. With the default of `:prefetch` the broker stops before. A process that gets a
+  flood of messages with `ack: :auto` should have a client of its own, and publish through another one.
 
   The subscription is renewed on each connection. Without a connection it is only noted, and made later.
   If the broker refuses to renew it, the connection ends, and another attempt follows.
@@ -470,7 +467,7 @@ defmodule Barytherium.Client do
   def close(client, timeout \\ @timeout) do
     Outbound.check_timeout!(timeout)
     monitor = client |> GenServer.whereis() |> Process.monitor()
-    result = client |> call({:close, timeout}, timeout) |> refuse_own_callback!()
+    result = call(client, {:close, timeout}, timeout)
     if result == :ok, do: await_end(monitor)
     Process.demonitor(monitor, [:flush])
     # It ended for another reason meanwhile.

@@ -1,6 +1,6 @@
 defmodule Barytherium.Consumer do
   @moduledoc """
-  A process that handles the messages of a broker, and stays connected to it.
+  Handles the messages of a broker, and stays connected to it.
 
       defmodule MyApp.Orders do
         use Barytherium.Consumer
@@ -16,9 +16,10 @@ defmodule Barytherium.Consumer do
         {MyApp.Orders, url: "stomp://guest:guest@localhost", subscribe: "/queue/orders"}
       ]
 
-  The callbacks run in the callback process of the connection (see `Barytherium.Network`), so nothing is
-  copied between processes, and a slow callback slows down the broker. The connection itself is kept by
-  a `Barytherium.Client`.
+  The callbacks run in a process of their own, which gets the messages straight from the receive loop. A slow
+  callback slows down the broker's messages, and nothing else: a `Barytherium.Client` keeps the connection,
+  and never waits for a callback. So a callback may also publish with a receipt through that client, which is
+  in the `info` of `c:handle_connected/2`.
 
   ## Handling messages
 
@@ -34,21 +35,25 @@ defmodule Barytherium.Consumer do
   With `ack: :auto` there is nothing to acknowledge. With `ack: :client` an acknowledgement covers all
   messages before it.
 
-  If the callback raises, throws or exits, the message is refused (STOMP 1.0 cannot do that), and an error
-  is logged, without the body. With `on_exception: :restart` the process then ends, and starts anew with
-  `c:init/1`. RabbitMQ delivers a refused message again at once, so exceptions that follow each other cost a
-  pause, of up to a second; see the option `:nack_headers`.
+  If the callback raises, throws or exits, an error is logged, without the body, and the broker delivers the
+  message again. RabbitMQ does so at once, because the message is refused. Other brokers discard a refused
+  message, or move it to a dead-letter queue. There it stays unacknowledged, and comes again on the next
+  connection; after 32 such messages, and with `ack: :client` or STOMP 1.0 after the first, the connection
+  ends for that. Exceptions that follow each other cost a pause, of up to a second. See the option
+  `:nack_headers`.
 
-  The other callbacks may not raise: the process then ends, and starts anew.
+  With `on_exception: :restart`, or if another callback raises, the process ends, and with it the connection.
+  Both start anew, with `c:init/1`, after a pause of 0.1 to 30 s, which doubles each time.
 
   Each message is handled at least once. It can come again, marked by the broker (`redelivered`), when the
   connection ends before its acknowledgement was written and read.
 
   ## Stopping
 
-  When its supervisor stops a consumer, it handles the messages that have arrived, acknowledges them, and
-  disconnects, within the time of the option `:shutdown`. What has not been handled by then, the broker
-  delivers again, unless the subscription has `ack: :auto`.
+  When its supervisor stops a consumer, all its connections handle the messages that have arrived, acknowledge
+  them, and disconnect, within the time of the option `:shutdown`. What has not been handled by then, the
+  broker delivers again, unless the subscription has `ack: :auto`. A callback that is running at the end of
+  that time is killed.
 
   ## Options
 
@@ -69,7 +74,7 @@ defmodule Barytherium.Consumer do
   """
 
   alias Barytherium.Client
-  alias Barytherium.Consumer.{Options, Worker}
+  alias Barytherium.Consumer.{Options, Terminator}
   alias Barytherium.Frame
 
   @type state :: term()
@@ -128,22 +133,26 @@ defmodule Barytherium.Consumer do
   end
 
   @doc """
-  Starts a consumer with the callbacks in `module`: a supervisor with one process for each connection.
+  Starts a consumer with the callbacks in `module`: a supervisor with a client for each connection.
   `opts` replace `defaults`. Raises `ArgumentError` for invalid options.
   """
   @spec start_link(module(), keyword(), keyword()) :: Supervisor.on_start()
   def start_link(module, opts, defaults \\ []) do
     settings = Options.settings!(module, merge!(defaults, opts))
 
-    children =
+    clients =
       for number <- 1..settings.concurrency do
-        %{
-          id: number,
-          # Reports of the supervisor show the arguments. The function hides them.
-          start: {Worker, :start_link, [fn -> settings end]},
-          shutdown: settings.shutdown
-        }
+        # Reports of the supervisor show the arguments. The function hides them.
+        %{id: number, start: {__MODULE__, :start_client, [fn -> settings.client end]}}
       end
+
+    terminator = %{
+      id: :terminator,
+      start: {Terminator, :start_link, [settings.shutdown]},
+      shutdown: Terminator.shutdown(settings.shutdown)
+    }
+
+    children = clients ++ [terminator]
 
     # Three restarts in five seconds for each process, as a supervisor allows it for one.
     limit = [max_restarts: 3 * settings.concurrency]
@@ -175,11 +184,15 @@ defmodule Barytherium.Consumer do
     start_link(module, opts)
   end
 
+  @doc false
+  @spec start_client((... -> map())) :: GenServer.on_start()
+  def start_client(settings), do: Client.start_server(nil, settings.())
+
   @doc "The `Barytherium.Client` of each connection, for `Barytherium.Client.status/1` and `stats/1`."
   @spec clients(Supervisor.supervisor()) :: [pid()]
   def clients(consumer) do
-    for {_id, worker, _type, _modules} when is_pid(worker) <- Supervisor.which_children(consumer),
-        client = Worker.client(worker),
+    for {number, client, _type, _modules} when is_integer(number) and is_pid(client) <-
+          Supervisor.which_children(consumer),
         do: client
   end
 end

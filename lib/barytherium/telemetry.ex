@@ -38,6 +38,8 @@ defmodule Barytherium.Telemetry do
       `:duration`. Metadata: `:reason` and `:failures` likewise.
     * `[:barytherium, :client, :error]` - the broker has sent an ERROR frame. Measurements: none.
       Metadata: `:frame`, and as `:disconnected`.
+    * `[:barytherium, :client, :unexpected_message]` - a message came that belongs to no subscription.
+      Measurements: none. Metadata: `:frame`.
     * `[:barytherium, :client, :publish]` - `Barytherium.Client.publish/4` or `publish_many/3` returns;
       emitted in the calling process. Measurements: `:duration`, `:count` (of messages), and `:bytes`
       (of their bodies). Metadata: `:client`, as it was given; `:messages`, a list with the headers of
@@ -63,7 +65,8 @@ defmodule Barytherium.Telemetry do
 
   @events [[:connect], [:disconnect], [:refused], [:pause]] ++
             for(
-              event <- ~w(connected disconnected connection_failure error publish)a,
+              event <-
+                ~w(connected disconnected connection_failure error unexpected_message publish)a,
               do: [:client, event]
             ) ++
             for(

@@ -92,6 +92,15 @@ defmodule Barytherium.ConsumerTest do
     {consumer, peer, id, listener}
   end
 
+  @rabbitmq [{"version", "1.2"}, {"server", "RabbitMQ/3.10.8"}]
+
+  # The process that runs the callbacks.
+  defp worker(consumer) do
+    [client | _more] = Consumer.clients(consumer)
+    {_state, data} = :sys.get_state(client)
+    data.handlers.pid
+  end
+
   defp stopping(consumer), do: Task.async(fn -> Supervisor.stop(consumer, :shutdown) end)
 
   defp stop(consumer, peer) do
@@ -142,6 +151,17 @@ defmodule Barytherium.ConsumerTest do
     frame |> Frame.format("1.2") |> IO.iodata_to_binary()
   end
 
+  test "acknowledges messages of several subscriptions, also if their headers are padded" do
+    subscribe = ["/queue/a", "/queue/b"]
+
+    {_consumer, peer, _id, _listener} =
+      started(Reporter, [subscribe: subscribe], [{"session", "x"}])
+
+    {%{"id" => id}, ""} = confirm(peer, :subscribe)
+    Peer.send(peer, "MESSAGE\nsubscription: #{id}\nmessage-id:m1\n\nx\0")
+    assert {%{"message-id" => "m1"}, ""} = expect(peer, :ack)
+  end
+
   test "another process can acknowledge later" do
     {_consumer, peer, id, _listener} = started()
     assert_receive {:connected, %{client: client, server: nil, version: "1.2", headers: _headers}}
@@ -156,7 +176,7 @@ defmodule Barytherium.ConsumerTest do
     test "has its message refused, is logged without the body, and the next one is handled" do
       log =
         capture_log(fn ->
-          {_consumer, peer, id, _listener} = started()
+          {_consumer, peer, id, _listener} = started(Reporter, [], @rabbitmq)
           bodies = ["raise", "throw", "match", "argument", "return"]
 
           for body <- bodies do
@@ -182,7 +202,7 @@ defmodule Barytherium.ConsumerTest do
     end
 
     test "starts anew, if that is wanted" do
-      {_consumer, peer, id, listener} = started(Reporter, on_exception: :restart)
+      {_consumer, peer, id, listener} = started(Reporter, [on_exception: :restart], @rabbitmq)
       assert_receive {:init, worker}
       Peer.send(peer, bytes(id, "raise") <> bytes(id, "2"))
       expect(peer, :nack)
@@ -194,7 +214,7 @@ defmodule Barytherium.ConsumerTest do
     end
 
     test "again and again pauses, and does not handle what its connection has left behind" do
-      {_consumer, peer, id, listener} = started()
+      {_consumer, peer, id, listener} = started(Reporter, [], @rabbitmq)
       bodies = for n <- 1..40, do: "raise#{n}"
       Peer.send(peer, Enum.map_join(bodies, &bytes(id, &1)))
       # By now the pauses are longer than the test waits for anything else.
@@ -211,11 +231,56 @@ defmodule Barytherium.ConsumerTest do
       assert {%{"requeue" => "false"}, ""} = expect(peer, :nack)
     end
 
-    test "in STOMP 1.0 leaves its message to the broker" do
-      {_consumer, peer, id, _listener} = started(Reporter, [], [{"version", "1.0"}])
+    test "leaves its message to brokers that would discard it, and goes on" do
+      {_consumer, peer, id, listener} = started()
       message(peer, id, "raise")
       message(peer, id, "2")
-      assert {%{"message-id" => _id}, ""} = expect(peer, :ack)
+      assert {%{"id" => "a-2"}, ""} = expect(peer, :ack)
+      # When many are left, the connection ends, and the broker delivers them again.
+      Peer.send(peer, Enum.map_join(3..33, &bytes(id, "raise#{&1}")))
+      expect(peer, :disconnect)
+      Peer.close(peer)
+      peer = accept_connected(listener)
+      confirm(peer, :subscribe)
+    end
+
+    test "leaves its message to the broker where an acknowledgement would cover it" do
+      for {opts, headers} <- [
+            {[], [{"version", "1.0"}]},
+            {[subscribe: {"/queue/a", ack: :client}], [{"version", "1.2"}]}
+          ] do
+        {_consumer, peer, id, listener} = started(Reporter, opts, headers)
+        Peer.send(peer, Enum.map_join(["1", "raise", "2"], &bytes(id, &1)))
+        assert {%{}, ""} = expect(peer, :ack)
+        expect(peer, :disconnect)
+        Peer.close(peer)
+        accept(listener)
+        refute_received {:message, %Frame{body: "2"}}
+      end
+    end
+
+    test "and is started again with pauses that grow does not end the supervisor" do
+      {consumer, peer, id, listener} = started(Reporter, [on_exception: :restart], @rabbitmq)
+
+      last =
+        Enum.reduce(1..5, {peer, id}, fn n, {peer, id} ->
+          message(peer, id, "raise#{n}")
+          expect(peer, :nack)
+          disconnect_unconfirmed(peer)
+          peer = accept_connected(listener, @rabbitmq)
+          {%{"id" => id}, ""} = confirm(peer, :subscribe)
+          {peer, id}
+        end)
+
+      assert %{active: 2} = Supervisor.count_children(consumer)
+      {peer, id} = last
+      message(peer, id, "fine")
+      expect(peer, :ack)
+    end
+
+    defp disconnect_unconfirmed(peer) do
+      expect(peer, :disconnect)
+      Peer.close(peer)
     end
   end
 
@@ -229,7 +294,7 @@ defmodule Barytherium.ConsumerTest do
     end
 
     test "are refused when the callback raises" do
-      {consumer, peer, id, _listener} = started(Batches)
+      {consumer, peer, id, _listener} = started(Batches, [], @rabbitmq)
       Peer.send(peer, Enum.map_join(["raise", "2"], &bytes(id, &1)))
       assert {%{"id" => "a-2"}, ""} = expect(peer, :nack)
       stop(consumer, peer)
@@ -276,15 +341,18 @@ defmodule Barytherium.ConsumerTest do
     end
 
     test "that has ended takes its messages with it, except those without acknowledgements" do
-      for {ack, handled} <- [client_individual: ["wait"], auto: ["wait", "2", "3"]] do
-        opts = [subscribe: {"/queue/a", ack: ack}]
-        {_consumer, peer, id, listener} = started(Reporter, opts)
+      for {destination, ack, handled} <- [
+            {"/queue/a", :client_individual, ["wait"]},
+            {"/queue/a", :auto, ["wait", "2", "3"]},
+            {"/topic/a", :client_individual, ["wait", "2", "3"]}
+          ] do
+        opts = [subscribe: {destination, ack: ack}]
+        {consumer, peer, id, listener} = started(Reporter, opts)
         message(peer, id, "wait")
         assert_receive {:waiting, worker}
         for body <- ["2", "3"], do: message(peer, id, body)
         Peer.close(peer)
-        {:links, [_supervisor | links]} = Process.info(worker, :links)
-        client = Enum.find(links, &(Process.info(&1, :dictionary) |> elem(1) |> client?()))
+        [client] = Consumer.clients(consumer)
         eventually(fn -> Client.status(client).state == :disconnected end)
         send(worker, :go)
         peer = accept_connected(listener)
@@ -292,9 +360,6 @@ defmodule Barytherium.ConsumerTest do
         assert handled == received_bodies()
       end
     end
-
-    defp client?(dictionary),
-      do: dictionary[:"$initial_call"] == {Barytherium.Client.Server, :init, 1}
 
     defp received_bodies do
       receive do
@@ -313,7 +378,7 @@ defmodule Barytherium.ConsumerTest do
       assert length(clients) == 3
       for client <- clients, do: assert(Client.status(client).state == :connected)
       stopping = stopping(consumer)
-      # The supervisor stops them one after the other, in an order that the peers do not know.
+      # They stop at the same time.
       Task.await_many([stopping | for(peer <- peers, do: Task.async(fn -> disconnect(peer) end))])
     end
   end
@@ -328,7 +393,7 @@ defmodule Barytherium.ConsumerTest do
       # CONNECTED, RECEIPT, and the messages.
       eventually(fn -> Client.stats(client).frames == 5 end)
       stopping = stopping(consumer)
-      eventually(fn -> Enum.any?(mailbox(worker), &match?({:EXIT, _from, :shutdown}, &1)) end)
+      eventually(fn -> {:"$gen_cast", {:client, :finish}} in mailbox(worker) end)
       send(worker, :go)
 
       for body <- ["a-wait", "a-2", "a-3"],
@@ -420,10 +485,10 @@ defmodule Barytherium.ConsumerTest do
     ]
 
     for {stage, reach} <- stages do
-      [{_id, worker, _type, _modules} | _] = Supervisor.which_children(consumer)
-      {:links, links} = Process.info(worker, :links)
-      monitors = for pid <- [worker | links -- [consumer]], do: {stage, Process.monitor(pid)}
-      Process.exit(worker, :kill)
+      [client | _] = Consumer.clients(consumer)
+      {:links, links} = Process.info(client, :links)
+      monitors = for pid <- [client | links -- [consumer]], do: {stage, Process.monitor(pid)}
+      Process.exit(client, :kill)
       for {_stage, monitor} <- monitors, do: assert_receive({:DOWN, ^monitor, :process, _, _})
       reach.()
     end
@@ -448,8 +513,7 @@ defmodule Barytherium.ConsumerTest do
 
   test "other messages reach handle_info" do
     {consumer, _peer, _id, _listener} = started()
-    [{_id, worker, _type, _modules}] = Supervisor.which_children(consumer)
-    send(worker, :hello)
+    send(worker(consumer), :hello)
     assert_receive {:info, :hello}
   end
 
@@ -483,15 +547,11 @@ defmodule Barytherium.ConsumerTest do
       expect(peer, :ack)
     end
 
-    test "raises with one, because it could not arrive" do
-      log =
-        capture_log(fn ->
-          {_consumer, peer, id, _listener} = started(Echo)
-          message(peer, id, "receipt")
-          expect(peer, :nack)
-        end)
-
-      assert log =~ "use receipt: false, or another client"
+    test "works with one" do
+      {_consumer, peer, id, _listener} = started(Echo)
+      message(peer, id, "receipt")
+      assert {%{"destination" => "/queue/b"}, "receipt"} = confirm(peer, :send)
+      expect(peer, :ack)
     end
 
     defmodule Transactions do
@@ -518,13 +578,13 @@ defmodule Barytherium.ConsumerTest do
       end
     end
 
-    test "works in a transaction, with the acknowledgement, if there is no receipt" do
+    test "works in a transaction, with the acknowledgement" do
       {_consumer, peer, id, _listener} = started(Transactions)
       message(peer, id, "x")
       for command <- [:begin, :send, :ack, :commit], do: expect(peer, command)
-      # Without `receipt: false` nothing is begun.
       message(peer, id, "receipt")
-      assert {%{"id" => "a-receipt"}, ""} = expect(peer, :nack)
+      for command <- [:begin, :send, :ack], do: expect(peer, command)
+      confirm(peer, :commit)
     end
   end
 
@@ -538,9 +598,13 @@ defmodule Barytherium.ConsumerTest do
       capture_log(fn ->
         consumer = start_supervised!({Reporter, opts})
         accept_connected(listener)
-        [{_id, worker, _type, _modules}] = Supervisor.which_children(consumer)
+        [client] = Consumer.clients(consumer)
+        worker = worker(consumer)
         refute inspect(:supervisor.get_childspec(consumer, 1)) =~ secret
-        refute inspect(:sys.get_state(worker), limit: :infinity) =~ secret
+
+        for pid <- [worker, client],
+            do: refute(inspect(:sys.get_state(pid), limit: :infinity) =~ secret)
+
         monitor = Process.monitor(worker)
         Process.exit(worker, :kill)
         assert_receive {:DOWN, ^monitor, :process, ^worker, :killed}

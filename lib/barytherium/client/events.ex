@@ -1,11 +1,11 @@
 defmodule Barytherium.Client.Events do
   @moduledoc false
-  # What the log, telemetry, the delivery process and the listener are told about a client. The
+  # What the log, telemetry, the process of a consumer and the listener are told about a client. The
   # functions run in the client, and take its data.
 
   require Logger
 
-  alias Barytherium.Client.{Endpoint, Options, Session}
+  alias Barytherium.Client.{Endpoint, Handlers, Options}
   alias Barytherium.{Frame, Telemetry}
 
   @spec connected(Frame.t(), map()) :: :ok
@@ -19,7 +19,6 @@ defmodule Barytherium.Client.Events do
     }
 
     Telemetry.client(:connected, %{duration: System.monotonic_time() - data.started}, info)
-    # The delivery process has got the session already.
     notify({:connected, info}, data)
   end
 
@@ -48,23 +47,23 @@ defmodule Barytherium.Client.Events do
     notify({:connection_failure, reason}, data)
   end
 
-  @spec closing(map()) :: :ok
-  def closing(data), do: to_delivery(:closing, data)
+  @doc "A message came that belongs to no subscription: the answer in a temporary queue, for example."
+  @spec unexpected(Frame.t(), map()) :: :ok
+  def unexpected(frame, %{settings: %{listener: nil}} = data) do
+    Logger.warning(
+      "#{Endpoint.to_string(data.endpoint)} sent a message that belongs to no subscription, and there is " <>
+        "no :listener to give it to"
+    )
 
-  @doc "A subscription ends."
-  @spec unsubscribing(Session.subscription(), map()) :: :ok
-  def unsubscribing(subscription, data), do: about(:unsubscribing, subscription, data)
+    Telemetry.client(:unexpected_message, %{}, Map.put(metadata(nil, data), :frame, frame))
+  end
 
-  @doc "It has ended: nothing more comes."
-  @spec unsubscribed(Session.subscription(), map()) :: :ok
-  def unsubscribed(subscription, data), do: about(:unsubscribed, subscription, data)
+  def unexpected(frame, data) do
+    to_listener({:message, frame}, data)
+    Telemetry.client(:unexpected_message, %{}, Map.put(metadata(nil, data), :frame, frame))
+  end
 
-  defp about(_event, _subscription, %{session: nil}), do: :ok
-
-  defp about(event, subscription, data),
-    do: to_delivery({event, Session.id(data.session, subscription), subscription.ack}, data)
-
-  @doc "An ERROR frame has arrived. The delivery process has passed it on, so it knows."
+  @doc "An ERROR frame has arrived."
   @spec error(Frame.t(), map()) :: :ok
   def error(frame, data) do
     # That a connection was refused is logged by its network process.
@@ -72,7 +71,7 @@ defmodule Barytherium.Client.Events do
       do: Logger.error("#{Endpoint.to_string(data.endpoint)} says: #{describe(frame)}")
 
     Telemetry.client(:error, %{}, Map.put(metadata(frame, data), :frame, frame))
-    to_listener({:error, frame}, data)
+    notify({:error, frame}, data)
   end
 
   @spec not_renewed(map(), atom() | Frame.t()) :: :ok
@@ -100,7 +99,7 @@ defmodule Barytherium.Client.Events do
   @spec status(atom(), map()) :: Barytherium.Client.status()
   def status(state, data) do
     %{
-      state: if(state == :ending, do: :disconnected, else: state),
+      state: state,
       endpoint: data.endpoint && Endpoint.to_string(data.endpoint),
       version: data.session && data.session.version,
       server: data.session && data.session.server,
@@ -123,11 +122,9 @@ defmodule Barytherium.Client.Events do
   end
 
   defp notify(event, data) do
-    to_delivery(event, data)
+    Handlers.tell(data.handlers, event)
     to_listener(event, data)
   end
-
-  defp to_delivery(event, data), do: GenServer.cast(data.delivery, {:client, event})
 
   defp to_listener(_event, %{settings: %{listener: nil}}), do: :ok
 

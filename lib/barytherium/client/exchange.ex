@@ -3,7 +3,7 @@ defmodule Barytherium.Client.Exchange do
   # What a client writes on its connection, and what the broker answers. The functions run in the
   # client (see `Barytherium.Client.Server`), and take and return its data.
 
-  alias Barytherium.Client.{Events, Requests, Session}
+  alias Barytherium.Client.{Events, Requests, Routing, Session}
   alias Barytherium.Connection.Deadline
   alias Barytherium.{Frame, Network}
   alias Barytherium.Network.Sender
@@ -11,9 +11,9 @@ defmodule Barytherium.Client.Exchange do
   # Milliseconds that the broker may take to close a connection that is of no use any more.
   @hang_up_timeout 1_000
 
-  @typedoc "What a caller waits for: receipts, or the session. `:receipt` is whether it will want one."
+  @typedoc "What a caller waits for: receipts, or the session."
   @type action ::
-          {:write, [Frame.t()], nil | pid(), Deadline.t()} | {:session, receipt :: boolean()}
+          {:write, [Frame.t()], nil | pid(), Deadline.t()} | :session
 
   @typedoc "Who gets the result of a request."
   @type from ::
@@ -25,21 +25,14 @@ defmodule Barytherium.Client.Exchange do
 
   @doc "Answers a call that needs a connection, without one."
   @spec refuse(action(), :gen_statem.from(), map()) :: map()
-  def refuse({:session, _receipt}, from, data), do: reply(from, {:error, :disconnected}, data)
+  def refuse(:session, from, data), do: reply(from, {:error, :disconnected}, data)
 
   def refuse({:write, frames, _sender, _deadline}, from, data),
     do: answer({:caller, from}, {:error, :disconnected, indexes(frames)}, data)
 
   @doc "Does what needs a connection."
   @spec perform(action(), :gen_statem.from(), map()) :: map()
-  # Receipts come through the delivery process, which waits for this answer.
-  def perform({:session, true}, {pid, _tag} = from, %{delivery: pid} = data),
-    do: reply(from, {:error, :own_callback}, data)
-
-  def perform({:session, _receipt}, from, data), do: reply(from, {:ok, data.session}, data)
-
-  def perform({:write, frames, _sender, _deadline}, {pid, _tag} = from, %{delivery: pid} = data),
-    do: answer({:caller, from}, {:error, :own_callback, indexes(frames)}, data)
+  def perform(:session, from, data), do: reply(from, {:ok, data.session}, data)
 
   # A transaction can only be finished on the connection on which it was begun.
   def perform({:write, frames, sender, _deadline}, from, data)
@@ -51,39 +44,36 @@ defmodule Barytherium.Client.Exchange do
     write(frames, {:caller, from}, Deadline.left(deadline), data, submit)
   end
 
-  # 1.2 can escape everything that `publish` accepts.
-  defp writable?(_frame, "1.2"), do: true
-
-  defp writable?(frame, version) do
-    Frame.format(frame, version)
-    true
-  rescue
-    ArgumentError -> false
+  defp write(frames, from, timeout, data, write) do
+    number = data.requests.next
+    timer = Process.send_after(self(), {:request_timeout, number}, timeout)
+    {frames, requests} = Requests.add(data.requests, {from, timer}, frames)
+    write.(frames, number)
+    %{data | requests: requests}
   end
 
-  # Subscriptions do not wait for room behind messages.
-  defp write(frames, from, timeout, data),
-    do:
-      write(frames, from, timeout, data, fn frames, _ ->
-        Sender.write(data.session.sender, frames)
-      end)
-
-  defp write(frames, from, timeout, data, write) do
-    if Enum.all?(frames, &writable?(&1, data.session.version)) do
-      number = data.requests.next
-      timer = Process.send_after(self(), {:request_timeout, number}, timeout)
-      {frames, requests} = Requests.add(data.requests, {from, timer}, frames)
-      write.(frames, number)
-      %{data | requests: requests}
+  # Subscriptions do not wait for room behind messages. The sender only logs what it cannot write.
+  defp write_now(frames, from, timeout, data) do
+    if Enum.all?(frames, &writable?(&1, data.session.dialect)) do
+      write(frames, from, timeout, data, fn frames, _ -> Sender.write(data.sender, frames) end)
     else
       answer(from, {:error, :unescapable, indexes(frames)}, data)
     end
   end
 
+  defp writable?(frame, dialect) do
+    Frame.format(frame, dialect)
+    true
+  rescue
+    ArgumentError -> false
+  end
+
   @spec write_subscribe(Session.subscription(), from(), timeout(), map()) :: map()
   def write_subscribe(subscription, from, timeout, data) do
     {frame, session} = Session.subscribe(data.session, subscription)
-    write([frame], from, timeout, %{data | session: session})
+    data = %{data | session: session}
+    Routing.put(subscription, data)
+    write_now([frame], from, timeout, data)
   end
 
   @doc "Writes UNSUBSCRIBE frames, if there is a connection."
@@ -92,7 +82,7 @@ defmodule Barytherium.Client.Exchange do
     {frames, session} =
       Enum.map_reduce(entries, data.session, &Session.unsubscribe(&2, &1.subscription))
 
-    write(frames, from, timeout, %{data | session: session})
+    write_now(frames, from, timeout, %{data | session: session})
   end
 
   # Without a connection there is nothing to end.
@@ -110,7 +100,9 @@ defmodule Barytherium.Client.Exchange do
         state,
         data
       ) do
-    Events.unsubscribing(subscription, data)
+    # Messages that cannot be acknowledged any more are delivered again to another subscriber. The others
+    # go to this one until the broker has answered.
+    if subscription.ack != :auto, do: Routing.delete(subscription, data)
     data = put_in(data.subscriptions[number].ending, true)
     write_unsubscribe([entry], {:unsubscribe, from, number}, timeout, state, data)
   end
@@ -140,6 +132,12 @@ defmodule Barytherium.Client.Exchange do
       nil -> error(frame, data)
       number -> fail(number, frame, data)
     end
+  end
+
+  # A message for a process on another node, or for nobody.
+  def control(%Frame{command: :message} = frame, data) do
+    Routing.relay(frame, data)
+    data
   end
 
   def control(_unexpected, data), do: data
@@ -188,7 +186,7 @@ defmodule Barytherium.Client.Exchange do
 
   def answer({:unsubscribe, from, number}, result, data) do
     with %{subscription: subscription} <- data.subscriptions[number],
-         do: Events.unsubscribed(subscription, data)
+         do: Routing.delete(subscription, data)
 
     answer(from, result, forget(number, data))
   end
@@ -204,6 +202,7 @@ defmodule Barytherium.Client.Exchange do
 
   # After a time-out the broker may still carry out the SUBSCRIBE.
   defp withdraw(%{subscription: subscription}, reason, %{session: %Session{} = session} = data) do
+    Routing.delete(subscription, data)
     {frame, session} = Session.unsubscribe(session, subscription)
     if reason == :timeout, do: Sender.write(session.sender, [frame])
     %{data | session: session}
@@ -220,20 +219,20 @@ defmodule Barytherium.Client.Exchange do
   defp indexes(frames), do: Enum.to_list(0..(length(frames) - 1))
 
   @doc """
-  Ends the subscriptions whose messages need no acknowledgement. They stay in the data, because their last
-  messages are still to be dispatched.
+  Ends the subscriptions whose messages need no acknowledgement. Their last messages come before the
+  receipt, and still go to their processes.
   """
-  @spec quiesce(from(), timeout(), atom(), map()) :: map()
-  def quiesce(from, timeout, state, data) do
+  @spec quiesce(timeout(), map()) :: map()
+  def quiesce(timeout, data) do
     autos =
       for {_number, %{subscription: %{ack: :auto} = subscription} = entry} <- data.subscriptions,
-          data.session && Session.subscribed?(data.session, subscription),
+          Session.subscribed?(data.session, subscription),
           do: entry
 
-    write_unsubscribe(autos, from, timeout, state, data)
+    write_unsubscribe(autos, :nobody, timeout, :connected, data)
   end
 
-  @doc "Ends the connection. The delivery process reports its end like any other."
+  @doc "Ends the connection. Its network process reports the end like any other."
   @spec hang_up(atom() | Frame.t(), map()) :: map()
   def hang_up(verdict, %{network: network} = data) do
     close_network(network, @hang_up_timeout)

@@ -103,6 +103,7 @@ defmodule Barytherium.Client.Options do
   @type settings :: %{
           endpoints: [Endpoint.t(), ...],
           shuffle: boolean(),
+          versions: [String.t(), ...],
           connect_headers: (Endpoint.t() -> Barytherium.Frame.frame_headers()),
           backoff: Backoff.t(),
           listener: nil | pid()
@@ -131,6 +132,7 @@ defmodule Barytherium.Client.Options do
     %{
       endpoints: endpoints!(options, network),
       shuffle: options.shuffle,
+      versions: options.versions,
       connect_headers: connect_headers(options),
       backoff: Backoff.new(options.backoff),
       listener: options.listener

@@ -1,31 +1,45 @@
 defmodule Barytherium.Client.Server do
   @moduledoc false
-  # The process of `Barytherium.Client`.
+  # The process of `Barytherium.Client`, and the callback process of its connections. `README.md` in this
+  # folder has the picture.
   #
-  #     :disconnected ──wait is over──► :connecting ──CONNECTED──► :connected
-  #          ▲                              │                      │        │
-  #          └──────── failed ──────────────┘          socket ended│        │close/2
-  #          └── its last messages are handled ── :ending ◄────────┘        ▼
-  #                                                                     :closing ──► stop
+  #     :disconnected ──wait is over──► :connecting ──CONNECTED──► :connected ──close/2, stop──► :closing
+  #          ▲                              │                          │                             │
+  #          └──────────── failed ──────────┴──────── the end ─────────┘                             ▼
+  #                                                                                                stop
   #
-  # It never waits for another process. `Barytherium.Network` connects and writes, the delivery process
-  # passes on what arrives (see `Barytherium.Client.Delivery`), and short-lived processes do what may
-  # take a while.
+  # It never waits for another process. `Barytherium.Network` connects and writes, the receive loop sends
+  # messages to whom they belong, and short-lived processes do what may take a while. So what arrives here
+  # is small and seldom, and handled at once: CONNECTED, receipts, errors, the end.
   @behaviour :gen_statem
 
   import Barytherium.Client.{Connecting, Exchange}
 
-  alias Barytherium.Client.{Backoff, Dispatcher, Events, Requests, Session}
+  alias Barytherium.Client.{Backoff, Events, Handlers, Requests, Session}
   alias Barytherium.Connection.Deadline
-  alias Barytherium.{Frame, Network}
+  alias Barytherium.{Frame, Native, Network}
   alias Barytherium.Network.Sender
 
   # Milliseconds that the network process may take to write what is left when the client is stopped.
   # It gives up itself after 10 s.
   @stop_timeout 11_000
 
+  # Milliseconds that the last callback may take when a consumer stops, a fifth of the time at most. Then its
+  # process is killed.
+  @longest_callback 1_000
+
   # Milliseconds that the receipt for a renewed subscription may take.
   @renewal_timeout 10_000
+
+  # Marks a client in the dictionary of its process.
+  @client_key :"$barytherium_client"
+
+  @doc "Whether this process is a client. It is not asked, because it may be the one that waits."
+  @spec client?(pid()) :: boolean()
+  def client?(pid) do
+    with {:dictionary, dictionary} <- Process.info(pid, :dictionary),
+         do: Keyword.has_key?(dictionary, @client_key)
+  end
 
   @spec init(map()) :: :gen_statem.init_result(atom())
   @impl true
@@ -35,7 +49,8 @@ defmodule Barytherium.Client.Server do
 
     data = %{
       settings: settings,
-      delivery: settings[:delivery] || start_dispatcher(),
+      # The process that runs a consumer's callbacks; nil for a client of its own.
+      handlers: nil,
       subscriptions: settings[:subscriptions] || %{},
       next_subscription: map_size(settings[:subscriptions] || %{}) + 1,
       backoff: settings.backoff,
@@ -43,6 +58,7 @@ defmodule Barytherium.Client.Server do
       round: [],
       endpoint: nil,
       network: nil,
+      routes: nil,
       sender: nil,
       greeter: nil,
       session: nil,
@@ -64,12 +80,15 @@ defmodule Barytherium.Client.Server do
       closing: nil
     }
 
-    {:ok, :disconnected, data, {:next_event, :internal, :connect}}
-  end
+    Process.put(@client_key, true)
 
-  defp start_dispatcher do
-    {:ok, dispatcher} = Dispatcher.start_link(self())
-    dispatcher
+    case Handlers.start(settings[:consumer]) do
+      {:ok, handlers} ->
+        {:ok, :disconnected, %{data | handlers: handlers}, {:next_event, :internal, :connect}}
+
+      {:error, reason} ->
+        {:stop, reason}
+    end
   end
 
   @impl true
@@ -79,46 +98,45 @@ defmodule Barytherium.Client.Server do
   # Connecting
 
   def handle_event(:internal, :connect, :disconnected, data), do: connect(new_round(data))
-  def handle_event(:state_timeout, :connect, :disconnected, data), do: connect(new_round(data))
 
-  def handle_event(:cast, {:connect, {:ok, sender}}, :connecting, data) do
-    Process.monitor(sender)
-    {:keep_state, %{data | sender: sender, greeter: greet(sender, data)}}
-  end
+  def handle_event(:state_timeout, :connect, :disconnected, data),
+    do: connect(new_round(%{data | handlers: Handlers.ensure(data.handlers)}))
 
-  def handle_event(:cast, {:connect, {:error, reason}}, :connecting, data),
+  def handle_event(:cast, {:barytherium, :connect, {:ok, sender}}, :connecting, data),
+    do: {:keep_state, %{data | sender: sender, greeter: greet(sender, data)}}
+
+  def handle_event(:cast, {:barytherium, :connect, {:error, reason}}, :connecting, data),
     do: ended(reason, data)
 
   def handle_event(:cast, {:greeting_failed, sender}, :connecting, %{sender: sender} = data),
     do: {:keep_state, hang_up(:credentials, data)}
 
+  # What arrives
+
   def handle_event(
-        {:call, from},
-        {:connected, sender, frame},
+        :cast,
+        {:barytherium, :frames, {[%Frame{command: :connected} = frame], sender}},
         :connecting,
         %{sender: sender} = data
       ),
-      do: connected(frame, from, data)
+      do: if(offered?(frame, data), do: connected(frame, data), else: :keep_state_and_data)
 
-  def handle_event({:call, from}, {:connected, _sender, _frame}, _state, _data),
-    do: {:keep_state_and_data, {:reply, from, :error}}
+  def handle_event(
+        :cast,
+        {:barytherium, :frames, {frames, sender}},
+        state,
+        %{sender: sender} = data
+      ),
+      do: close_if_done(state, Enum.reduce(frames, data, &control/2))
 
   # Endings
 
-  # The last messages and receipts of the connection are still on their way to the delivery process. It
-  # reports the disconnect after them.
-  def handle_event(
-        :info,
-        {:DOWN, _ref, :process, sender, _},
-        :connected,
-        %{sender: sender} = data
-      ),
-      do: {:next_state, :ending, data}
+  def handle_event(:cast, {:barytherium, :disconnect, reason}, :closing, data),
+    do: closed(reason, data)
 
-  def handle_event(:cast, {:disconnect, reason}, :closing, data), do: closed(reason, data)
-
-  def handle_event(:cast, {:disconnect, reason}, state, data) when state != :disconnected,
-    do: ended(reason, data)
+  def handle_event(:cast, {:barytherium, :disconnect, reason}, state, data)
+      when state != :disconnected,
+      do: ended(reason, data)
 
   # The network process has crashed, so there will be no report.
   def handle_event(:info, {:EXIT, network, _reason}, state, %{network: network} = data)
@@ -127,13 +145,20 @@ defmodule Barytherium.Client.Server do
     if state == :closing, do: closed(:closed, data), else: ended(:closed, data)
   end
 
-  def handle_event(:info, {:EXIT, delivery, reason}, _state, %{delivery: delivery}),
-    do: {:stop, reason}
+  # The process with the callbacks has ended. It is started again after a pause that grows, and what it has
+  # not acknowledged is delivered again on the next connection.
+  def handle_event(:info, {:EXIT, pid, reason}, state, %{handlers: %{pid: pid}} = data)
+      when pid != nil do
+    data = %{data | handlers: Handlers.ended(data.handlers)}
+
+    case state do
+      :closing -> handlers_stopped(data)
+      :disconnected -> wait(data)
+      _connected -> ended(Handlers.reason(reason), data)
+    end
+  end
 
   # Receipts and errors
-
-  def handle_event(:cast, {:control, sender, frames}, state, %{sender: sender} = data),
-    do: close_if_done(state, Enum.reduce(frames, data, &control/2))
 
   def handle_event(:info, {:request_timeout, number}, state, data),
     do: close_if_done(state, fail(number, :timeout, data))
@@ -149,8 +174,8 @@ defmodule Barytherium.Client.Server do
     when_connected(action, from, if(wait, do: timeout), state, data)
   end
 
-  def handle_event({:call, from}, {:session, receipt, timeout, wait}, state, data),
-    do: when_connected({:session, receipt}, from, if(wait, do: timeout), state, data)
+  def handle_event({:call, from}, {:session, timeout, wait}, state, data),
+    do: when_connected(:session, from, if(wait, do: timeout), state, data)
 
   def handle_event(:info, {:waiting_timeout, number}, _state, data) do
     case Map.pop(data.waiting, number) do
@@ -163,8 +188,8 @@ defmodule Barytherium.Client.Server do
   end
 
   # The subscriptions of a consumer are its options.
-  def handle_event({:call, from}, call, _state, %{settings: %{delivery: _}})
-      when elem(call, 0) in [:subscribe, :unsubscribe],
+  def handle_event({:call, from}, call, _state, %{handlers: handlers})
+      when handlers != nil and elem(call, 0) in [:subscribe, :unsubscribe],
       do: {:keep_state_and_data, {:reply, from, {:error, :consumer}}}
 
   def handle_event({:call, from}, {:subscribe, _, _, _}, :closing, _data),
@@ -203,12 +228,6 @@ defmodule Barytherium.Client.Server do
   def handle_event({:call, from}, {:acknowledge, _, _, _}, _state, _data),
     do: {:keep_state_and_data, {:reply, from, {:error, :stale}}}
 
-  # A dispatcher asks once for each subscription of a connection.
-  def handle_event({:call, from}, {:subscriber, id}, _state, %{session: session} = data) do
-    entry = data.subscriptions[session && Session.number(session, id)]
-    {:keep_state_and_data, {:reply, from, entry && {entry.pid, entry.subscription.ack}}}
-  end
-
   # A subscriber has ended.
   def handle_event(:info, {:DOWN, monitor, :process, _pid, _reason}, state, data) do
     case Enum.find(data.subscriptions, fn {_number, entry} -> entry.monitor == monitor end) do
@@ -225,21 +244,35 @@ defmodule Barytherium.Client.Server do
 
   # Closing
 
-  # Ends the subscriptions whose messages need no acknowledgement. When this returns, the delivery
-  # process has got their last messages.
-  def handle_event({:call, from}, {:quiesce, timeout}, state, data) do
-    {:keep_state, quiesce({:caller, from}, timeout, state, data)}
-  end
-
-  def handle_event({:call, {pid, _tag} = from}, {:close, _timeout}, _state, %{delivery: pid}),
-    do: {:keep_state_and_data, {:reply, from, {:error, :own_callback}}}
-
   def handle_event({:call, from}, {:close, timeout}, :connected, data) do
     Process.send_after(self(), :close_timeout, timeout)
-    Events.closing(data)
-    data = %{data | closing: {from, Deadline.in_ms(timeout)}}
-    close_if_done(:closing, quiesce(:nobody, timeout, :connected, data))
+    data = %{data | closing: {from, Deadline.in_ms(timeout), timeout}}
+    close_if_done(:closing, quiesce(timeout, data))
   end
+
+  # A consumer is to stop: its process handles what has arrived, for `handling` milliseconds at most, and
+  # then there are `farewell` milliseconds to disconnect.
+  def handle_event({:call, from}, {:stop, handling, farewell}, state, data) do
+    deadline = Deadline.in_ms(handling + farewell)
+    Process.send_after(self(), :close_timeout, handling + farewell)
+    Process.send_after(self(), :handling_timeout, handling)
+
+    Handlers.stop_at(
+      data.handlers,
+      Deadline.in_ms(handling - min(div(handling, 5), @longest_callback))
+    )
+
+    data = %{data | closing: {from, deadline, farewell}}
+    data = if state == :connected, do: quiesce(handling, data), else: data
+    close_if_done(:closing, if(state == :connecting, do: abandon(data), else: data))
+  end
+
+  def handle_event(:info, :handling_timeout, :closing, data),
+    do:
+      close_if_done(
+        :closing,
+        fail_all(:timeout, %{data | handlers: Handlers.kill(data.handlers)})
+      )
 
   def handle_event({:call, from}, {:close, _timeout}, :closing, _data),
     do: {:keep_state_and_data, {:reply, from, {:error, :closing}}}
@@ -247,14 +280,16 @@ defmodule Barytherium.Client.Server do
   def handle_event({:call, from}, {:close, _timeout}, _state, data),
     do: {:stop_and_reply, :normal, {:reply, from, :ok}, abandon(data)}
 
-  def handle_event(:info, :close_timeout, :closing, %{closing: {from, _deadline}} = data),
-    do: {:stop_and_reply, :normal, {:reply, from, {:error, :timeout}}, abandon(data)}
+  def handle_event(:info, :close_timeout, :closing, %{closing: {from, _, _}} = data) do
+    {:stop_and_reply, :normal, {:reply, from, {:error, :timeout}}, abandon(data)}
+  end
 
   # Reports about an earlier connection, exits of processes that have done their work, and strays.
   def handle_event(_type, _event, _state, _data), do: :keep_state_and_data
 
   @impl true
   def terminate(_reason, _state, data) do
+    Handlers.kill(data.handlers)
     data = fail_all(:unconfirmed, data)
     for {_number, {from, action, _timer}} <- data.waiting, do: refuse(action, from, data)
     stop_greeter(data)
@@ -290,18 +325,21 @@ defmodule Barytherium.Client.Server do
     status
     |> Map.replace_lazy(:queue, fn queue -> for {type, _event} <- queue, do: {type, :hidden} end)
     |> Map.replace(:log, [])
-    |> Map.replace_lazy(:data, &Map.drop(&1, [:waiting, :settings]))
+    |> Map.replace_lazy(:data, &Map.drop(&1, [:waiting, :settings, :handlers]))
   end
 
   # Connecting
 
-  defp connect(%{round: [endpoint | round], delivery: delivery} = data) do
-    {:ok, network} = Network.start_link(delivery, endpoint.host, endpoint.port, endpoint.opts.())
+  defp connect(%{round: [endpoint | round]} = data) do
+    routes = Native.new_routes()
+    %{host: host, port: port} = endpoint
+    {:ok, network} = Network.start_link(self(), host, port, endpoint.opts.(), routes)
 
     {:next_state, :connecting,
      %{
        data
        | network: network,
+         routes: routes,
          endpoint: endpoint,
          round: round,
          verdict: nil,
@@ -309,24 +347,27 @@ defmodule Barytherium.Client.Server do
      }}
   end
 
-  defp connected(frame, from, data) do
-    session = Session.new(data.sender, frame)
+  # The network process ends the connection otherwise, and says why.
+  defp offered?(frame, data),
+    do: String.trim(Frame.announced_version(frame)) in data.settings.versions
+
+  defp connected(frame, data) do
     {ending, subscriptions} = data.subscriptions |> Map.values() |> Enum.split_with(& &1.ending)
     data = Enum.reduce(ending, data, &forget(&1.subscription.number, &2))
     subscriptions = subscriptions |> Enum.map(& &1.subscription) |> Enum.sort_by(& &1.number)
-    # With this the delivery process knows all of them before the first message can come.
-    {_frames, known} = Enum.map_reduce(subscriptions, session, &Session.subscribe(&2, &1))
-    :gen_statem.reply(from, {:ok, known})
     waiting = Enum.sort(data.waiting)
 
     data = %{
       data
-      | session: session,
+      | session: Session.new(data.sender, frame),
         connections: data.connections + 1,
         since: System.monotonic_time(),
         waiting: %{}
     }
 
+    # With this the process with the callbacks knows all of them before the first message can come.
+    {_frames, known} = Enum.map_reduce(subscriptions, data.session, &Session.subscribe(&2, &1))
+    Handlers.session(data.handlers, known)
     Events.connected(frame, data)
 
     data =
@@ -348,7 +389,7 @@ defmodule Barytherium.Client.Server do
 
   defp ended(reason, data) do
     reason = data.verdict || reason
-    refused = data.refused or (data.session == nil and is_struct(reason, Frame))
+    refused = data.refused or (data.session == nil and refusal?(reason))
     data = release(%{data | reason: reason, refused: refused})
     lasted = data.since && System.monotonic_time() - data.since
 
@@ -359,14 +400,25 @@ defmodule Barytherium.Client.Server do
     go_on(lasted, data)
   end
 
+  # What is unlikely to go away by itself.
+  defp refusal?(reason), do: is_struct(reason, Frame) or reason == :unsupported_version
+
   # The next broker is tried at once if this one could not be reached.
   defp go_on(nil, %{round: [_ | _]} = data), do: connect(reset(data))
+
+  defp go_on(_lasted, %{handlers: %{pid: nil}} = data), do: wait(reset(data))
 
   defp go_on(lasted, data) do
     {wait, backoff} = data.backoff |> reset_backoff(lasted) |> Backoff.next()
     wait = if data.refused, do: Backoff.longest(backoff), else: wait
     data = %{reset(data) | backoff: backoff}
     {:next_state, :disconnected, data, {:state_timeout, wait, :connect}}
+  end
+
+  # Until the process with the callbacks is started again.
+  defp wait(data) do
+    {wait, handlers} = Handlers.pause(data.handlers)
+    {:next_state, :disconnected, %{data | handlers: handlers}, {:state_timeout, wait, :connect}}
   end
 
   defp reset_backoff(backoff, nil), do: backoff
@@ -386,13 +438,26 @@ defmodule Barytherium.Client.Server do
   end
 
   defp reset(data),
-    do: %{data | network: nil, sender: nil, greeter: nil, session: nil, since: nil}
+    do: %{data | network: nil, routes: nil, sender: nil, greeter: nil, session: nil, since: nil}
 
-  # The DISCONNECT is written when the broker has answered everything before it.
-  defp close_if_done(state, %{closing: {_from, deadline}} = data)
+  # When the broker has answered everything, a consumer's process handles what has arrived until then. When
+  # that is done, the DISCONNECT is written.
+  defp close_if_done(state, %{closing: {_from, deadline, farewell}} = data)
        when state in [:connected, :closing] do
-    if Requests.none?(data.requests), do: close_network(data.network, Deadline.left(deadline))
-    {:next_state, :closing, data}
+    cond do
+      not Requests.none?(data.requests) ->
+        {:next_state, :closing, data}
+
+      Handlers.running?(data.handlers) ->
+        {:next_state, :closing, %{data | handlers: Handlers.finish(data.handlers, data.network)}}
+
+      data.network == nil or data.session == nil ->
+        closed(:closed, data)
+
+      true ->
+        close_network(data.network, min(Deadline.left(deadline), farewell))
+        {:next_state, :closing, data}
+    end
   end
 
   defp close_if_done(_state, data), do: {:keep_state, data}
@@ -400,8 +465,17 @@ defmodule Barytherium.Client.Server do
   defp not_written(reason) when reason in [:timeout, :unescapable], do: reason
   defp not_written(_connection_has_ended), do: :unconfirmed
 
+  defp handlers_stopped(data), do: close_if_done(:closing, data)
+
+  # The connection has ended while the consumer's process still handles what has arrived.
+  defp closed(reason, %{handlers: handlers} = data)
+       when handlers != nil and handlers.pid != nil do
+    data = fail_all(:unconfirmed, release(%{data | reason: reason}))
+    close_if_done(:closing, reset(data))
+  end
+
   # The network closes at the deadline too, and what was not written by then is lost.
-  defp closed(reason, %{closing: {from, deadline}} = data) do
+  defp closed(reason, %{closing: {from, deadline, _farewell}} = data) do
     reply =
       cond do
         Deadline.left(deadline) == 0 -> {:error, :timeout}
@@ -410,7 +484,7 @@ defmodule Barytherium.Client.Server do
       end
 
     data = release(%{data | reason: reason})
-    Events.closed(reason, System.monotonic_time() - data.since, data)
+    if data.since, do: Events.closed(reason, System.monotonic_time() - data.since, data)
     {:stop_and_reply, :normal, {:reply, from, reply}, reset(data)}
   end
 

@@ -12,16 +12,18 @@ defmodule Barytherium.Client.Session do
   # 5 random bytes: two connections of the same VM with the same token are as good as impossible.
   @token_bytes 5
 
-  @enforce_keys [:sender, :version, :server, :token]
-  defstruct [:sender, :version, :server, :token, modes: %{}]
+  @enforce_keys [:sender, :version, :dialect, :server, :token]
+  defstruct [:sender, :version, :dialect, :server, :token, modes: %{}, forgotten: MapSet.new()]
 
   @type mode :: :auto | :client | :client_individual
   @type t :: %__MODULE__{
           sender: pid(),
           version: Frame.version(),
+          dialect: Frame.dialect(),
           server: nil | String.t(),
           token: String.t(),
-          modes: %{binary() => mode()}
+          modes: %{binary() => mode()},
+          forgotten: MapSet.t(pos_integer())
         }
 
   @typedoc "A subscription as it was asked for. `number` is unique in a client."
@@ -38,26 +40,66 @@ defmodule Barytherium.Client.Session do
   def new(sender, %Frame{command: :connected, headers: headers} = frame) do
     token = @token_bytes |> :crypto.strong_rand_bytes() |> Base.encode32(case: :lower)
     server = Frame.headers_to_map(headers)["server"]
-    %__MODULE__{sender: sender, version: Frame.version(frame), server: server, token: token}
+
+    %__MODULE__{
+      sender: sender,
+      version: Frame.version(frame),
+      dialect: Frame.dialect(frame),
+      server: server,
+      token: token
+    }
   end
 
   @doc "Adds a subscription. Returns its SUBSCRIBE frame."
   @spec subscribe(t(), subscription()) :: {Frame.t(), t()}
   def subscribe(%__MODULE__{} = session, subscription) do
     id = id(session, subscription)
+    ack = mode_in(session.version, subscription.ack)
 
     headers =
       [
         {"id", id},
         {"destination", subscription.destination},
-        {"ack", ack_header(subscription.ack)}
+        {"ack", ack_header(ack)}
       ] ++
         prefetch(kind(session), subscription) ++
         durable(kind(session), subscription.durable) ++ subscription.headers
 
-    session = %{session | modes: Map.put(session.modes, id, subscription.ack)}
-    {%Frame{command: :subscribe, headers: headers}, session}
+    session = %{session | modes: Map.put(session.modes, id, ack)}
+    {%Frame{command: :subscribe, headers: headers}, forget(session, subscription)}
   end
+
+  # STOMP 1.0 has no `client-individual`. A broker may take it for `auto`.
+  defp mode_in("1.0", :client_individual), do: :client
+  defp mode_in(_version, mode), do: mode
+
+  # What the broker does not keep when the connection ends: messages that need no acknowledgement, and those
+  # of a topic without a durable subscription.
+  defp forget(session, %{number: number} = subscription) do
+    if subscription.ack == :auto or (subscription.durable == nil and topic?(subscription)),
+      do: %{session | forgotten: MapSet.put(session.forgotten, number)},
+      else: session
+  end
+
+  defp topic?(%{destination: "/topic/" <> _name}), do: true
+  defp topic?(%{destination: "/exchange/" <> _name}), do: true
+  defp topic?(_subscription), do: false
+
+  @doc "Whether the broker has forgotten this message of a connection that has ended."
+  @spec forgotten?(nil | t(), Frame.t()) :: boolean()
+  def forgotten?(nil, _message), do: false
+
+  def forgotten?(%__MODULE__{forgotten: forgotten}, message) do
+    case parse(message) do
+      {number, _token} -> number in forgotten
+      :error -> false
+    end
+  end
+
+  @doc "Whether the broker delivers a message again that is refused with NACK, and never discards it."
+  @spec requeues?(t()) :: boolean()
+  def requeues?(%__MODULE__{version: version} = session),
+    do: version != "1.0" and kind(session) == :rabbitmq
 
   @doc "Removes a subscription. Returns its UNSUBSCRIBE frame."
   @spec unsubscribe(t(), subscription()) :: {Frame.t(), t()}
@@ -74,15 +116,22 @@ defmodule Barytherium.Client.Session do
   @spec subscribed?(t(), subscription()) :: boolean()
   def subscribed?(session, subscription), do: is_map_key(session.modes, id(session, subscription))
 
-  @doc "The number of a subscription, from the `subscription` header of a MESSAGE."
-  @spec number(t(), binary()) :: nil | pos_integer()
-  def number(%__MODULE__{token: token}, id) do
-    # Some 1.0 servers pad their headers.
-    case id |> String.trim() |> Integer.parse() do
+  @doc "The id of the subscription of a MESSAGE. Some 1.0 servers pad their headers."
+  @spec subscription_id(Frame.t()) :: nil | binary()
+  def subscription_id(%Frame{headers: headers}) do
+    with {_name, id} <- List.keyfind(headers, "subscription", 0), do: String.trim(id)
+  end
+
+  @doc "The number of the subscription of a MESSAGE, if that is of this connection."
+  @spec number(t(), Frame.t()) :: nil | pos_integer()
+  def number(%__MODULE__{token: token}, message) do
+    case parse(message) do
       {number, "-" <> ^token} -> number
       _other -> nil
     end
   end
+
+  defp parse(message), do: (subscription_id(message) || "") |> Integer.parse()
 
   defp ack_header(:auto), do: "auto"
   defp ack_header(:client), do: "client"
@@ -138,9 +187,8 @@ defmodule Barytherium.Client.Session do
     end
   end
 
-  defp mode(session, %Frame{command: :message, headers: headers} = message) do
-    with {_name, id} <- List.keyfind(headers, "subscription", 0, :error),
-         {:ok, mode} <- Map.fetch(session.modes, String.trim(id)) do
+  defp mode(session, %Frame{command: :message} = message) do
+    with {:ok, mode} <- Map.fetch(session.modes, subscription_id(message)) do
       if Frame.acknowledgeable?(message, session.version), do: mode, else: :auto
     end
   end
@@ -150,11 +198,15 @@ defmodule Barytherium.Client.Session do
   # With `ack: :client` one for the last message of a subscription covers all of them.
   defp coalesce(session, command, messages, extra) do
     {cumulative, single} = Enum.split_with(messages, &match?({:client, _message}, &1))
-    last = cumulative |> Enum.reverse() |> Enum.uniq_by(&subscription_id/1) |> Enum.reverse()
+
+    last =
+      cumulative
+      |> Enum.reverse()
+      |> Enum.uniq_by(fn {_mode, message} -> subscription_id(message) end)
+      |> Enum.reverse()
+
     for {_mode, message} <- last ++ single, do: acknowledgement(session, command, message, extra)
   end
-
-  defp subscription_id({_mode, message}), do: List.keyfind(message.headers, "subscription", 0)
 
   @doc """
   The frame that acknowledges one message. `nil` if there is none: the message lacks the header for it, or

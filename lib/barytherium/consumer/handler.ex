@@ -21,16 +21,18 @@ defmodule Barytherium.Consumer.Handler do
   # Milliseconds between exceptions that follow each other.
   @longest_pause 1_000
 
-  @enforce_keys [:module, :state, :client, :on_exception, :nack_headers, :parent, :stop_timeout]
+  # Messages whose callback raised, and that cannot be refused without being lost, stay unacknowledged. The
+  # broker counts them as being handled, so with more of them it would send nothing new. After this many the
+  # connection ends, and the broker delivers them again.
+  @most_left 32
+
+  @enforce_keys [:module, :state, :client, :on_exception, :nack_headers]
   defstruct [
     :module,
     :state,
     :client,
     :on_exception,
     :nack_headers,
-    # The supervisor, and the milliseconds that handling may take after it asks to stop.
-    :parent,
-    :stop_timeout,
     session: nil,
     # The mode of the subscription, or nil if there are several.
     mode: nil,
@@ -41,8 +43,9 @@ defmodule Barytherium.Consumer.Handler do
     # When handling has to end, because the consumer stops, and whether that has come.
     deadline: :infinity,
     expired: false,
-    # Exceptions one after the other.
+    # Exceptions one after the other, and messages that were left unacknowledged on this connection.
     failures: 0,
+    left: 0,
     # Whether telemetry events are wanted.
     observed: false,
     # Acknowledgements that have not been written, the latest first.
@@ -60,7 +63,7 @@ defmodule Barytherium.Consumer.Handler do
   @spec connected(t(), Session.t()) :: t()
   def connected(%__MODULE__{} = handler, %Session{modes: modes} = session) do
     mode = if map_size(modes) == 1, do: modes |> Map.values() |> hd()
-    %{handler | session: session, mode: mode}
+    %{handler | session: session, mode: mode, left: 0}
   end
 
   @doc """
@@ -101,11 +104,10 @@ defmodule Barytherium.Consumer.Handler do
   defp wanted(%{live: true, expired: false}, messages), do: messages
   defp wanted(handler, messages), do: Enum.filter(messages, &wanted?(handler, &1))
 
-  # After the end of a connection its broker delivers these again. Without acknowledgements they are
-  # handled, because the broker has forgotten them.
+  # After the end of a connection its broker delivers these again, unless it has forgotten them.
   defp wanted?(%{expired: true}, _message), do: false
   defp wanted?(%{live: true}, _message), do: true
-  defp wanted?(handler, message), do: mode(handler, message) == :auto
+  defp wanted?(%{session: session}, message), do: Session.forgotten?(session, message)
 
   defp each(messages, handler),
     do: each(messages, handler, handler.state, handler.acks, handler.stride)
@@ -203,18 +205,43 @@ defmodule Barytherium.Consumer.Handler do
     kind, reason -> {:exception, kind, reason, __STACKTRACE__}
   end
 
-  # Refuses the messages, and goes on with the others.
-  defp failed({:exception, kind, reason, stacktrace}, refused, messages, handler) do
+  # Refuses the messages, or leaves them unacknowledged, and goes on with the others.
+  defp failed({:exception, kind, reason, stacktrace}, failed, messages, handler) do
     log(kind, normalize(kind, reason), stacktrace, handler)
-    handler = flush(%{handler | acks: note_all(:nack, refused, handler)})
+    {next, handler} = give_back(failed, handler)
 
-    if handler.on_exception == :restart do
+    if next == :stop or handler.on_exception == :restart do
       {:stop, handler}
     else
-      Process.sleep(pause(handler.failures))
+      # What was refused may come again at once.
+      if Session.requeues?(handler.session), do: Process.sleep(pause(handler.failures))
       handler = %{handler | failures: handler.failures + 1}
-      # During the pauses the connection may have ended, or the supervisor may have asked to stop.
+
+      # During the pauses the connection may have ended, or the consumer may have been asked to stop.
       each(messages, handler |> look_for_stop() |> observe())
+    end
+  end
+
+  # The broker has to deliver these messages again. `:stop`: it will only do so on another connection.
+  defp give_back(failed, %{session: session} = handler) do
+    acknowledged = Enum.count(failed, &(mode(handler, &1) != :auto))
+
+    cond do
+      Session.requeues?(session) ->
+        {:ok, flush(%{handler | acks: note_all(:nack, failed, handler)})}
+
+      acknowledged == 0 ->
+        {:ok, flush(handler)}
+
+      # The next acknowledgement would cover them.
+      Enum.any?(failed, &(mode(handler, &1) == :client)) ->
+        {:stop, flush(handler)}
+
+      handler.left + acknowledged >= @most_left ->
+        {:stop, flush(handler)}
+
+      true ->
+        {:ok, flush(%{handler | left: handler.left + acknowledged})}
     end
   end
 
@@ -223,10 +250,8 @@ defmodule Barytherium.Consumer.Handler do
   defp pause(0), do: 0
   defp pause(failures), do: min(2 ** min(failures, 10), @longest_pause)
 
-  defp mode(%{mode: nil, session: %Session{modes: modes}}, %Frame{headers: headers}) do
-    {_name, id} = List.keyfind(headers, "subscription", 0, {nil, nil})
-    Map.get(modes, id, :auto)
-  end
+  defp mode(%{mode: nil, session: %Session{modes: modes}}, message),
+    do: Map.get(modes, Session.subscription_id(message), :auto)
 
   defp mode(%{mode: mode}, _message), do: mode
 
@@ -261,23 +286,20 @@ defmodule Barytherium.Consumer.Handler do
   defp describe(kind, reason) when is_atom(reason), do: "** (#{kind}) #{inspect(reason)}"
   defp describe(kind, _reason), do: "** (#{kind})"
 
-  # The supervisor's signal is in the mailbox, where nobody looks before the list is done.
-  defp look_for_stop(%{parent: parent} = handler) do
+  # The client's message is in the mailbox, where nobody looks before the list is done.
+  defp look_for_stop(%{deadline: :infinity} = handler) do
     receive do
-      {:EXIT, ^parent, _reason} = signal ->
-        send(self(), signal)
-        stop_soon(handler)
+      {:"$gen_cast", {:client, {:stop_at, deadline}}} -> stop_at(handler, deadline)
     after
       0 -> handler
     end
   end
 
-  @doc "Sets the deadline for handling, unless it is set."
-  @spec stop_soon(t()) :: t()
-  def stop_soon(%__MODULE__{deadline: :infinity, stop_timeout: timeout} = handler),
-    do: %{handler | deadline: Deadline.in_ms(timeout)}
+  defp look_for_stop(handler), do: handler
 
-  def stop_soon(handler), do: handler
+  @doc "Sets the deadline for handling."
+  @spec stop_at(t(), Deadline.t()) :: t()
+  def stop_at(%__MODULE__{} = handler, deadline), do: %{handler | deadline: deadline}
 
   defp flush(%{acks: []} = handler), do: handler
 

@@ -68,7 +68,14 @@ defmodule Barytherium.Consumer.Options do
       |> ClientOptions.settings!(Keyword.keys(@schema))
       |> Map.put(:subscriptions, subscriptions(options.subscribe))
 
-    Map.merge(options, %{module: module, name: name, client: client})
+    worker =
+      options
+      |> Map.take([:on_exception, :nack_headers])
+      # Reports and states show it otherwise.
+      |> Map.merge(%{module: module, init_arg: fn -> options.init_arg end})
+
+    client = Map.put(client, :consumer, worker)
+    Map.merge(options, %{name: name, client: client})
   end
 
   defp check_callbacks!(module) do
@@ -81,7 +88,7 @@ defmodule Barytherium.Consumer.Options do
     end
   end
 
-  # As the client keeps them. Their messages go to the consumer, which is the delivery process.
+  # As the client keeps them.
   defp subscriptions(subscribe) do
     for {subscription, number} <- subscribe |> List.wrap() |> Enum.with_index(1), into: %{} do
       {destination, opts} = destination(subscription)

@@ -6,6 +6,7 @@ defmodule Barytherium.Network.ServersTest do
   use ExUnit.Case, async: true
 
   import Barytherium.NetworkCase
+  import Barytherium.ReceiverCase, only: [eventually: 1]
   import ExUnit.CaptureLog
 
   alias Barytherium.{Client, ClientCase, Frame, Network, Peer}
@@ -85,6 +86,22 @@ defmodule Barytherium.Network.ServersTest do
     end
   end
 
+  test "a client tries the next broker when the version of the answer was not offered" do
+    {listener, url} = ClientCase.broker()
+    {good, good_url} = ClientCase.broker()
+    client = start_supervised!({Client, urls: [url, good_url], listener: self()})
+    publishing = Task.async(fn -> Client.publish(client, "/a", "", wait: true) end)
+    {peer, _connect} = ClientCase.accept(listener)
+    ClientCase.reply(peer, :connected, [{"version", "2.0"}])
+    peer = ClientCase.accept_connected(good)
+    ClientCase.confirm(peer, :send)
+    assert Task.await(publishing) == :ok
+    assert %{connections: 1} = Client.status(client)
+    reason = :unsupported_version
+    event = {:connection_failure, reason}
+    assert_receive {:"$gen_cast", {:barytherium, :client, {^event, ^client}}}
+  end
+
   test "in 1.0 the blanks around receipt-id and subscription do not count" do
     {listener, url} = ClientCase.broker()
     client = start_supervised!({Client, url: url, versions: ["1.0"]})
@@ -127,6 +144,30 @@ defmodule Barytherium.Network.ServersTest do
         end)
 
       assert log =~ ~s(ended the connection with an ERROR: "shutting down")
+    end
+
+    test "is no reason when it is this side that ends the connection" do
+      log =
+        capture_log(fn ->
+          {socket, peer} = Peer.pair()
+          listener = spawn(fn -> Process.sleep(:infinity) end)
+
+          {:ok, _receiver} =
+            Barytherium.Network.Receiver.start_link(socket, listener, self(), self())
+
+          Peer.send(peer, "CONNECTED\nversion:1.2\n\n\0")
+          assert_receive {:"$gen_call", from, {:connected_frame, _frame}}
+          GenServer.reply(from, {0, 0})
+          Peer.send(peer, "ERROR\nmessage: x")
+          # It has read this when it waits again.
+          eventually(fn -> Barytherium.Native.live_connections() > 0 end)
+          Process.sleep(50)
+          Process.exit(listener, :kill)
+          assert_receive {:"$gen_cast", {:barytherium, :disconnect, :closed}}
+          Peer.close(peer)
+        end)
+
+      refute log =~ "ERROR"
     end
 
     test "is a time-out, with the reason, if the server does not close" do

@@ -1,0 +1,91 @@
+defmodule Barytherium.Client.Handlers do
+  @moduledoc false
+  # The process that runs the callbacks of a consumer, as its client sees it. The client starts it, tells it
+  # of connections, and never waits for it. `nil` stands for a client without a consumer.
+
+  alias Barytherium.Client.{Backoff, Session}
+  alias Barytherium.Connection.Deadline
+  alias Barytherium.Consumer.Worker
+  alias Barytherium.Network
+
+  # Milliseconds before a process that has crashed is started again. The pause doubles with each crash, until
+  # one has lived for the longest.
+  @pauses {100, 30_000}
+
+  @enforce_keys [:settings, :pid, :since, :backoff]
+  defstruct [:settings, :pid, :since, :backoff, finishing: false]
+
+  @type t :: nil | %__MODULE__{}
+
+  @spec start(nil | map()) :: {:ok, t()} | {:error, term()}
+  def start(nil), do: {:ok, nil}
+
+  def start(settings) do
+    with {:ok, pid} <- Worker.start_link(self(), settings) do
+      backoff = Backoff.new(@pauses)
+      {:ok, %__MODULE__{settings: settings, pid: pid, since: now(), backoff: backoff}}
+    end
+  end
+
+  @doc "Starts it again, if it has ended."
+  @spec ensure(t()) :: t()
+  def ensure(%__MODULE__{pid: nil, settings: settings} = handlers),
+    do: %{handlers | pid: Worker.start_again(self(), settings), since: now()}
+
+  def ensure(handlers), do: handlers
+
+  @spec running?(t()) :: boolean()
+  def running?(handlers), do: handlers != nil and handlers.pid != nil
+
+  @doc "It has ended."
+  @spec ended(t()) :: t()
+  def ended(%__MODULE__{} = handlers) do
+    lived? = now() - handlers.since >= handlers.backoff.longest
+    backoff = if lived?, do: Backoff.reset(handlers.backoff), else: handlers.backoff
+    %{handlers | pid: nil, backoff: backoff}
+  end
+
+  @doc "Why the connection ends when the process has: its exit reason may hold a body."
+  @spec reason(term()) :: atom()
+  def reason({:shutdown, :exception}), do: :exception
+  def reason(_crash), do: :callback_process
+
+  @doc "How long to wait before it is started again, in milliseconds."
+  @spec pause(t()) :: {pos_integer(), t()}
+  def pause(%__MODULE__{} = handlers) do
+    {wait, backoff} = Backoff.next(handlers.backoff)
+    {wait, %{handlers | backoff: backoff}}
+  end
+
+  @doc "There is a connection, whose messages will come."
+  @spec session(t(), Session.t()) :: :ok
+  def session(handlers, session), do: tell(handlers, {:session, session})
+
+  @doc "Something has happened that a consumer has a callback for."
+  @spec tell(t(), term()) :: :ok
+  def tell(nil, _event), do: :ok
+  def tell(%__MODULE__{pid: nil}, _event), do: :ok
+  def tell(%__MODULE__{pid: pid}, event), do: GenServer.cast(pid, {:client, event})
+
+  @doc "Handling has to end at the deadline."
+  @spec stop_at(t(), Deadline.t()) :: :ok
+  def stop_at(handlers, deadline), do: tell(handlers, {:stop_at, deadline})
+
+  @doc "It ends after what has arrived."
+  @spec finish(t(), nil | pid()) :: t()
+  def finish(%__MODULE__{finishing: true} = handlers, _network), do: handlers
+
+  def finish(%__MODULE__{pid: pid} = handlers, network) do
+    message = {:"$gen_cast", {:client, :finish}}
+    if network, do: Network.fence(network, pid, message), else: send(pid, message)
+    %{handlers | finishing: true}
+  end
+
+  @spec kill(t()) :: t()
+  def kill(handlers) do
+    if running?(handlers), do: Process.exit(handlers.pid, :kill)
+    handlers
+  end
+
+  defp now, do: System.monotonic_time(:millisecond)
+end

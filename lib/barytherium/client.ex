@@ -21,6 +21,7 @@ defmodule Barytherium.Client do
       the request out;
     * `:timeout` - no receipt within the time-out. The broker may have carried the request out, or may
       still do so, unless it reads so slowly that the request was not written in that time;
+    * `:transaction_over` - the transaction has been committed or aborted. Nothing was written;
     * `:unescapable` - the negotiated version of STOMP cannot write one of the headers;
     * `%Barytherium.Frame{command: :error}` - the broker refused. If it does not say what it refused, and
       most brokers do not, all requests that wait get this answer, and the connection ends.
@@ -33,8 +34,7 @@ defmodule Barytherium.Client do
       `:version`, `:server`, `:client`, and the `:headers` of CONNECTED;
     * `{:barytherium, :client, {{:disconnected, reason}, client}}` - a connection has ended;
     * `{:barytherium, :client, {{:connection_failure, reason}, client}}` - an attempt to connect has
-      failed. If the broker refused the login or the virtual host, `reason` is its ERROR frame, and the
-      next attempt comes after the longest wait;
+      failed. If the broker refused the login or the virtual host, `reason` is its ERROR frame;
     * `{:barytherium, :client, {{:error, frame}, client}}` - the broker has sent an ERROR frame;
     * `{:barytherium, :client, {{:message, frame}, client}}` - the broker has sent a message that belongs
       to no subscription: the answer in a temporary queue of RabbitMQ, for example. Without a listener it
@@ -237,12 +237,12 @@ defmodule Barytherium.Client do
   defp write(client, frames, %{receipt: false, timeout: timeout} = options) do
     deadline = Deadline.in_ms(timeout)
 
-    with {:ok, session} <- session(client, options),
-         do: Sender.write_within(session.sender, frames, Deadline.left(deadline))
+    with {:ok, sender} <- ask(client, :sender, options),
+         do: Sender.write_within(sender, frames, Deadline.left(deadline))
   end
 
-  defp session(client, %{timeout: timeout, wait: wait}),
-    do: call(client, {:session, timeout, wait}, timeout)
+  defp ask(client, what, %{timeout: timeout, wait: wait}),
+    do: call(client, {what, timeout, wait}, timeout)
 
   defp without_indexes({:error, reason, _left}), do: {:error, reason}
   defp without_indexes(result), do: result
@@ -302,7 +302,8 @@ defmodule Barytherium.Client do
       end)
 
   Returns `{:ok, result}` with what `fun` returned when the broker has confirmed the COMMIT. If `fun`
-  raises, throws or exits, the transaction is aborted, and the caller gets that. `{:error, reason}`: see
+  raises, throws or exits, the transaction is aborted, and the caller gets that. If the caller is killed, it
+  is aborted too. `{:error, reason}`: see
   "Errors"; if the connection ends before the COMMIT, the broker discards the transaction.
 
   Options are `:timeout` (for waiting, and for COMMIT), `:wait` and `:receipt` as for `publish/4`.
@@ -313,12 +314,14 @@ defmodule Barytherium.Client do
   def transaction(client, fun, opts \\ []) when is_function(fun, 1) do
     options = Schema.all!(opts, publish_schema())
 
-    with {:ok, session} <- session(client, options) do
-      transaction = Transaction.begin(client, session, options.timeout)
-      result = Transaction.run(transaction, fun)
-      commit = Transaction.frame(transaction, :commit)
+    id = Transaction.new_id()
+
+    with {:ok, session} <- ask(client, {:begin, id}, options) do
+      result = client |> Transaction.new(session, id, options.timeout) |> Transaction.run(fun)
       options = Map.merge(options, %{sender: session.sender, wait: false})
-      with :ok <- client |> write([commit], options) |> without_indexes(), do: {:ok, result}
+      committed = client |> write([Transaction.frame(id, :commit)], options) |> without_indexes()
+      :gen_statem.cast(client, {:transaction_over, id})
+      with :ok <- committed, do: {:ok, result}
     end
   end
 
@@ -466,10 +469,9 @@ defmodule Barytherium.Client do
   @spec close(client(), non_neg_integer()) :: :ok | {:error, reason()}
   def close(client, timeout \\ @timeout) do
     Outbound.check_timeout!(timeout)
-    monitor = client |> GenServer.whereis() |> Process.monitor()
+    pid = GenServer.whereis(client)
     result = call(client, {:close, timeout}, timeout)
-    if result == :ok, do: await_end(monitor)
-    Process.demonitor(monitor, [:flush])
+    if result == :ok and is_pid(pid), do: await_end(Process.monitor(pid))
     # It ended for another reason meanwhile.
     if result == {:error, :unconfirmed}, do: :ok, else: result
   end
@@ -478,7 +480,7 @@ defmodule Barytherium.Client do
     receive do
       {:DOWN, ^monitor, :process, _client, _reason} -> :ok
     after
-      @margin -> :ok
+      @margin -> Process.demonitor(monitor, [:flush])
     end
   end
 

@@ -555,15 +555,45 @@ defmodule Barytherium.ClientTest do
       assert Client.status(client).endpoint == url
     end
 
-    test "because of a refused login is followed by the longest wait" do
+    test "because of a refused login is tried again soon at first" do
       {listener, url} = broker("me:secret@")
-      client = start_supervised!({Client, url: url, backoff: {1, 60_000}, listener: self()})
+      client = start_supervised!({Client, url: url, backoff: {200, 60_000}, listener: self()})
       {peer, _connect} = accept(listener)
       reply(peer, :error, [{"message", "Bad CONNECT"}])
       assert %Frame{command: :error} = failure(client)
       status = Client.status(client)
       assert %{state: :disconnected, reason: %Frame{}, connections: 0} = status
-      assert {:error, :timeout} = :gen_tcp.accept(listener, 100)
+      {peer, _connect} = accept(listener)
+      reply(peer, :error, [{"message", "already connected"}])
+      assert %Frame{command: :error} = failure(client)
+      assert Client.status(client).failures == 2
+    end
+
+    test "as often as max_attempts says ends the client" do
+      {listener, url} = broker()
+      opts = [url: url, backoff: {1, 1}, max_attempts: 3]
+      Process.flag(:trap_exit, true)
+      {:ok, client} = Client.start_link(opts)
+
+      for _n <- 1..3 do
+        {peer, _connect} = accept(listener)
+        Peer.close(peer)
+      end
+
+      assert_receive {:EXIT, ^client, {:shutdown, {:max_attempts, :closed}}}
+    end
+
+    test "because the broker takes no subscription is followed by the next broker at once" do
+      {bad, bad_url} = broker()
+      {good, good_url} = broker()
+      opts = [urls: [bad_url, good_url], backoff: {60_000, 60_000}, listener: self()]
+      client = start_supervised!({Client, opts})
+      {:ok, _subscription} = Client.subscribe(client, "/queue/a")
+      peer = accept_connected(bad)
+      expect(peer, :subscribe)
+      Peer.close(peer)
+      peer = accept_connected(good)
+      confirm(peer, :subscribe)
     end
 
     test "because the broker says nothing is a time-out" do
@@ -581,11 +611,11 @@ defmodule Barytherium.ClientTest do
       for {passcode, reason} <- [
             {fn -> raise "hunter2" end, :credentials},
             {fn -> "hunter2\n" end, :credentials},
-            {fn -> Process.sleep(:infinity) end, :timeout}
+            {fn -> Process.sleep(:infinity) end, :credentials}
           ] do
         log =
           capture_log(fn ->
-            opts = [url: url, passcode: passcode, first_frame_timeout: 200, listener: self()]
+            opts = [url: url, passcode: passcode, credentials_timeout: 200, listener: self()]
             {:ok, client} = Client.start_link(opts)
             assert failure(client) == reason
             assert Client.close(client) == :ok
@@ -616,6 +646,87 @@ defmodule Barytherium.ClientTest do
       assert Client.close(client) == :ok
       refute Process.alive?(client)
     end
+  end
+
+  test "a function for the passcode may take longer than the broker waits for CONNECT" do
+    {listener, url} = broker()
+    passcode = fn -> Process.sleep(300) && "slow" end
+    opts = [url: url, passcode: passcode, first_frame_timeout: 100]
+    client = start_supervised!({Client, opts})
+    {peer, connect} = accept(listener)
+    assert {"passcode", "slow"} in connect.headers
+    reply(peer, :connected, [{"version", "1.2"}])
+    assert Client.publish(client, "/queue/a", "", wait: true, receipt: false) == :ok
+  end
+
+  describe "when its end is decided" do
+    test "nothing more is written on a connection, and callers are told" do
+      {client, peer, _listener} = connected()
+      {_subscription, %{"id" => id}} = subscribed(client, peer)
+      [message] = messages(client, peer, id, ["1"])
+      reply(peer, :error, [{"message", "enough"}])
+      assert_receive {:"$gen_cast", {:barytherium, :client, {{:error, %Frame{}}, ^client}}}
+      assert Client.publish(client, "/a", "") == {:error, :disconnected}
+      assert Client.publish(client, "/a", "", receipt: false) == {:error, :disconnected}
+      assert Client.ack(client, message) == {:error, :stale}
+      assert {:error, :disconnected} = Client.transaction(client, fn _ -> :ok end)
+      expect(peer, :disconnect)
+      assert_silent(peer)
+    end
+
+    test "of a transaction, what has kept it writes nothing" do
+      {client, peer, _listener} = connected()
+      transacting = async(fn -> Client.transaction(client, & &1) end)
+      expect(peer, :begin)
+      confirm(peer, :commit)
+      {:ok, transaction} = Task.await(transacting)
+      assert Client.publish(transaction, "/a", "") == {:error, :transaction_over}
+      assert_silent(peer)
+    end
+
+    test "of the caller of a transaction, it is aborted" do
+      {client, peer, _listener} = connected()
+
+      {:ok, pid} =
+        Task.start(fn -> Client.transaction(client, fn _ -> Process.sleep(:infinity) end) end)
+
+      {%{"transaction" => id}, ""} = expect(peer, :begin)
+      Process.exit(pid, :kill)
+      assert {%{"transaction" => ^id}, ""} = expect(peer, :abort)
+    end
+
+    test "of a caller that waits for a connection, its message is not sent" do
+      {listener, url} = broker()
+      client = start_supervised!({Client, url: url})
+      {:ok, pid} = Task.start(fn -> Client.publish(client, "/a", "gone", wait: true) end)
+      eventually(fn -> map_size(elem(:sys.get_state(client), 1).waiting) == 1 end)
+      Process.exit(pid, :kill)
+      peer = accept_connected(listener)
+      publishing = async(fn -> Client.publish(client, "/a", "there", wait: true) end)
+      assert {_headers, "there"} = confirm(peer, :send)
+      assert Task.await(publishing) == :ok
+    end
+  end
+
+  test "close/2 of a client that has ended is an exit, and leaves no message" do
+    {client, _peer, _listener} = connected()
+    stop_supervised!(Client)
+    assert {:noproc, _call} = catch_exit(Client.close(client))
+    refute_received {:DOWN, _monitor, :process, _pid, _reason}
+  end
+
+  test "a message that belongs to no subscription goes to the listener" do
+    {client, peer, _listener} = connected()
+    message(peer, "/temp-queue/replies", "answer")
+    assert_receive {:"$gen_cast", {:barytherium, :client, {{:message, frame}, ^client}}}
+    assert frame.body == "answer"
+  end
+
+  test "one process with several subscriptions gets their messages in the order on the wire" do
+    {client, peer, _listener} = connected()
+    ids = for _n <- 1..3, do: (fn {_, %{"id" => id}} -> id end).(subscribed(client, peer))
+    Peer.send(peer, for(n <- 0..19, do: bytes(Enum.at(ids, rem(n, 3)), "#{n}")))
+    assert received(client, []) == Enum.map(0..19, &to_string/1)
   end
 
   test "the waits start again with the shortest when a connection has lasted" do
@@ -740,8 +851,8 @@ defmodule Barytherium.ClientTest do
 
     :ok = :logger.add_handler(__MODULE__, Reports, %{config: self()})
     on_exit(fn -> :logger.remove_handler(__MODULE__) end)
-    :sys.replace_state(client, fn {state, data} -> {state, %{data | subscriptions: :broken}} end)
-    send(client, {:DOWN, make_ref(), :process, self(), :normal})
+    :sys.replace_state(client, fn {state, data} -> {state, %{data | requests: :broken}} end)
+    send(client, {:request_timeout, 1})
     assert_receive {:EXIT, ^client, _reason}
 
     assert_receive {:report, %{meta: %{pid: ^client, mfa: {:gen_statem, _, _}}} = report}

@@ -25,10 +25,6 @@ defmodule Barytherium.Client.Backoff do
     {jitter(wait), %{backoff | failures: failures + 1}}
   end
 
-  @doc "The wait after a refusal, which is unlikely to go away by itself: the longest."
-  @spec longest(t()) :: pos_integer()
-  def longest(%__MODULE__{longest: longest}), do: jitter(longest)
-
   @spec reset(t()) :: t()
   def reset(%__MODULE__{} = backoff), do: %{backoff | failures: 0}
 

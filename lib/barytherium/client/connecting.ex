@@ -10,28 +10,40 @@ defmodule Barytherium.Client.Connecting do
   @spec new_round(map()) :: map()
   def new_round(%{settings: settings} = data) do
     round = if settings.shuffle, do: Enum.shuffle(settings.endpoints), else: settings.endpoints
-    %{data | round: round, refused: false}
+    %{data | round: round}
   end
 
   @doc """
-  Writes CONNECT, in a process of its own, because a function that fetches a password may take long or
-  raise.
+  Fetches the credentials, in a process of its own, because that may take long or raise. The client gets
+  `{:greeter, pid, :ready | :failed}`. The process keeps them until `greet/2`.
   """
-  @spec greet(pid(), map()) :: pid()
-  def greet(sender, %{settings: settings, endpoint: endpoint}) do
+  @spec start_greeter(map()) :: pid()
+  def start_greeter(%{settings: settings, endpoint: endpoint}) do
     client = self()
-
-    spawn(fn ->
-      try do
-        headers = settings.connect_headers.(endpoint)
-        Sender.write(sender, [%Frame{command: :connect, headers: headers}])
-      catch
-        kind, reason ->
-          Events.no_credentials(kind, reason)
-          :gen_statem.cast(client, {:greeting_failed, sender})
-      end
-    end)
+    greeter = spawn(fn -> fetch(client, fn -> settings.connect_headers.(endpoint) end) end)
+    Process.send_after(self(), {:credentials_timeout, greeter}, settings.credentials_timeout)
+    greeter
   end
+
+  defp fetch(client, headers) do
+    # It ends with the client.
+    monitor = Process.monitor(client)
+    {frame, _cost} = Frame.prepare(%Frame{command: :connect, headers: headers.()})
+    :gen_statem.cast(client, {:greeter, self(), :ready})
+
+    receive do
+      {:greet, sender} -> Sender.write(sender, [frame])
+      {:DOWN, ^monitor, :process, ^client, _reason} -> :ok
+    end
+  catch
+    kind, reason ->
+      Events.no_credentials(kind, reason)
+      :gen_statem.cast(client, {:greeter, self(), :failed})
+  end
+
+  @doc "Writes CONNECT."
+  @spec greet(pid(), map()) :: term()
+  def greet(sender, %{greeter: greeter}), do: send(greeter, {:greet, sender})
 
   @spec stop_greeter(map()) :: :ok | true
   def stop_greeter(%{greeter: nil}), do: :ok

@@ -131,6 +131,11 @@ defmodule Barytherium.Client.Events do
   defp to_listener(event, %{settings: %{listener: listener}}),
     do: GenServer.cast(listener, {:barytherium, :client, {event, self()}})
 
+  @doc "A reason for exit signals: without a frame."
+  @spec brief(atom() | Frame.t()) :: atom()
+  def brief(reason) when is_atom(reason), do: reason
+  def brief(%Frame{}), do: :refused
+
   defp describe(reason) when is_atom(reason), do: to_string(reason)
 
   # The body may be long, and repeats what the client sent.

@@ -3,7 +3,7 @@ defmodule Barytherium.Client.Exchange do
   # What a client writes on its connection, and what the broker answers. The functions run in the
   # client (see `Barytherium.Client.Server`), and take and return its data.
 
-  alias Barytherium.Client.{Events, Requests, Routing, Session}
+  alias Barytherium.Client.{Events, Requests, Routing, Session, Transaction}
   alias Barytherium.Connection.Deadline
   alias Barytherium.{Frame, Network}
   alias Barytherium.Network.Sender
@@ -11,9 +11,12 @@ defmodule Barytherium.Client.Exchange do
   # Milliseconds that the broker may take to close a connection that is of no use any more.
   @hang_up_timeout 1_000
 
-  @typedoc "What a caller waits for: receipts, or the session."
+  @typedoc "What a caller waits for: receipts, the sender, the session, or the session and BEGIN."
   @type action ::
-          {:write, [Frame.t()], nil | pid(), Deadline.t()} | :session
+          {:write, [Frame.t()], nil | pid(), Deadline.t()}
+          | :sender
+          | :session
+          | {:begin, String.t()}
 
   @typedoc "Who gets the result of a request."
   @type from ::
@@ -25,14 +28,22 @@ defmodule Barytherium.Client.Exchange do
 
   @doc "Answers a call that needs a connection, without one."
   @spec refuse(action(), :gen_statem.from(), map()) :: map()
-  def refuse(:session, from, data), do: reply(from, {:error, :disconnected}, data)
-
   def refuse({:write, frames, _sender, _deadline}, from, data),
     do: answer({:caller, from}, {:error, :disconnected, indexes(frames)}, data)
 
+  def refuse(_action, from, data), do: reply(from, {:error, :disconnected}, data)
+
   @doc "Does what needs a connection."
   @spec perform(action(), :gen_statem.from(), map()) :: map()
+  def perform(:sender, from, data), do: reply(from, {:ok, data.sender}, data)
   def perform(:session, from, data), do: reply(from, {:ok, data.session}, data)
+
+  # The client writes BEGIN, and ABORT if the caller ends: nobody else would.
+  def perform({:begin, id}, {pid, _tag} = from, data) do
+    Sender.write(data.sender, [Transaction.frame(id, :begin)])
+    monitor = :erlang.monitor(:process, pid, tag: {:transaction, id})
+    reply(from, {:ok, data.session}, put_in(data.transactions[id], monitor))
+  end
 
   # A transaction can only be finished on the connection on which it was begun.
   def perform({:write, frames, sender, _deadline}, from, data)
@@ -149,6 +160,27 @@ defmodule Barytherium.Client.Exchange do
 
   defp error(frame, %{session: nil} = data), do: %{data | verdict: frame}
   defp error(frame, data), do: hang_up(frame, fail_all(frame, data))
+
+  @doc "A transaction has ended."
+  @spec transaction_over(String.t(), map()) :: map()
+  def transaction_over(id, data) do
+    {monitor, transactions} = Map.pop(data.transactions, id)
+    if monitor, do: Process.demonitor(monitor, [:flush])
+    %{data | transactions: transactions}
+  end
+
+  @doc "Ends a transaction whose process has ended."
+  @spec abort(String.t(), map()) :: map()
+  def abort(id, data) do
+    if is_map_key(data.transactions, id) and data.verdict == nil,
+      do: Sender.write(data.sender, [Transaction.frame(id, :abort)])
+
+    transaction_over(id, data)
+  end
+
+  @doc "Whether subscriptions of the connection have not been confirmed yet."
+  @spec renewing?(map()) :: boolean()
+  def renewing?(data), do: Requests.any?(data.requests, &match?({{:renewal, _}, _timer}, &1))
 
   @doc "Answers all requests whose receipts have not arrived."
   @spec fail_all(atom() | Frame.t(), map()) :: map()

@@ -15,7 +15,8 @@ defmodule Barytherium.Client.Handlers do
   @enforce_keys [:settings, :pid, :since, :backoff]
   defstruct [:settings, :pid, :since, :backoff, finishing: false]
 
-  @type t :: nil | %__MODULE__{}
+  @type consumer :: %__MODULE__{}
+  @type t :: nil | consumer()
 
   @spec start(nil | map()) :: {:ok, t()} | {:error, term()}
   def start(nil), do: {:ok, nil}
@@ -38,7 +39,7 @@ defmodule Barytherium.Client.Handlers do
   def running?(handlers), do: handlers != nil and handlers.pid != nil
 
   @doc "It has ended."
-  @spec ended(t()) :: t()
+  @spec ended(consumer()) :: consumer()
   def ended(%__MODULE__{} = handlers) do
     lived? = now() - handlers.since >= handlers.backoff.longest
     backoff = if lived?, do: Backoff.reset(handlers.backoff), else: handlers.backoff
@@ -51,7 +52,7 @@ defmodule Barytherium.Client.Handlers do
   def reason(_crash), do: :callback_process
 
   @doc "How long to wait before it is started again, in milliseconds."
-  @spec pause(t()) :: {pos_integer(), t()}
+  @spec pause(consumer()) :: {pos_integer(), consumer()}
   def pause(%__MODULE__{} = handlers) do
     {wait, backoff} = Backoff.next(handlers.backoff)
     {wait, %{handlers | backoff: backoff}}
@@ -72,7 +73,7 @@ defmodule Barytherium.Client.Handlers do
   def stop_at(handlers, deadline), do: tell(handlers, {:stop_at, deadline})
 
   @doc "It ends after what has arrived."
-  @spec finish(t(), nil | pid()) :: t()
+  @spec finish(consumer(), nil | pid()) :: consumer()
   def finish(%__MODULE__{finishing: true} = handlers, _network), do: handlers
 
   def finish(%__MODULE__{pid: pid} = handlers, network) do

@@ -29,6 +29,8 @@ defmodule Barytherium.Client.Options do
        "The login, unless it is in the URL: a string, a function without arguments, or " <>
          "`{module, function, arguments}`. A function is called for each connection."},
     passcode: {@secret, nil, "The password, likewise. It appears in no log and no state."},
+    credentials_timeout:
+      {:time, 30_000, "Milliseconds that a function for the login or the passcode may take."},
     vhost:
       {:string, nil, "The virtual host, unless it is in the URL. RabbitMQ's first one is `/`."},
     heart_beat: {
@@ -52,6 +54,12 @@ defmodule Barytherium.Client.Options do
       "The shortest and the longest wait before the next attempt to connect, in milliseconds. The " <>
         "wait doubles with each attempt, and is shortened by up to half of it at random. It starts " <>
         "again with the shortest when a connection has lasted for the longest wait."
+    },
+    max_attempts: {
+      :limit,
+      :infinity,
+      "After so many failed attempts to connect, one after the other, the client ends with the reason " <>
+        "`{:shutdown, {:max_attempts, reason}}`. With `:infinity` it never gives up."
     },
     ssl: {{:secret, :list}, [], "Options of `:ssl.connect/3` for the brokers with TLS."},
     listener: {
@@ -104,6 +112,8 @@ defmodule Barytherium.Client.Options do
           endpoints: [Endpoint.t(), ...],
           shuffle: boolean(),
           versions: [String.t(), ...],
+          max_attempts: pos_integer() | :infinity,
+          credentials_timeout: non_neg_integer(),
           connect_headers: (Endpoint.t() -> Barytherium.Frame.frame_headers()),
           backoff: Backoff.t(),
           listener: nil | pid()
@@ -133,6 +143,8 @@ defmodule Barytherium.Client.Options do
       endpoints: endpoints!(options, network),
       shuffle: options.shuffle,
       versions: options.versions,
+      max_attempts: options.max_attempts,
+      credentials_timeout: options.credentials_timeout,
       connect_headers: connect_headers(options),
       backoff: Backoff.new(options.backoff),
       listener: options.listener

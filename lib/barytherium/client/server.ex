@@ -64,13 +64,14 @@ defmodule Barytherium.Client.Server do
       session: nil,
       # Why the connection is about to end, if this side knows: an ERROR frame or an atom.
       verdict: nil,
-      # Whether a broker refused in this round.
-      refused: false,
       # When the attempt to connect began and when it succeeded, in native time units.
       started: nil,
       since: nil,
-      # Why the last connection, or attempt, ended.
+      # Why the last connection, or attempt, ended, and how many attempts have failed since one succeeded.
       reason: nil,
+      attempts: 0,
+      # Transactions of callers, with the monitors of their processes.
+      transactions: %{},
       connections: 0,
       requests: %Requests{},
       # Calls that wait for a connection, by the order in which they came:
@@ -102,14 +103,26 @@ defmodule Barytherium.Client.Server do
   def handle_event(:state_timeout, :connect, :disconnected, data),
     do: connect(new_round(%{data | handlers: Handlers.ensure(data.handlers)}))
 
-  def handle_event(:cast, {:barytherium, :connect, {:ok, sender}}, :connecting, data),
-    do: {:keep_state, %{data | sender: sender, greeter: greet(sender, data)}}
+  def handle_event(:cast, {:greeter, greeter, result}, :connecting, %{greeter: greeter} = data),
+    do: greeted(result, data)
+
+  def handle_event(
+        :info,
+        {:credentials_timeout, greeter},
+        :connecting,
+        %{greeter: greeter} = data
+      ) do
+    stop_greeter(data)
+    greeted(:failed, data)
+  end
+
+  def handle_event(:cast, {:barytherium, :connect, {:ok, sender}}, :connecting, data) do
+    greet(sender, data)
+    {:keep_state, %{data | sender: sender}}
+  end
 
   def handle_event(:cast, {:barytherium, :connect, {:error, reason}}, :connecting, data),
     do: ended(reason, data)
-
-  def handle_event(:cast, {:greeting_failed, sender}, :connecting, %{sender: sender} = data),
-    do: {:keep_state, hang_up(:credentials, data)}
 
   # What arrives
 
@@ -174,8 +187,19 @@ defmodule Barytherium.Client.Server do
     when_connected(action, from, if(wait, do: timeout), state, data)
   end
 
-  def handle_event({:call, from}, {:session, timeout, wait}, state, data),
-    do: when_connected(:session, from, if(wait, do: timeout), state, data)
+  def handle_event({:call, from}, {what, timeout, wait}, state, data)
+      when what in [:sender, :session],
+      do: when_connected(what, from, if(wait, do: timeout), state, data)
+
+  def handle_event({:call, from}, {{:begin, id}, timeout, wait}, state, data),
+    do: when_connected({:begin, id}, from, if(wait, do: timeout), state, data)
+
+  def handle_event(:cast, {:transaction_over, id}, _state, data),
+    do: {:keep_state, transaction_over(id, data)}
+
+  # Its process has ended in the middle of it.
+  def handle_event(:info, {{:transaction, id}, _monitor, :process, _pid, _reason}, _state, data),
+    do: {:keep_state, abort(id, data)}
 
   def handle_event(:info, {:waiting_timeout, number}, _state, data) do
     case Map.pop(data.waiting, number) do
@@ -198,10 +222,11 @@ defmodule Barytherium.Client.Server do
   def handle_event({:call, from}, {:subscribe, subscription, pid, timeout}, state, data) do
     number = data.next_subscription
     subscription = Map.put(subscription, :number, number)
-    entry = %{subscription: subscription, pid: pid, monitor: Process.monitor(pid), ending: false}
+    monitor = :erlang.monitor(:process, pid, tag: {:subscriber, number})
+    entry = %{subscription: subscription, pid: pid, monitor: monitor, ending: false}
     data = put_in(%{data | next_subscription: number + 1}.subscriptions[number], entry)
 
-    if state == :connected,
+    if state == :connected and data.verdict == nil,
       do: {:keep_state, write_subscribe(subscription, {:subscribe, from, number}, timeout, data)},
       else: {:keep_state, data, {:reply, from, {:ok, number}}}
   end
@@ -216,8 +241,13 @@ defmodule Barytherium.Client.Server do
     end
   end
 
-  def handle_event({:call, from}, {:acknowledge, command, messages, headers}, state, data)
-      when state in [:connected, :closing] do
+  def handle_event(
+        {:call, from},
+        {:acknowledge, command, messages, headers},
+        state,
+        %{verdict: nil} = data
+      )
+      when state in [:connected, :closing] and data.session != nil do
     reply =
       with {:ok, frames} <- Session.acknowledge(data.session, command, messages, headers),
            do: Sender.write(data.session.sender, frames)
@@ -229,9 +259,9 @@ defmodule Barytherium.Client.Server do
     do: {:keep_state_and_data, {:reply, from, {:error, :stale}}}
 
   # A subscriber has ended.
-  def handle_event(:info, {:DOWN, monitor, :process, _pid, _reason}, state, data) do
-    case Enum.find(data.subscriptions, fn {_number, entry} -> entry.monitor == monitor end) do
-      {_number, %{ending: false} = entry} ->
+  def handle_event(:info, {{:subscriber, number}, _monitor, :process, _pid, _reason}, state, data) do
+    case data.subscriptions do
+      %{^number => %{ending: false} = entry} ->
         {:keep_state, unsubscribe(entry, :nobody, @renewal_timeout, state, data)}
 
       _none ->
@@ -244,7 +274,7 @@ defmodule Barytherium.Client.Server do
 
   # Closing
 
-  def handle_event({:call, from}, {:close, timeout}, :connected, data) do
+  def handle_event({:call, from}, {:close, timeout}, :connected, %{verdict: nil} = data) do
     Process.send_after(self(), :close_timeout, timeout)
     data = %{data | closing: {from, Deadline.in_ms(timeout), timeout}}
     close_if_done(:closing, quiesce(timeout, data))
@@ -330,21 +360,26 @@ defmodule Barytherium.Client.Server do
 
   # Connecting
 
+  # The credentials come first: a function that fetches them may take longer than a broker waits for CONNECT.
   defp connect(%{round: [endpoint | round]} = data) do
-    routes = Native.new_routes()
-    %{host: host, port: port} = endpoint
-    {:ok, network} = Network.start_link(self(), host, port, endpoint.opts.(), routes)
+    data = %{
+      data
+      | endpoint: endpoint,
+        round: round,
+        verdict: nil,
+        started: System.monotonic_time(),
+        attempts: data.attempts + 1
+    }
 
-    {:next_state, :connecting,
-     %{
-       data
-       | network: network,
-         routes: routes,
-         endpoint: endpoint,
-         round: round,
-         verdict: nil,
-         started: System.monotonic_time()
-     }}
+    {:next_state, :connecting, %{data | greeter: start_greeter(data)}}
+  end
+
+  defp greeted(:failed, data), do: ended(:credentials, data)
+
+  defp greeted(:ready, %{endpoint: %{host: host, port: port, opts: opts}} = data) do
+    routes = Native.new_routes()
+    {:ok, network} = Network.start_link(self(), host, port, opts.(), routes)
+    {:keep_state, %{data | network: network, routes: routes}}
   end
 
   # The network process ends the connection otherwise, and says why.
@@ -362,6 +397,7 @@ defmodule Barytherium.Client.Server do
       | session: Session.new(data.sender, frame),
         connections: data.connections + 1,
         since: System.monotonic_time(),
+        attempts: 0,
         waiting: %{}
     }
 
@@ -380,39 +416,44 @@ defmodule Barytherium.Client.Server do
     {:next_state, :connected, Enum.reduce(waiting, data, &stop_waiting/2)}
   end
 
-  defp stop_waiting({_number, {from, action, timer}}, data) do
+  defp stop_waiting({_number, {{pid, _tag} = from, action, timer}}, data) do
     Process.cancel_timer(timer)
-    perform(action, from, data)
+    # Nobody would hear of it.
+    if node(pid) == node() and not Process.alive?(pid),
+      do: data,
+      else: perform(action, from, data)
   end
 
   # Endings
 
   defp ended(reason, data) do
     reason = data.verdict || reason
-    refused = data.refused or (data.session == nil and refusal?(reason))
-    data = release(%{data | reason: reason, refused: refused})
     lasted = data.since && System.monotonic_time() - data.since
+    # A broker that does not even take the subscriptions is as good as one that cannot be reached.
+    worked? = lasted != nil and not renewing?(data)
+    data = release(%{data | reason: reason})
 
     if lasted,
       do: Events.disconnected(reason, lasted, data),
       else: Events.connection_failure(reason, data)
 
-    go_on(lasted, data)
+    go_on(if(worked?, do: lasted), data)
   end
 
-  # What is unlikely to go away by itself.
-  defp refusal?(reason), do: is_struct(reason, Frame) or reason == :unsupported_version
+  defp go_on(_lasted, %{handlers: %{pid: nil}} = data), do: wait(reset(data))
 
   # The next broker is tried at once if this one could not be reached.
   defp go_on(nil, %{round: [_ | _]} = data), do: connect(reset(data))
 
-  defp go_on(_lasted, %{handlers: %{pid: nil}} = data), do: wait(reset(data))
+  defp go_on(nil, %{attempts: attempts, settings: %{max_attempts: most}} = data)
+       when attempts >= most,
+       do: {:stop, {:shutdown, {:max_attempts, Events.brief(data.reason)}}, reset(data)}
 
   defp go_on(lasted, data) do
     {wait, backoff} = data.backoff |> reset_backoff(lasted) |> Backoff.next()
-    wait = if data.refused, do: Backoff.longest(backoff), else: wait
-    data = %{reset(data) | backoff: backoff}
-    {:next_state, :disconnected, data, {:state_timeout, wait, :connect}}
+
+    {:next_state, :disconnected, %{reset(data) | backoff: backoff},
+     {:state_timeout, wait, :connect}}
   end
 
   # Until the process with the callbacks is started again.
@@ -434,7 +475,8 @@ defmodule Barytherium.Client.Server do
     stop_greeter(data)
     # This process is its parent, so it ends, and as it is not connected, at once.
     if data.network, do: Process.exit(data.network, :shutdown)
-    fail_all(:unconfirmed, data)
+    for {_id, monitor} <- data.transactions, do: Process.demonitor(monitor, [:flush])
+    fail_all(:unconfirmed, %{data | transactions: %{}})
   end
 
   defp reset(data),
@@ -491,7 +533,8 @@ defmodule Barytherium.Client.Server do
   # Requests
 
   # `wait`: how long to wait for a connection, or nil.
-  defp when_connected(action, from, _wait, :connected, data),
+  # When its end is decided, nothing more is written on a connection.
+  defp when_connected(action, from, _wait, :connected, %{verdict: nil} = data),
     do: {:keep_state, perform(action, from, data)}
 
   defp when_connected(action, from, wait, state, data) when wait != nil and state != :closing do

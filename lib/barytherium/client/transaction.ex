@@ -1,48 +1,58 @@
 defmodule Barytherium.Client.Transaction do
   @moduledoc """
   A transaction of `Barytherium.Client.transaction/3`. `Barytherium.Client.publish/4`, `ack/2` and
-  `nack/3` take it in place of the client.
+  `nack/3` take it in place of the client, until it has ended.
   """
 
   alias Barytherium.Client.Session
   alias Barytherium.Frame
   alias Barytherium.Network.Sender
 
-  @enforce_keys [:client, :session, :id, :timeout]
-  defstruct [:client, :session, :id, :timeout]
+  @enforce_keys [:client, :session, :id, :timeout, :over]
+  defstruct [:client, :session, :id, :timeout, :over]
 
   @typedoc "The fields are private."
   @type t :: %__MODULE__{
           client: GenServer.server(),
           session: Session.t(),
           id: String.t(),
-          timeout: non_neg_integer()
+          timeout: non_neg_integer(),
+          over: :atomics.atomics_ref()
         }
 
   @doc false
-  # Writes BEGIN.
-  @spec begin(GenServer.server(), Session.t(), non_neg_integer()) :: t()
-  def begin(client, session, timeout) do
-    id = "tx-#{System.unique_integer([:positive])}"
-    transaction = %__MODULE__{client: client, session: session, id: id, timeout: timeout}
-    Sender.write(session.sender, [frame(transaction, :begin)])
-    transaction
+  @spec new_id() :: String.t()
+  def new_id, do: "tx-#{System.unique_integer([:positive])}"
+
+  @doc false
+  # The client has written BEGIN.
+  @spec new(GenServer.server(), Session.t(), String.t(), non_neg_integer()) :: t()
+  def new(client, session, id, timeout) do
+    over = :atomics.new(1, [])
+    %__MODULE__{client: client, session: session, id: id, timeout: timeout, over: over}
   end
 
   @doc false
   # Calls the function. If it fails, writes ABORT.
   @spec run(t(), (t() -> result)) :: result when result: term()
-  def run(%__MODULE__{session: session} = transaction, fun) do
-    fun.(transaction)
+  def run(%__MODULE__{session: session, id: id} = transaction, fun) do
+    result = fun.(transaction)
+    close(transaction)
+    result
   catch
     kind, reason ->
-      Sender.write(session.sender, [frame(transaction, :abort)])
+      close(transaction)
+      Sender.write(session.sender, [frame(id, :abort)])
+      :gen_statem.cast(transaction.client, {:transaction_over, id})
       :erlang.raise(kind, reason, __STACKTRACE__)
   end
 
+  # Whoever has kept it writes nothing more in it.
+  defp close(%__MODULE__{over: over}), do: :atomics.put(over, 1, 1)
+
   @doc false
-  @spec frame(t(), :begin | :commit | :abort) :: Frame.t()
-  def frame(transaction, command), do: %Frame{command: command, headers: [header(transaction)]}
+  @spec frame(String.t(), :begin | :commit | :abort) :: Frame.t()
+  def frame(id, command), do: %Frame{command: command, headers: [{"transaction", id}]}
 
   @doc false
   @spec header(t()) :: {String.t(), String.t()}
@@ -51,6 +61,9 @@ defmodule Barytherium.Client.Transaction do
   @doc false
   # Always on the connection on which it was begun.
   @spec write(t(), [Frame.t()]) :: :ok | {:error, atom()}
-  def write(%__MODULE__{session: session, timeout: timeout}, frames),
-    do: Sender.write_within(session.sender, frames, timeout)
+  def write(%__MODULE__{session: session, timeout: timeout, over: over}, frames) do
+    if :atomics.get(over, 1) == 1,
+      do: {:error, :transaction_over},
+      else: Sender.write_within(session.sender, frames, timeout)
+  end
 end

@@ -1,10 +1,14 @@
 defmodule Barytherium.Client.Connecting do
   @moduledoc false
-  # How a client begins to connect. The functions run in the client, and take its data.
+  # How a client connects, and what follows when a connection has ended. The functions run in the client,
+  # and take its data.
 
-  alias Barytherium.Client.Events
-  alias Barytherium.Frame
+  alias Barytherium.Client.{Backoff, Events, Exchange, Handlers, Session}
+  alias Barytherium.{Frame, Native, Network}
   alias Barytherium.Network.Sender
+
+  # Milliseconds that the receipt for a renewed subscription may take.
+  @renewal_timeout 10_000
 
   @doc "Begins with the first broker, or a random one."
   @spec new_round(map()) :: map()
@@ -48,4 +52,139 @@ defmodule Barytherium.Client.Connecting do
   @spec stop_greeter(map()) :: :ok | true
   def stop_greeter(%{greeter: nil}), do: :ok
   def stop_greeter(%{greeter: greeter}), do: Process.exit(greeter, :kill)
+
+  # The credentials come first: a function that fetches them may take longer than a broker waits for CONNECT.
+  @doc "Begins an attempt at the next broker of the round."
+  @spec connect(map()) :: :gen_statem.event_handler_result(atom())
+  def connect(%{round: [endpoint | round]} = data) do
+    data = %{
+      data
+      | endpoint: endpoint,
+        round: round,
+        verdict: nil,
+        started: System.monotonic_time(),
+        attempts: data.attempts + 1
+    }
+
+    {:next_state, :connecting, %{data | greeter: start_greeter(data)}}
+  end
+
+  @doc "The credentials are there, or cannot be had."
+  @spec greeted(:ready | :failed, map()) :: :gen_statem.event_handler_result(atom())
+  def greeted(:failed, data), do: ended(:credentials, data)
+
+  def greeted(:ready, %{endpoint: %{host: host, port: port, opts: opts}} = data) do
+    routes = Native.new_routes()
+    {:ok, network} = Network.start_link(self(), host, port, opts.(), routes)
+    {:keep_state, %{data | network: network, routes: routes}}
+  end
+
+  # The network process ends the connection otherwise, and says why.
+  @doc "Whether the server has answered with a version that was offered."
+  @spec offered?(Frame.t(), map()) :: boolean()
+  def offered?(frame, data),
+    do: String.trim(Frame.announced_version(frame)) in data.settings.versions
+
+  @doc "The broker has accepted the login."
+  @spec connected(Frame.t(), map()) :: :gen_statem.event_handler_result(atom())
+  def connected(frame, data) do
+    {ending, subscriptions} = data.subscriptions |> Map.values() |> Enum.split_with(& &1.ending)
+    data = Enum.reduce(ending, data, &Exchange.forget(&1.subscription.number, &2))
+    subscriptions = subscriptions |> Enum.map(& &1.subscription) |> Enum.sort_by(& &1.number)
+    waiting = Enum.sort(data.waiting)
+
+    data = %{
+      data
+      | session: Session.new(data.sender, frame),
+        connections: data.connections + 1,
+        since: System.monotonic_time(),
+        waiting: %{}
+    }
+
+    # With this the process with the callbacks knows all of them before the first message can come.
+    {_frames, known} = Enum.map_reduce(subscriptions, data.session, &Session.subscribe(&2, &1))
+    Handlers.session(data.handlers, known)
+    Events.connected(frame, data)
+
+    data =
+      Enum.reduce(
+        subscriptions,
+        data,
+        &Exchange.write_subscribe(&1, {:renewal, &1}, @renewal_timeout, &2)
+      )
+
+    {:next_state, :connected, Enum.reduce(waiting, data, &stop_waiting/2)}
+  end
+
+  defp stop_waiting({_number, {{pid, _tag} = from, action, timer}}, data) do
+    Process.cancel_timer(timer)
+    # Nobody would hear of it.
+    if node(pid) == node() and not Process.alive?(pid),
+      do: data,
+      else: Exchange.perform(action, from, data)
+  end
+
+  @doc "A connection, or an attempt, has ended."
+  @spec ended(atom(), map()) :: :gen_statem.event_handler_result(atom())
+  def ended(reason, data) do
+    reason = data.verdict || reason
+    lasted = data.since && System.monotonic_time() - data.since
+    # A broker that does not even take the subscriptions is as good as one that cannot be reached.
+    worked? = lasted != nil and not Exchange.renewing?(data)
+    attempts = if worked?, do: 0, else: data.attempts
+    data = release(%{data | reason: reason, attempts: attempts})
+
+    if lasted,
+      do: Events.disconnected(reason, lasted, data),
+      else: Events.connection_failure(reason, data)
+
+    go_on(if(worked?, do: lasted), data)
+  end
+
+  defp go_on(_lasted, %{handlers: %{pid: nil}} = data), do: wait(reset(data))
+
+  # The next broker is tried at once if this one could not be reached.
+  defp go_on(nil, %{round: [_ | _]} = data), do: connect(reset(data))
+
+  defp go_on(nil, %{attempts: attempts, settings: %{max_attempts: most}} = data)
+       when attempts >= most,
+       do: {:stop, {:shutdown, {:max_attempts, Events.brief(data.reason)}}, reset(data)}
+
+  defp go_on(lasted, data) do
+    {wait, backoff} = data.backoff |> reset_backoff(lasted) |> Backoff.next()
+
+    {:next_state, :disconnected, %{reset(data) | backoff: backoff},
+     {:state_timeout, wait, :connect}}
+  end
+
+  @doc "Waits until the process with the callbacks is started again."
+  @spec wait(map()) :: :gen_statem.event_handler_result(atom())
+  def wait(data) do
+    {wait, handlers} = Handlers.pause(data.handlers)
+    {:next_state, :disconnected, %{data | handlers: handlers}, {:state_timeout, wait, :connect}}
+  end
+
+  defp reset_backoff(backoff, nil), do: backoff
+
+  defp reset_backoff(backoff, lasted) do
+    if System.convert_time_unit(lasted, :native, :millisecond) >= backoff.longest,
+      do: Backoff.reset(backoff),
+      else: backoff
+  end
+
+  @doc "Gives up everything that belongs to the connection."
+  @spec release(map()) :: map()
+  def release(data) do
+    stop_greeter(data)
+
+    # This process is its parent, so it ends; if it is connected, after what was written and a DISCONNECT.
+    if data.network, do: Process.exit(data.network, :shutdown)
+    for {_id, monitor} <- data.transactions, do: Process.demonitor(monitor, [:flush])
+    Exchange.fail_all(:unconfirmed, %{data | transactions: %{}})
+  end
+
+  @doc "Forgets the connection."
+  @spec reset(map()) :: map()
+  def reset(data),
+    do: %{data | network: nil, routes: nil, sender: nil, greeter: nil, session: nil, since: nil}
 end

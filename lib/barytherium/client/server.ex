@@ -13,23 +13,13 @@ defmodule Barytherium.Client.Server do
   # is small and seldom, and handled at once: CONNECTED, receipts, errors, the end.
   @behaviour :gen_statem
 
-  import Barytherium.Client.{Connecting, Exchange}
-
-  alias Barytherium.Client.{Backoff, Events, Handlers, Requests, Session}
+  alias Barytherium.Client.{Closing, Connecting, Events, Exchange, Handlers, Requests, Session}
   alias Barytherium.Connection.Deadline
-  alias Barytherium.{Frame, Native, Network}
+  alias Barytherium.Frame
   alias Barytherium.Network.Sender
 
-  # Milliseconds that the network process may take to write what is left when the client is stopped.
-  # It gives up itself after 10 s.
-  @stop_timeout 11_000
-
-  # Milliseconds that the last callback may take when a consumer stops, a fifth of the time at most. Then its
-  # process is killed.
-  @longest_callback 1_000
-
-  # Milliseconds that the receipt for a renewed subscription may take.
-  @renewal_timeout 10_000
+  # Milliseconds that the broker's answer to an UNSUBSCRIBE may take that nobody waits for.
+  @unsubscribe_timeout 10_000
 
   # Marks a client in the dictionary of its process.
   @client_key :"$barytherium_client"
@@ -98,13 +88,15 @@ defmodule Barytherium.Client.Server do
   @impl true
   # Connecting
 
-  def handle_event(:internal, :connect, :disconnected, data), do: connect(new_round(data))
+  def handle_event(:internal, :connect, :disconnected, data),
+    do: Connecting.connect(Connecting.new_round(data))
 
   def handle_event(:state_timeout, :connect, :disconnected, data),
-    do: connect(new_round(%{data | handlers: Handlers.ensure(data.handlers)}))
+    do:
+      Connecting.connect(Connecting.new_round(%{data | handlers: Handlers.ensure(data.handlers)}))
 
   def handle_event(:cast, {:greeter, greeter, result}, :connecting, %{greeter: greeter} = data),
-    do: greeted(result, data)
+    do: Connecting.greeted(result, data)
 
   def handle_event(
         :info,
@@ -112,17 +104,17 @@ defmodule Barytherium.Client.Server do
         :connecting,
         %{greeter: greeter} = data
       ) do
-    stop_greeter(data)
-    greeted(:failed, data)
+    Connecting.stop_greeter(data)
+    Connecting.greeted(:failed, data)
   end
 
   def handle_event(:cast, {:barytherium, :connect, {:ok, sender}}, :connecting, data) do
-    greet(sender, data)
+    Connecting.greet(sender, data)
     {:keep_state, %{data | sender: sender}}
   end
 
   def handle_event(:cast, {:barytherium, :connect, {:error, reason}}, :connecting, data),
-    do: ended(reason, data)
+    do: Connecting.ended(reason, data)
 
   # What arrives
 
@@ -132,7 +124,11 @@ defmodule Barytherium.Client.Server do
         :connecting,
         %{sender: sender} = data
       ),
-      do: if(offered?(frame, data), do: connected(frame, data), else: :keep_state_and_data)
+      do:
+        if(Connecting.offered?(frame, data),
+          do: Connecting.connected(frame, data),
+          else: :keep_state_and_data
+        )
 
   def handle_event(
         :cast,
@@ -140,22 +136,22 @@ defmodule Barytherium.Client.Server do
         state,
         %{sender: sender} = data
       ),
-      do: close_if_done(state, Enum.reduce(frames, data, &control/2))
+      do: Closing.close_if_done(state, Enum.reduce(frames, data, &Exchange.control/2))
 
   # Endings
 
   def handle_event(:cast, {:barytherium, :disconnect, reason}, :closing, data),
-    do: closed(reason, data)
+    do: Closing.closed(reason, data)
 
   def handle_event(:cast, {:barytherium, :disconnect, reason}, state, data)
       when state != :disconnected,
-      do: ended(reason, data)
+      do: Connecting.ended(reason, data)
 
   # The network process has crashed, so there will be no report.
   def handle_event(:info, {:EXIT, network, _reason}, state, %{network: network} = data)
       when network != nil do
     data = %{data | network: nil}
-    if state == :closing, do: closed(:closed, data), else: ended(:closed, data)
+    if state == :closing, do: Closing.closed(:closed, data), else: Connecting.ended(:closed, data)
   end
 
   # The process with the callbacks has ended. It is started again after a pause that grows, and what it has
@@ -165,20 +161,20 @@ defmodule Barytherium.Client.Server do
     data = %{data | handlers: Handlers.ended(data.handlers)}
 
     case state do
-      :closing -> handlers_stopped(data)
-      :disconnected -> wait(data)
-      _connected -> ended(Handlers.reason(reason), data)
+      :closing -> Closing.close_if_done(:closing, data)
+      :disconnected -> Connecting.wait(data)
+      _connected -> Connecting.ended(Handlers.reason(reason), data)
     end
   end
 
   # Receipts and errors
 
   def handle_event(:info, {:request_timeout, number}, state, data),
-    do: close_if_done(state, fail(number, :timeout, data))
+    do: Closing.close_if_done(state, Exchange.fail(number, :timeout, data))
 
   # There was no room for it in time, or its connection has ended.
   def handle_event(:info, {:not_written, {:request, number}, reason}, state, data),
-    do: close_if_done(state, fail(number, not_written(reason), data))
+    do: Closing.close_if_done(state, Exchange.fail(number, not_written(reason), data))
 
   # Calls
 
@@ -195,11 +191,11 @@ defmodule Barytherium.Client.Server do
     do: when_connected({:begin, id}, from, if(wait, do: timeout), state, data)
 
   def handle_event(:cast, {:transaction_over, id}, _state, data),
-    do: {:keep_state, transaction_over(id, data)}
+    do: {:keep_state, Exchange.transaction_over(id, data)}
 
   # Its process has ended in the middle of it.
   def handle_event(:info, {{:transaction, id}, _monitor, :process, _pid, _reason}, _state, data),
-    do: {:keep_state, abort(id, data)}
+    do: {:keep_state, Exchange.abort(id, data)}
 
   def handle_event(:info, {:waiting_timeout, number}, _state, data) do
     case Map.pop(data.waiting, number) do
@@ -207,7 +203,7 @@ defmodule Barytherium.Client.Server do
         :keep_state_and_data
 
       {{from, action, _timer}, waiting} ->
-        {:keep_state, refuse(action, from, %{data | waiting: waiting})}
+        {:keep_state, Exchange.refuse(action, from, %{data | waiting: waiting})}
     end
   end
 
@@ -227,14 +223,16 @@ defmodule Barytherium.Client.Server do
     data = put_in(%{data | next_subscription: number + 1}.subscriptions[number], entry)
 
     if state == :connected and data.verdict == nil,
-      do: {:keep_state, write_subscribe(subscription, {:subscribe, from, number}, timeout, data)},
+      do:
+        {:keep_state,
+         Exchange.write_subscribe(subscription, {:subscribe, from, number}, timeout, data)},
       else: {:keep_state, data, {:reply, from, {:ok, number}}}
   end
 
   def handle_event({:call, from}, {:unsubscribe, number, timeout}, state, data) do
     case data.subscriptions do
       %{^number => %{ending: false} = entry} ->
-        {:keep_state, unsubscribe(entry, {:caller, from}, timeout, state, data)}
+        {:keep_state, Exchange.unsubscribe(entry, {:caller, from}, timeout, state, data)}
 
       _none ->
         {:keep_state_and_data, {:reply, from, {:error, :not_subscribed}}}
@@ -262,7 +260,7 @@ defmodule Barytherium.Client.Server do
   def handle_event(:info, {{:subscriber, number}, _monitor, :process, _pid, _reason}, state, data) do
     case data.subscriptions do
       %{^number => %{ending: false} = entry} ->
-        {:keep_state, unsubscribe(entry, :nobody, @renewal_timeout, state, data)}
+        {:keep_state, Exchange.unsubscribe(entry, :nobody, @unsubscribe_timeout, state, data)}
 
       _none ->
         :keep_state_and_data
@@ -274,44 +272,22 @@ defmodule Barytherium.Client.Server do
 
   # Closing
 
-  def handle_event({:call, from}, {:close, timeout}, :connected, %{verdict: nil} = data) do
-    Process.send_after(self(), :close_timeout, timeout)
-    data = %{data | closing: {from, Deadline.in_ms(timeout), timeout}}
-    close_if_done(:closing, quiesce(timeout, data))
-  end
+  def handle_event({:call, from}, {:close, timeout}, :connected, %{verdict: nil} = data),
+    do: Closing.close(from, timeout, data)
 
-  # A consumer is to stop: its process handles what has arrived, for `handling` milliseconds at most, and
-  # then there are `farewell` milliseconds to disconnect.
-  def handle_event({:call, from}, {:stop, handling, farewell}, state, data) do
-    deadline = Deadline.in_ms(handling + farewell)
-    Process.send_after(self(), :close_timeout, handling + farewell)
-    Process.send_after(self(), :handling_timeout, handling)
+  def handle_event({:call, from}, {:stop, handling, farewell}, state, data),
+    do: Closing.stop(from, handling, farewell, state, data)
 
-    Handlers.stop_at(
-      data.handlers,
-      Deadline.in_ms(handling - min(div(handling, 5), @longest_callback))
-    )
-
-    data = %{data | closing: {from, deadline, farewell}}
-    data = if state == :connected, do: quiesce(handling, data), else: data
-    close_if_done(:closing, if(state == :connecting, do: abandon(data), else: data))
-  end
-
-  def handle_event(:info, :handling_timeout, :closing, data),
-    do:
-      close_if_done(
-        :closing,
-        fail_all(:timeout, %{data | handlers: Handlers.kill(data.handlers)})
-      )
+  def handle_event(:info, :handling_timeout, :closing, data), do: Closing.handling_timeout(data)
 
   def handle_event({:call, from}, {:close, _timeout}, :closing, _data),
     do: {:keep_state_and_data, {:reply, from, {:error, :closing}}}
 
   def handle_event({:call, from}, {:close, _timeout}, _state, data),
-    do: {:stop_and_reply, :normal, {:reply, from, :ok}, abandon(data)}
+    do: {:stop_and_reply, :normal, {:reply, from, :ok}, Closing.abandon(data)}
 
   def handle_event(:info, :close_timeout, :closing, %{closing: {from, _, _}} = data) do
-    {:stop_and_reply, :normal, {:reply, from, {:error, :timeout}}, abandon(data)}
+    {:stop_and_reply, :normal, {:reply, from, {:error, :timeout}}, Closing.abandon(data)}
   end
 
   # Reports about an earlier connection, exits of processes that have done their work, and strays.
@@ -320,33 +296,10 @@ defmodule Barytherium.Client.Server do
   @impl true
   def terminate(_reason, _state, data) do
     Handlers.kill(data.handlers)
-    data = fail_all(:unconfirmed, data)
-    for {_number, {from, action, _timer}} <- data.waiting, do: refuse(action, from, data)
-    stop_greeter(data)
-    stop_and_wait(data.network)
-  end
-
-  # Ends the connection at once. Nobody waits for what may still have to be written.
-  defp abandon(%{network: nil} = data), do: data
-
-  defp abandon(%{network: network} = data) do
-    Process.unlink(network)
-    Process.exit(network, :kill)
-    %{data | network: nil}
-  end
-
-  # Its acknowledgements and a DISCONNECT are written before the application, or the VM, stops.
-  defp stop_and_wait(nil), do: :ok
-
-  defp stop_and_wait(network) do
-    monitor = Process.monitor(network)
-    Process.exit(network, :shutdown)
-
-    receive do
-      {:DOWN, ^monitor, :process, ^network, _reason} -> :ok
-    after
-      @stop_timeout -> :ok
-    end
+    data = Exchange.fail_all(:unconfirmed, data)
+    for {_number, {from, action, _timer}} <- data.waiting, do: Exchange.refuse(action, from, data)
+    Connecting.stop_greeter(data)
+    Closing.stop_and_wait(data.network)
   end
 
   @impl true
@@ -358,184 +311,13 @@ defmodule Barytherium.Client.Server do
     |> Map.replace_lazy(:data, &Map.drop(&1, [:waiting, :settings, :handlers]))
   end
 
-  # Connecting
-
-  # The credentials come first: a function that fetches them may take longer than a broker waits for CONNECT.
-  defp connect(%{round: [endpoint | round]} = data) do
-    data = %{
-      data
-      | endpoint: endpoint,
-        round: round,
-        verdict: nil,
-        started: System.monotonic_time(),
-        attempts: data.attempts + 1
-    }
-
-    {:next_state, :connecting, %{data | greeter: start_greeter(data)}}
-  end
-
-  defp greeted(:failed, data), do: ended(:credentials, data)
-
-  defp greeted(:ready, %{endpoint: %{host: host, port: port, opts: opts}} = data) do
-    routes = Native.new_routes()
-    {:ok, network} = Network.start_link(self(), host, port, opts.(), routes)
-    {:keep_state, %{data | network: network, routes: routes}}
-  end
-
-  # The network process ends the connection otherwise, and says why.
-  defp offered?(frame, data),
-    do: String.trim(Frame.announced_version(frame)) in data.settings.versions
-
-  defp connected(frame, data) do
-    {ending, subscriptions} = data.subscriptions |> Map.values() |> Enum.split_with(& &1.ending)
-    data = Enum.reduce(ending, data, &forget(&1.subscription.number, &2))
-    subscriptions = subscriptions |> Enum.map(& &1.subscription) |> Enum.sort_by(& &1.number)
-    waiting = Enum.sort(data.waiting)
-
-    data = %{
-      data
-      | session: Session.new(data.sender, frame),
-        connections: data.connections + 1,
-        since: System.monotonic_time(),
-        attempts: 0,
-        waiting: %{}
-    }
-
-    # With this the process with the callbacks knows all of them before the first message can come.
-    {_frames, known} = Enum.map_reduce(subscriptions, data.session, &Session.subscribe(&2, &1))
-    Handlers.session(data.handlers, known)
-    Events.connected(frame, data)
-
-    data =
-      Enum.reduce(
-        subscriptions,
-        data,
-        &write_subscribe(&1, {:renewal, &1}, @renewal_timeout, &2)
-      )
-
-    {:next_state, :connected, Enum.reduce(waiting, data, &stop_waiting/2)}
-  end
-
-  defp stop_waiting({_number, {{pid, _tag} = from, action, timer}}, data) do
-    Process.cancel_timer(timer)
-    # Nobody would hear of it.
-    if node(pid) == node() and not Process.alive?(pid),
-      do: data,
-      else: perform(action, from, data)
-  end
-
-  # Endings
-
-  defp ended(reason, data) do
-    reason = data.verdict || reason
-    lasted = data.since && System.monotonic_time() - data.since
-    # A broker that does not even take the subscriptions is as good as one that cannot be reached.
-    worked? = lasted != nil and not renewing?(data)
-    data = release(%{data | reason: reason})
-
-    if lasted,
-      do: Events.disconnected(reason, lasted, data),
-      else: Events.connection_failure(reason, data)
-
-    go_on(if(worked?, do: lasted), data)
-  end
-
-  defp go_on(_lasted, %{handlers: %{pid: nil}} = data), do: wait(reset(data))
-
-  # The next broker is tried at once if this one could not be reached.
-  defp go_on(nil, %{round: [_ | _]} = data), do: connect(reset(data))
-
-  defp go_on(nil, %{attempts: attempts, settings: %{max_attempts: most}} = data)
-       when attempts >= most,
-       do: {:stop, {:shutdown, {:max_attempts, Events.brief(data.reason)}}, reset(data)}
-
-  defp go_on(lasted, data) do
-    {wait, backoff} = data.backoff |> reset_backoff(lasted) |> Backoff.next()
-
-    {:next_state, :disconnected, %{reset(data) | backoff: backoff},
-     {:state_timeout, wait, :connect}}
-  end
-
-  # Until the process with the callbacks is started again.
-  defp wait(data) do
-    {wait, handlers} = Handlers.pause(data.handlers)
-    {:next_state, :disconnected, %{data | handlers: handlers}, {:state_timeout, wait, :connect}}
-  end
-
-  defp reset_backoff(backoff, nil), do: backoff
-
-  defp reset_backoff(backoff, lasted) do
-    if System.convert_time_unit(lasted, :native, :millisecond) >= backoff.longest,
-      do: Backoff.reset(backoff),
-      else: backoff
-  end
-
-  # Gives up everything that belongs to the connection.
-  defp release(data) do
-    stop_greeter(data)
-    # This process is its parent, so it ends, and as it is not connected, at once.
-    if data.network, do: Process.exit(data.network, :shutdown)
-    for {_id, monitor} <- data.transactions, do: Process.demonitor(monitor, [:flush])
-    fail_all(:unconfirmed, %{data | transactions: %{}})
-  end
-
-  defp reset(data),
-    do: %{data | network: nil, routes: nil, sender: nil, greeter: nil, session: nil, since: nil}
-
-  # When the broker has answered everything, a consumer's process handles what has arrived until then. When
-  # that is done, the DISCONNECT is written.
-  defp close_if_done(state, %{closing: {_from, deadline, farewell}} = data)
-       when state in [:connected, :closing] do
-    cond do
-      not Requests.none?(data.requests) ->
-        {:next_state, :closing, data}
-
-      Handlers.running?(data.handlers) ->
-        {:next_state, :closing, %{data | handlers: Handlers.finish(data.handlers, data.network)}}
-
-      data.network == nil or data.session == nil ->
-        closed(:closed, data)
-
-      true ->
-        close_network(data.network, min(Deadline.left(deadline), farewell))
-        {:next_state, :closing, data}
-    end
-  end
-
-  defp close_if_done(_state, data), do: {:keep_state, data}
-
   defp not_written(reason) when reason in [:timeout, :unescapable], do: reason
   defp not_written(_connection_has_ended), do: :unconfirmed
-
-  defp handlers_stopped(data), do: close_if_done(:closing, data)
-
-  # The connection has ended while the consumer's process still handles what has arrived.
-  defp closed(reason, %{handlers: handlers} = data)
-       when handlers != nil and handlers.pid != nil do
-    data = fail_all(:unconfirmed, release(%{data | reason: reason}))
-    close_if_done(:closing, reset(data))
-  end
-
-  # The network closes at the deadline too, and what was not written by then is lost.
-  defp closed(reason, %{closing: {from, deadline, _farewell}} = data) do
-    reply =
-      cond do
-        Deadline.left(deadline) == 0 -> {:error, :timeout}
-        Requests.none?(data.requests) -> :ok
-        true -> {:error, reason}
-      end
-
-    data = release(%{data | reason: reason})
-    if data.since, do: Events.closed(reason, System.monotonic_time() - data.since, data)
-    {:stop_and_reply, :normal, {:reply, from, reply}, reset(data)}
-  end
-
-  # Requests
 
   # `wait`: how long to wait for a connection, or nil.
   # When its end is decided, nothing more is written on a connection.
   defp when_connected(action, from, _wait, :connected, %{verdict: nil} = data),
-    do: {:keep_state, perform(action, from, data)}
+    do: {:keep_state, Exchange.perform(action, from, data)}
 
   defp when_connected(action, from, wait, state, data) when wait != nil and state != :closing do
     number = data.next_waiting
@@ -545,5 +327,5 @@ defmodule Barytherium.Client.Server do
   end
 
   defp when_connected(action, from, _wait, _state, data),
-    do: {:keep_state, refuse(action, from, data)}
+    do: {:keep_state, Exchange.refuse(action, from, data)}
 end

@@ -1,0 +1,124 @@
+defmodule Barytherium.Client.Closing do
+  @moduledoc false
+  # How a client ends: first the broker answers what was asked, then a consumer's process handles what has
+  # arrived, then there is a DISCONNECT. The functions run in the client, and take its data.
+
+  alias Barytherium.Client.{Connecting, Events, Exchange, Handlers, Requests}
+  alias Barytherium.Connection.Deadline
+
+  # Milliseconds that the network process may take to write what is left when the client is stopped.
+  # It gives up itself after 10 s.
+  @stop_timeout 11_000
+
+  # Milliseconds that the last callback may take when a consumer stops, a fifth of the time at most. Then its
+  # process is killed.
+  @longest_callback 1_000
+
+  @doc "Begins to close, for the caller of `Barytherium.Client.close/2`."
+  @spec close(:gen_statem.from(), non_neg_integer(), map()) ::
+          :gen_statem.event_handler_result(atom())
+  def close(from, timeout, data) do
+    Process.send_after(self(), :close_timeout, timeout)
+    data = %{data | closing: {from, Deadline.in_ms(timeout), timeout}}
+    close_if_done(:closing, Exchange.quiesce(timeout, data))
+  end
+
+  @doc """
+  Begins to stop a consumer's client: its process handles what has arrived, for `handling` milliseconds at
+  most, and then there are `farewell` milliseconds to disconnect.
+  """
+  @spec stop(:gen_statem.from(), non_neg_integer(), non_neg_integer(), atom(), map()) ::
+          :gen_statem.event_handler_result(atom())
+  def stop(from, handling, farewell, state, data) do
+    Process.send_after(self(), :close_timeout, handling + farewell)
+    Process.send_after(self(), :handling_timeout, handling)
+    last = handling - min(div(handling, 5), @longest_callback)
+    Handlers.stop_at(data.handlers, Deadline.in_ms(last))
+    data = %{data | closing: {from, Deadline.in_ms(handling + farewell), farewell}}
+
+    case state do
+      :connected -> close_if_done(:closing, Exchange.quiesce(handling, data))
+      :connecting -> close_if_done(:closing, abandon(data))
+      _other -> close_if_done(:closing, data)
+    end
+  end
+
+  @doc "The time for handling is over."
+  @spec handling_timeout(map()) :: :gen_statem.event_handler_result(atom())
+  def handling_timeout(data) do
+    data = %{data | handlers: Handlers.kill(data.handlers)}
+    close_if_done(:closing, Exchange.fail_all(:timeout, data))
+  end
+
+  # When the broker has answered everything, a consumer's process handles what has arrived until then. When
+  # that is done, the DISCONNECT is written.
+  @doc "Goes on with closing, if the client closes."
+  @spec close_if_done(atom(), map()) :: :gen_statem.event_handler_result(atom())
+  def close_if_done(state, %{closing: {_from, deadline, farewell}} = data)
+      when state in [:connected, :closing] do
+    cond do
+      not Requests.none?(data.requests) ->
+        {:next_state, :closing, data}
+
+      Handlers.running?(data.handlers) ->
+        {:next_state, :closing, %{data | handlers: Handlers.finish(data.handlers, data.network)}}
+
+      data.network == nil or data.session == nil ->
+        closed(:closed, data)
+
+      true ->
+        Exchange.close_network(data.network, min(Deadline.left(deadline), farewell))
+        {:next_state, :closing, data}
+    end
+  end
+
+  def close_if_done(_state, data), do: {:keep_state, data}
+
+  # The connection has ended while the consumer's process still handles what has arrived.
+  @doc "The connection has ended while the client closes."
+  @spec closed(atom(), map()) :: :gen_statem.event_handler_result(atom())
+  def closed(reason, %{handlers: handlers} = data)
+      when handlers != nil and handlers.pid != nil do
+    data = Exchange.fail_all(:unconfirmed, Connecting.release(%{data | reason: reason}))
+    close_if_done(:closing, Connecting.reset(data))
+  end
+
+  # The network closes at the deadline too, and what was not written by then is lost.
+  def closed(reason, %{closing: {from, deadline, _farewell}} = data) do
+    reply =
+      cond do
+        Deadline.left(deadline) == 0 -> {:error, :timeout}
+        Requests.none?(data.requests) -> :ok
+        true -> {:error, reason}
+      end
+
+    data = Connecting.release(%{data | reason: reason})
+    if data.since, do: Events.closed(reason, System.monotonic_time() - data.since, data)
+    {:stop_and_reply, :normal, {:reply, from, reply}, Connecting.reset(data)}
+  end
+
+  @doc "Ends the connection at once. Nobody waits for what may still have to be written."
+  @spec abandon(map()) :: map()
+  def abandon(%{network: nil} = data), do: data
+
+  def abandon(%{network: network} = data) do
+    Process.unlink(network)
+    Process.exit(network, :kill)
+    %{data | network: nil}
+  end
+
+  @doc "Its acknowledgements and a DISCONNECT are written before the application, or the VM, stops."
+  @spec stop_and_wait(nil | pid()) :: :ok
+  def stop_and_wait(nil), do: :ok
+
+  def stop_and_wait(network) do
+    monitor = Process.monitor(network)
+    Process.exit(network, :shutdown)
+
+    receive do
+      {:DOWN, ^monitor, :process, ^network, _reason} -> :ok
+    after
+      @stop_timeout -> :ok
+    end
+  end
+end

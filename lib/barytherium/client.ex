@@ -366,7 +366,8 @@ defmodule Barytherium.Client do
   Ends a subscription (STOMP 1.2, "UNSUBSCRIBE"), and waits for the receipt.
 
   The broker keeps a durable subscription. Messages that were not acknowledged before can not be
-  acknowledged any more; the broker will deliver them to another subscriber. With `ack: :auto` all messages
+  acknowledged any more; the broker will deliver them to another subscriber, RabbitMQ when this connection
+  ends. With `ack: :auto` all messages
   that the broker has sent are in the mailbox of the subscriber when this returns `:ok` while connected.
   Without a connection the last of them may come later.
   """

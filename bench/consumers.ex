@@ -95,7 +95,6 @@ defmodule Bench.Consumers do
     module = if which == :each, do: Each, else: Last
     {:ok, consumer} = module.start_link(url: "stomp://127.0.0.1:#{port}", init_arg: counter)
     [client] = Consumer.clients(consumer)
-    [{_id, worker, _type, _modules}] = Supervisor.which_children(consumer)
-    [Client.status(client).network, consumer, worker, client]
+    [Client.status(client).network, consumer, client]
   end
 end

@@ -357,7 +357,9 @@ defmodule Barytherium.Client do
   end
 
   defp refuse_consumer!({:error, :consumer}) do
-    raise ArgumentError, "this client belongs to a consumer: use the consumer's option :subscribe"
+    raise ArgumentError,
+          "this client belongs to a consumer, which subscribes and closes by itself: use its option " <>
+            ":subscribe, and stop its supervisor"
   end
 
   defp refuse_consumer!(result), do: result
@@ -465,13 +467,14 @@ defmodule Barytherium.Client do
 
   Ends the subscriptions with `ack: :auto`, waits for all receipts, and sends a DISCONNECT. Messages that
   were not acknowledged before are delivered again by the broker. Returns `{:error, :timeout}` if that takes
-  longer than `timeout` milliseconds. The client ends in either case.
+  longer than `timeout` milliseconds. The client ends in either case. The client of a consumer is closed by
+  stopping the consumer; here it raises `ArgumentError`.
   """
   @spec close(client(), non_neg_integer()) :: :ok | {:error, reason()}
   def close(client, timeout \\ @timeout) do
     Outbound.check_timeout!(timeout)
     pid = GenServer.whereis(client)
-    result = call(client, {:close, timeout}, timeout)
+    result = client |> call({:close, timeout}, timeout) |> refuse_consumer!()
     if result == :ok and is_pid(pid), do: await_end(Process.monitor(pid))
     # It ended for another reason meanwhile.
     if result == {:error, :unconfirmed}, do: :ok, else: result

@@ -119,6 +119,9 @@ defmodule Barytherium.Native do
   @spec delete_route(routes(), subscription :: binary()) :: :ok
   def delete_route(_routes, _subscription), do: not_loaded()
 
+  @spec set_urgent(routes(), boolean()) :: :ok
+  def set_urgent(_routes, _urgent), do: not_loaded()
+
   @spec tls_open(tls_settings(), name :: String.t()) :: {:ok, tls()} | {:error, tls_failure()}
   def tls_open(_settings, _name), do: not_loaded()
 

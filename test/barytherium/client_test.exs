@@ -659,6 +659,16 @@ defmodule Barytherium.ClientTest do
     assert Client.publish(client, "/queue/a", "", wait: true, receipt: false) == :ok
   end
 
+  test "the time for the credentials is over when they are there" do
+    {listener, url} = broker()
+    opts = [url: url, credentials_timeout: 100, listener: self()]
+    client = start_supervised!({Client, opts})
+    {peer, _connect} = accept(listener)
+    Process.sleep(200)
+    reply(peer, :connected, [{"version", "1.2"}])
+    eventually(fn -> Client.status(client).state == :connected end)
+  end
+
   describe "when its end is decided" do
     test "nothing more is written on a connection, and callers are told" do
       {client, peer, _listener} = connected()

@@ -259,6 +259,14 @@ defmodule Barytherium.ConsumerTest do
       end
     end
 
+    test "does not keep the others of a topic, which the broker has forgotten" do
+      opts = [subscribe: {"/topic/a", ack: :client}]
+      {_consumer, peer, id, _listener} = started(Reporter, opts)
+      Peer.send(peer, Enum.map_join(["1", "raise", "2"], &bytes(id, &1)))
+      for body <- ["1", "raise", "2"], do: assert_receive({:message, %Frame{body: ^body}})
+      expect(peer, :ack)
+    end
+
     test "and is started again with pauses that grow does not end the supervisor" do
       {consumer, peer, id, listener} = started(Reporter, [on_exception: :restart], @rabbitmq)
 
@@ -353,7 +361,7 @@ defmodule Barytherium.ConsumerTest do
         for body <- ["2", "3"], do: message(peer, id, body)
         Peer.close(peer)
         [client] = Consumer.clients(consumer)
-        eventually(fn -> Client.status(client).state == :disconnected end)
+        eventually(fn -> Client.status(client).reason == :closed end)
         send(worker, :go)
         peer = accept_connected(listener)
         confirm(peer, :subscribe)
@@ -620,6 +628,7 @@ defmodule Barytherium.ConsumerTest do
            ~r/invalid value for option :subscribe|:subscribe is missing/},
           {[url: "stomp://h", subscribe: {"/a", ak: :auto}], ~r/unknown option :ak; .*:ack/},
           {[url: "stomp://h", concurrency: 0], ~r/:concurrency/},
+          {[url: "stomp://h", max_attempts: 3], ~r/never gives up/},
           {[url: "stomp://h", concurency: 2], ~r/unknown option :concurency; .*:concurrency/},
           {[], ~r/option :url is missing/},
           {[url: "stomp://h", subscribe: {"/a", headers: [{"selector", {:x}}]}], ~r/selector/},

@@ -210,4 +210,127 @@ defmodule Barytherium.SlowCallbacksTest do
     assert {:ok, _subscription} = Task.await(subscribing)
     confirmed
   end
+
+  # Publishes each message, with a receipt, through its own client.
+  defmodule Forwarder do
+    use Barytherium.Consumer, subscribe: "/queue/a"
+
+    @impl true
+    def handle_connected(%{client: client}, {test, _client}), do: {:ok, {test, client}}
+
+    @impl true
+    def handle_message(frame, {test, client} = state) do
+      send(test, {:handling, self()})
+      receive do: (:go -> :ok)
+      send(test, {:published, Client.publish(client, "/queue/b", "x")})
+      send(test, {:handled, frame.body})
+      {:ack, state}
+    end
+
+    @impl true
+    def terminate(reason, {test, _client}), do: send(test, {:terminate, reason})
+  end
+
+  defp forwarder(opts \\ []) do
+    {listener, url} = broker()
+    {:ok, consumer} = Forwarder.start_link([url: url, init_arg: {self(), nil}] ++ opts)
+    peer = accept_connected(listener)
+    {%{"id" => id}, ""} = confirm(peer, :subscribe)
+    {consumer, peer, id, listener}
+  end
+
+  defp large(peer, id, count) do
+    headers = [{"subscription", id}, {"message-id", "m"}, {"ack", "a"}]
+    body = :binary.copy("x", 1024 * 1024)
+    for _n <- 1..count, do: reply(peer, :message, headers, body)
+  end
+
+  test "a receipt that comes behind more messages than a callback process may have is read" do
+    {consumer, peer, id, _listener} = forwarder()
+    flood = Task.async(fn -> large(peer, id, 60) end)
+    assert_receive {:handling, worker}
+    [client] = Consumer.clients(consumer)
+    eventually(fn -> Client.stats(client).pauses > 0 end)
+    send(worker, :go)
+    Task.await(flood)
+    confirm_send(peer)
+    assert_receive {:published, :ok}
+  end
+
+  test "what a subscriber that is behind gets no more of holds up nobody" do
+    {listener, url} = broker()
+    client = start_supervised!({Client, url: url})
+    peer = accept_connected(listener)
+    eventually(fn -> Client.status(client).state == :connected end)
+    stuck = spawn_link(fn -> Process.sleep(:infinity) end)
+    subscribing = Task.async(fn -> Client.subscribe(client, "/queue/a", to: stuck) end)
+    {%{"id" => id}, ""} = confirm(peer, :subscribe)
+    {:ok, subscription} = Task.await(subscribing)
+    spawn_link(fn -> large(peer, id, 400) end)
+    eventually(fn -> Client.stats(client).pauses > 0 end)
+    Task.async(fn -> Client.unsubscribe(client, subscription, 10_000) end)
+    # Everything is read now, and dropped.
+    confirm(peer, :unsubscribe)
+    publishing = Task.async(fn -> Client.publish(client, "/queue/b", "", timeout: 10_000) end)
+    confirm(peer, :send)
+    assert Task.await(publishing, 10_000) == :ok
+  end
+
+  test "callbacks may publish while their consumer stops" do
+    {consumer, peer, id, _listener} = forwarder()
+    for n <- 1..3, do: message(peer, id, "#{n}")
+    assert_receive {:handling, worker}
+    [client] = Consumer.clients(consumer)
+    eventually(fn -> Client.stats(client).frames == 5 end)
+    stopping = Task.async(fn -> Supervisor.stop(consumer, :shutdown) end)
+    eventually(fn -> {:"$gen_cast", {:client, :finish}} in mailbox(worker) end)
+
+    for n <- 1..3 do
+      send(worker, :go)
+      confirm_send(peer)
+      assert_receive {:published, :ok}
+      body = "#{n}"
+      assert_receive {:handled, ^body}
+    end
+
+    ends(peer)
+    Task.await(stopping)
+    assert_receive {:terminate, :shutdown}
+  end
+
+  defp mailbox(pid), do: pid |> Process.info(:messages) |> elem(1)
+
+  # The acknowledgements, and the DISCONNECT.
+  defp ends(peer) do
+    case next_frame(peer) do
+      %Frame{command: :ack} ->
+        ends(peer)
+
+      %Frame{command: :disconnect, headers: headers} ->
+        {"receipt", receipt} = List.keyfind(headers, "receipt", 0)
+        reply(peer, :receipt, [{"receipt-id", receipt}])
+    end
+  end
+
+  test "a consumer whose broker goes away as it stops ends all the same, and in order" do
+    for n <- 1..20 do
+      {consumer, peer, _id, _listener} = forwarder(shutdown: 20_000)
+      stopping = Task.async(fn -> Supervisor.stop(consumer, :shutdown) end)
+      if rem(n, 2) == 0, do: Peer.close(peer), else: Peer.reset(peer)
+      # The time for stopping is much longer.
+      assert Task.await(stopping, 10_000) == :ok
+      assert_receive {:terminate, :shutdown}
+    end
+  end
+
+  test "a request that the broker does not answer does not keep a consumer from stopping in order" do
+    {consumer, peer, _id, _listener} = forwarder(shutdown: 2_000)
+    [client] = Consumer.clients(consumer)
+    spawn(fn -> Client.publish(client, "/queue/b", "", timeout: 60_000) end)
+    expect(peer, :send)
+    stopping = Task.async(fn -> Supervisor.stop(consumer, :shutdown) end)
+    assert_receive {:terminate, :shutdown}
+    disconnect(peer)
+    assert Task.await(stopping) == :ok
+  end
 end

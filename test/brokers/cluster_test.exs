@@ -94,12 +94,7 @@ defmodule Barytherium.ClusterTest do
 
     for _round <- 1..20 do
       fault("killing a consumer", table, fn ->
-        workers =
-          for {_id, pid, _type, _modules} <- Supervisor.which_children(consumer),
-              is_pid(pid),
-              do: pid
-
-        Process.exit(Enum.random(workers), :kill)
+        Process.exit(Enum.random(Barytherium.Consumer.clients(consumer)), :kill)
         # The supervisor allows 12 restarts in 5 s.
         Process.sleep(450)
       end)

@@ -50,18 +50,21 @@ defmodule Barytherium.Client.Closing do
     close_if_done(:closing, Exchange.fail_all(:timeout, data))
   end
 
-  # When the broker has answered everything, a consumer's process handles what has arrived until then. When
-  # that is done, the DISCONNECT is written.
+  # When nothing more comes for subscriptions without acknowledgements, a consumer's process handles what has
+  # arrived until then. When that is done, and the broker has answered everything, the DISCONNECT is written.
   @doc "Goes on with closing, if the client closes."
   @spec close_if_done(atom(), map()) :: :gen_statem.event_handler_result(atom())
   def close_if_done(state, %{closing: {_from, deadline, farewell}} = data)
       when state in [:connected, :closing] do
     cond do
-      not Requests.none?(data.requests) ->
+      Exchange.quiescing?(data) ->
         {:next_state, :closing, data}
 
       Handlers.running?(data.handlers) ->
         {:next_state, :closing, %{data | handlers: Handlers.finish(data.handlers, data.network)}}
+
+      not Requests.none?(data.requests) ->
+        {:next_state, :closing, data}
 
       data.network == nil or data.session == nil ->
         closed(:closed, data)
@@ -79,8 +82,10 @@ defmodule Barytherium.Client.Closing do
   @spec closed(atom(), map()) :: :gen_statem.event_handler_result(atom())
   def closed(reason, %{handlers: handlers} = data)
       when handlers != nil and handlers.pid != nil do
-    data = Exchange.fail_all(:unconfirmed, Connecting.release(%{data | reason: reason}))
-    close_if_done(:closing, Connecting.reset(data))
+    data = Connecting.release(%{data | reason: reason})
+    # A fence may have been lost with the connection.
+    handlers = Handlers.finish(%{handlers | finishing: false}, nil)
+    close_if_done(:closing, Connecting.reset(%{data | handlers: handlers}))
   end
 
   # The network closes at the deadline too, and what was not written by then is lost.

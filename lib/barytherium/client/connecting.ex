@@ -24,9 +24,7 @@ defmodule Barytherium.Client.Connecting do
   @spec start_greeter(map()) :: pid()
   def start_greeter(%{settings: settings, endpoint: endpoint}) do
     client = self()
-    greeter = spawn(fn -> fetch(client, fn -> settings.connect_headers.(endpoint) end) end)
-    Process.send_after(self(), {:credentials_timeout, greeter}, settings.credentials_timeout)
-    greeter
+    spawn(fn -> fetch(client, fn -> settings.connect_headers.(endpoint) end) end)
   end
 
   defp fetch(client, headers) do
@@ -66,7 +64,9 @@ defmodule Barytherium.Client.Connecting do
         attempts: data.attempts + 1
     }
 
-    {:next_state, :connecting, %{data | greeter: start_greeter(data)}}
+    greeter = start_greeter(data)
+    timeout = {{:timeout, :credentials}, data.settings.credentials_timeout, greeter}
+    {:next_state, :connecting, %{data | greeter: greeter}, timeout}
   end
 
   @doc "The credentials are there, or cannot be had."
@@ -76,7 +76,7 @@ defmodule Barytherium.Client.Connecting do
   def greeted(:ready, %{endpoint: %{host: host, port: port, opts: opts}} = data) do
     routes = Native.new_routes()
     {:ok, network} = Network.start_link(self(), host, port, opts.(), routes)
-    {:keep_state, %{data | network: network, routes: routes}}
+    {:keep_state, %{data | network: network, routes: routes}, {{:timeout, :credentials}, :cancel}}
   end
 
   # The network process ends the connection otherwise, and says why.

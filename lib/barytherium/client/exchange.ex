@@ -24,6 +24,7 @@ defmodule Barytherium.Client.Exchange do
           | {:subscribe, :gen_statem.from(), pos_integer()}
           | {:unsubscribe, from(), pos_integer()}
           | {:renewal, Session.subscription()}
+          | :quiescing
           | :nobody
 
   @doc "Answers a call that needs a connection, without one."
@@ -58,6 +59,7 @@ defmodule Barytherium.Client.Exchange do
   defp write(frames, from, timeout, data, write) do
     number = data.requests.next
     timer = Process.send_after(self(), {:request_timeout, number}, timeout)
+    if Requests.none?(data.requests), do: Routing.urgent(true, data)
     {frames, requests} = Requests.add(data.requests, {from, timer}, frames)
     write.(frames, number)
     %{data | requests: requests}
@@ -121,7 +123,12 @@ defmodule Barytherium.Client.Exchange do
   @spec forget(pos_integer(), map()) :: map()
   def forget(number, data) do
     {entry, subscriptions} = Map.pop(data.subscriptions, number)
-    if entry, do: Process.demonitor(entry.monitor, [:flush])
+
+    if entry do
+      Process.demonitor(entry.monitor, [:flush])
+      Routing.end_target(entry)
+    end
+
     %{data | subscriptions: subscriptions}
   end
 
@@ -145,9 +152,8 @@ defmodule Barytherium.Client.Exchange do
     end
   end
 
-  # A message for a process on another node, or for nobody.
   def control(%Frame{command: :message} = frame, data) do
-    Routing.relay(frame, data)
+    Routing.unexpected(frame, data)
     data
   end
 
@@ -201,13 +207,14 @@ defmodule Barytherium.Client.Exchange do
 
   defp finish({from, timer}, result, data) do
     Process.cancel_timer(timer)
+    if Requests.none?(data.requests), do: Routing.urgent(false, data)
     answer(from, result, data)
   end
 
   @doc "Passes on the result of a request: `:ok`, or why and which of its frames were not confirmed."
   @spec answer(from(), :ok | {:error, atom() | Frame.t(), [non_neg_integer()]}, map()) :: map()
   def answer({:caller, from}, result, data), do: reply(from, result, data)
-  def answer(:nobody, _result, data), do: data
+  def answer(from, _result, data) when from in [:nobody, :quiescing], do: data
 
   def answer({:subscribe, from, number}, :ok, data), do: reply(from, {:ok, number}, data)
 
@@ -261,8 +268,12 @@ defmodule Barytherium.Client.Exchange do
           Session.subscribed?(data.session, subscription),
           do: entry
 
-    write_unsubscribe(autos, :nobody, timeout, :connected, data)
+    write_unsubscribe(autos, :quiescing, timeout, :connected, data)
   end
+
+  @doc "Whether the last messages of subscriptions that end may still come."
+  @spec quiescing?(map()) :: boolean()
+  def quiescing?(data), do: Requests.any?(data.requests, &match?({:quiescing, _timer}, &1))
 
   @doc "Ends the connection. Its network process reports the end like any other."
   @spec hang_up(atom() | Frame.t(), map()) :: map()

@@ -4,7 +4,6 @@ defmodule Barytherium.Client.Handlers do
   # of connections, and never waits for it. `nil` stands for a client without a consumer.
 
   alias Barytherium.Client.{Backoff, Session}
-  alias Barytherium.Connection.Deadline
   alias Barytherium.Consumer.Worker
   alias Barytherium.Network
 
@@ -22,6 +21,9 @@ defmodule Barytherium.Client.Handlers do
   def start(nil), do: {:ok, nil}
 
   def start(settings) do
+    # `Barytherium.Consumer.Handler` looks at it.
+    settings = Map.put(settings, :stop_at, :atomics.new(1, []))
+
     with {:ok, pid} <- Worker.start_link(self(), settings) do
       backoff = Backoff.new(@pauses)
       {:ok, %__MODULE__{settings: settings, pid: pid, since: now(), backoff: backoff}}
@@ -69,8 +71,9 @@ defmodule Barytherium.Client.Handlers do
   def tell(%__MODULE__{pid: pid}, event), do: GenServer.cast(pid, {:client, event})
 
   @doc "Handling has to end at the deadline."
-  @spec stop_at(t(), Deadline.t()) :: :ok
-  def stop_at(handlers, deadline), do: tell(handlers, {:stop_at, deadline})
+  @spec stop_at(t(), integer()) :: :ok
+  def stop_at(nil, _deadline), do: :ok
+  def stop_at(%__MODULE__{settings: settings}, at), do: :atomics.put(settings.stop_at, 1, at)
 
   @doc "It ends after what has arrived."
   @spec finish(consumer(), nil | pid()) :: consumer()

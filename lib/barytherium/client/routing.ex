@@ -15,8 +15,8 @@ defmodule Barytherium.Client.Routing do
     do: Native.put_route(data.routes, Session.id(data.session, subscription), pid, data.sender)
 
   def put(%{number: number} = subscription, data) do
-    with %{pid: pid} when is_pid(pid) and node(pid) == node() <- data.subscriptions[number],
-         do: Native.put_route(data.routes, Session.id(data.session, subscription), pid, self())
+    with %{target: target} when is_pid(target) <- data.subscriptions[number],
+         do: Native.put_route(data.routes, Session.id(data.session, subscription), target, self())
 
     :ok
   end
@@ -27,22 +27,59 @@ defmodule Barytherium.Client.Routing do
   def delete(subscription, data),
     do: Native.delete_route(data.routes, Session.id(data.session, subscription))
 
-  @doc "Passes on a message that has no route."
-  @spec relay(Frame.t(), map()) :: :ok
-  def relay(frame, data) do
-    number = data.session && Session.number(data.session, frame)
+  @doc """
+  Whether somebody waits for a receipt. It may come behind messages that their process does not take, so the
+  receive loop reads on then, up to 8 times the usual limit.
+  """
+  @spec urgent(boolean(), map()) :: :ok
+  def urgent(_urgent, %{routes: nil}), do: :ok
+  def urgent(urgent, %{routes: routes}), do: Native.set_urgent(routes, urgent)
 
-    case data.subscriptions[number] do
-      # On another node.
-      %{pid: pid, ending: false} when is_pid(pid) and node(pid) != node() ->
-        GenServer.cast(pid, {:barytherium, :frames, {[frame], self()}})
+  @doc "A message that has no route."
+  @spec unexpected(Frame.t(), map()) :: :ok
+  def unexpected(frame, data) do
+    # Otherwise its subscription has ended. The broker delivers it again to another subscriber.
+    if data.session == nil or Session.number(data.session, frame) == nil,
+      do: Events.unexpected(frame, data),
+      else: :ok
+  end
 
-      nil when number == nil ->
-        Events.unexpected(frame, data)
+  @doc """
+  The process that gets the messages of a subscriber: itself, or on another node, which native code cannot reach,
+  a process that casts them on. If that node does not read, only this process waits.
+  """
+  @spec target(pid()) :: pid()
+  def target(subscriber) when node(subscriber) == node(), do: subscriber
 
-      # Its subscription ends, or has ended. The broker delivers it again to another subscriber.
-      _ended ->
+  def target(subscriber) do
+    client = self()
+
+    spawn(fn ->
+      Process.monitor(client)
+      Process.monitor(subscriber)
+      relay(subscriber)
+    end)
+  end
+
+  defp relay(subscriber) do
+    receive do
+      {:"$gen_cast", message} ->
+        GenServer.cast(subscriber, message)
+        relay(subscriber)
+
+      # After everything that came before.
+      {:DOWN, _monitor, :process, _pid, _reason} ->
+        :ok
+
+      :stop ->
         :ok
     end
+  end
+
+  @doc "The subscription has ended."
+  @spec end_target(map()) :: :ok
+  def end_target(%{pid: pid, target: target}) do
+    if target != pid, do: send(target, :stop)
+    :ok
   end
 end

@@ -13,7 +13,17 @@ defmodule Barytherium.Client.Server do
   # is small and seldom, and handled at once: CONNECTED, receipts, errors, the end.
   @behaviour :gen_statem
 
-  alias Barytherium.Client.{Closing, Connecting, Events, Exchange, Handlers, Requests, Session}
+  alias Barytherium.Client.{
+    Closing,
+    Connecting,
+    Events,
+    Exchange,
+    Handlers,
+    Requests,
+    Routing,
+    Session
+  }
+
   alias Barytherium.Connection.Deadline
   alias Barytherium.Frame
   alias Barytherium.Network.Sender
@@ -98,12 +108,7 @@ defmodule Barytherium.Client.Server do
   def handle_event(:cast, {:greeter, greeter, result}, :connecting, %{greeter: greeter} = data),
     do: Connecting.greeted(result, data)
 
-  def handle_event(
-        :info,
-        {:credentials_timeout, greeter},
-        :connecting,
-        %{greeter: greeter} = data
-      ) do
+  def handle_event({:timeout, :credentials}, greeter, :connecting, %{greeter: greeter} = data) do
     Connecting.stop_greeter(data)
     Connecting.greeted(:failed, data)
   end
@@ -209,7 +214,7 @@ defmodule Barytherium.Client.Server do
 
   # The subscriptions of a consumer are its options.
   def handle_event({:call, from}, call, _state, %{handlers: handlers})
-      when handlers != nil and elem(call, 0) in [:subscribe, :unsubscribe],
+      when handlers != nil and elem(call, 0) in [:subscribe, :unsubscribe, :close],
       do: {:keep_state_and_data, {:reply, from, {:error, :consumer}}}
 
   def handle_event({:call, from}, {:subscribe, _, _, _}, :closing, _data),
@@ -220,6 +225,7 @@ defmodule Barytherium.Client.Server do
     subscription = Map.put(subscription, :number, number)
     monitor = :erlang.monitor(:process, pid, tag: {:subscriber, number})
     entry = %{subscription: subscription, pid: pid, monitor: monitor, ending: false}
+    entry = Map.put(entry, :target, Routing.target(pid))
     data = put_in(%{data | next_subscription: number + 1}.subscriptions[number], entry)
 
     if state == :connected and data.verdict == nil,
@@ -318,6 +324,14 @@ defmodule Barytherium.Client.Server do
   # When its end is decided, nothing more is written on a connection.
   defp when_connected(action, from, _wait, :connected, %{verdict: nil} = data),
     do: {:keep_state, Exchange.perform(action, from, data)}
+
+  # While a consumer handles what has arrived before it stops, its callbacks may still publish.
+  defp when_connected(action, from, _wait, :closing, %{verdict: nil, session: session} = data)
+       when session != nil do
+    if Handlers.running?(data.handlers),
+      do: {:keep_state, Exchange.perform(action, from, data)},
+      else: {:keep_state, Exchange.refuse(action, from, data)}
+  end
 
   defp when_connected(action, from, wait, state, data) when wait != nil and state != :closing do
     number = data.next_waiting

@@ -26,13 +26,15 @@ defmodule Barytherium.Consumer.Handler do
   # connection ends, and the broker delivers them again.
   @most_left 32
 
-  @enforce_keys [:module, :state, :client, :on_exception, :nack_headers]
+  @enforce_keys [:module, :state, :client, :on_exception, :nack_headers, :stop_at]
   defstruct [
     :module,
     :state,
     :client,
     :on_exception,
     :nack_headers,
+    # Where the client puts the deadline when the consumer stops.
+    :stop_at,
     session: nil,
     # The mode of the subscription, or nil if there are several.
     mode: nil,
@@ -78,7 +80,7 @@ defmodule Barytherium.Consumer.Handler do
 
     handler =
       observe(%{
-        handler
+        look_for_stop(handler)
         | sender: sender,
           observed: Telemetry.observed?(),
           flushed: now,
@@ -161,6 +163,8 @@ defmodule Barytherium.Consumer.Handler do
     end
   end
 
+  defp note_all(_command, [], handler), do: handler.acks
+
   defp note_all(command, messages, %{mode: :client} = handler),
     do: note(handler.acks, command, List.last(messages), handler)
 
@@ -224,7 +228,10 @@ defmodule Barytherium.Consumer.Handler do
 
   # The broker has to deliver these messages again. `:stop`: it will only do so on another connection.
   defp give_back(failed, %{session: session} = handler) do
-    acknowledged = Enum.count(failed, &(mode(handler, &1) != :auto))
+    # What a broker has forgotten it cannot deliver again, so it is out of the way.
+    {forgotten, failed} = Enum.split_with(failed, &Session.forgotten?(session, &1))
+    handler = %{handler | acks: note_all(:ack, forgotten, handler)}
+    acknowledged = length(failed)
 
     cond do
       Session.requeues?(session) ->
@@ -286,20 +293,15 @@ defmodule Barytherium.Consumer.Handler do
   defp describe(kind, reason) when is_atom(reason), do: "** (#{kind}) #{inspect(reason)}"
   defp describe(kind, _reason), do: "** (#{kind})"
 
-  # The client's message is in the mailbox, where nobody looks before the list is done.
-  defp look_for_stop(%{deadline: :infinity} = handler) do
-    receive do
-      {:"$gen_cast", {:client, {:stop_at, deadline}}} -> stop_at(handler, deadline)
-    after
+  # The client sets the deadline there, because nobody looks into the mailbox before the list is done.
+  defp look_for_stop(%{deadline: :infinity, stop_at: stop_at} = handler) do
+    case :atomics.get(stop_at, 1) do
       0 -> handler
+      deadline -> %{handler | deadline: deadline}
     end
   end
 
   defp look_for_stop(handler), do: handler
-
-  @doc "Sets the deadline for handling."
-  @spec stop_at(t(), Deadline.t()) :: t()
-  def stop_at(%__MODULE__{} = handler, deadline), do: %{handler | deadline: deadline}
 
   defp flush(%{acks: []} = handler), do: handler
 

@@ -63,6 +63,9 @@ defmodule Barytherium.Consumer.Options do
     unless options.subscribe,
       do: raise(ArgumentError, "option :subscribe is missing: the destination of the messages")
 
+    if Keyword.has_key?(rest, :max_attempts),
+      do: raise(ArgumentError, "option :max_attempts: a consumer never gives up")
+
     client =
       rest
       |> ClientOptions.settings!(Keyword.keys(@schema))
@@ -99,7 +102,7 @@ defmodule Barytherium.Consumer.Options do
         |> Map.merge(%{destination: destination, number: number})
 
       Outbound.check_headers!(:subscribe, subscription.headers)
-      {number, %{subscription: subscription, pid: nil, monitor: nil, ending: false}}
+      {number, %{subscription: subscription, pid: nil, target: nil, monitor: nil, ending: false}}
     end
   end
 

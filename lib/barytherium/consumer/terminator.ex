@@ -38,8 +38,13 @@ defmodule Barytherium.Consumer.Terminator do
     for request <- requests, do: :gen_statem.receive_response(request, {:abs, deadline})
   end
 
+  defp client?(pid), do: Barytherium.Client.Server.client?(pid)
+
   defp clients(supervisor) do
-    {:links, links} = Process.info(supervisor, :links)
-    for pid <- links, is_pid(pid), pid != self(), Barytherium.Client.Server.client?(pid), do: pid
+    case Process.info(supervisor, :links) do
+      {:links, links} -> for pid <- links, is_pid(pid), pid != self(), client?(pid), do: pid
+      # It was killed, and its children with it.
+      nil -> []
+    end
   end
 end

@@ -45,7 +45,8 @@ defmodule Barytherium.Consumer.Worker do
       state: user_state,
       client: client,
       on_exception: settings.on_exception,
-      nack_headers: settings.nack_headers
+      nack_headers: settings.nack_headers,
+      stop_at: settings.stop_at
     }
   end
 
@@ -69,9 +70,6 @@ defmodule Barytherium.Consumer.Worker do
 
   def handle_cast({:client, {:error, frame}}, handler),
     do: {:noreply, event(:handle_error, frame, handler)}
-
-  def handle_cast({:client, {:stop_at, deadline}}, handler),
-    do: {:noreply, Handler.stop_at(handler, deadline)}
 
   # Everything that has arrived was handled.
   def handle_cast({:client, :finish}, handler), do: {:stop, :shutdown, handler}

@@ -9,8 +9,10 @@ defmodule Barytherium.Network.ReceiveLoop do
   alias Barytherium.Network.{ConnectionLog, Parser, Sender, Socket}
 
   # An `:ssl` socket is waited for in `:ssl.recv/3`, where no message is handled. It returns after this
-  # many milliseconds, to check that the listener is alive.
+  # many milliseconds, to check that the listener is alive; with routes earlier, because a client may have
+  # asked for a fence.
   @longest_ssl_wait 5_000
+  @longest_routed_ssl_wait 500
 
   # A connection in the queue for a turn asks again after this many milliseconds. A turn takes one
   # millisecond; a process that has not ended its turn by then is suspended or starved.
@@ -38,6 +40,7 @@ defmodule Barytherium.Network.ReceiveLoop do
     loop = %{
       socket: socket,
       ssl: ssl?,
+      longest_ssl_wait: if(state[:routes], do: @longest_routed_ssl_wait, else: @longest_ssl_wait),
       listener_pid: state.listener_pid,
       network_pid: state.network_pid,
       sender_pid: state.sender_pid,
@@ -159,7 +162,7 @@ defmodule Barytherium.Network.ReceiveLoop do
   defp read(:inline, loop), do: loop.parser |> Parser.feed("") |> act(loop)
 
   defp read({:recv, timeout}, %{parser: parser, socket: socket} = loop) do
-    case :ssl.recv(socket, 0, min(timeout, @longest_ssl_wait)) do
+    case :ssl.recv(socket, 0, min(timeout, loop.longest_ssl_wait)) do
       {:ok, bytes} ->
         parser |> Parser.feed(IO.iodata_to_binary(bytes)) |> act(loop)
 

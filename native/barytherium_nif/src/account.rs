@@ -59,6 +59,21 @@ impl Account {
         resume
     }
 
+    /// Whether a connection that somebody waits for may go on although the listener is behind. It then waits
+    /// for it no longer.
+    pub fn use_reserve(&mut self, env: Env) -> bool {
+        let has_reserve = lock(&self.backlog).has_reserve(self.mark);
+        if has_reserve && let Some(next) = self.leave() {
+            wake(env, &next);
+        }
+        has_reserve
+    }
+
+    /// Whether there is a reserve.
+    pub fn has_reserve(&self) -> bool {
+        lock(&self.backlog).has_reserve(self.mark)
+    }
+
     /// What to do after `Look`, with `queued` messages in the listener's mailbox.
     pub fn looked(&mut self, env: Env, queued: usize, now: Duration) -> Resume {
         let mut woken = Vec::new();

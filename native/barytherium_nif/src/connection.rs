@@ -148,7 +148,7 @@ impl Connection {
     /// What a full connection has to do.
     pub fn resume<'a>(&self, env: Env<'a>) -> Term<'a> {
         let mut state = self.lock();
-        let resume = state.as_mut().map_or(Resume::Go, State::resume);
+        let resume = state.as_mut().map_or(Resume::Go, |state| state.resume(env));
         let awaited = state
             .as_ref()
             .and_then(|state| state.recipients.awaited_pid());

@@ -159,6 +159,13 @@ fn delete_route(routes: ResourceArc<Routes>, subscription: Binary) -> Atom {
     rustler::types::atom::ok()
 }
 
+/// Whether somebody waits for a frame that is no message.
+#[rustler::nif]
+fn set_urgent(routes: ResourceArc<Routes>, urgent: bool) -> Atom {
+    routes.set_urgent(urgent);
+    rustler::types::atom::ok()
+}
+
 /// After `:full`, a pause, or when woken: `:yield` to go on, `{:look, pid}`, or `{:pause, ms}`.
 #[rustler::nif]
 fn resume<'a>(env: Env<'a>, connection: ResourceArc<Connection>) -> Term<'a> {

@@ -49,7 +49,16 @@ impl Recipients {
 
     /// Where the frame goes, if not to the listener.
     pub fn route<B>(&mut self, frame: &Frame<'_, B>) -> Option<Route> {
-        if self.snapshot.refresh(self.routes.as_ref()?) {
+        self.refresh();
+        self.snapshot.of(frame)
+    }
+
+    /// Fetches the routes, if they have changed.
+    fn refresh(&mut self) {
+        let Some(routes) = &self.routes else {
+            return;
+        };
+        if self.snapshot.refresh(routes) {
             let (snapshot, listener) = (&self.snapshot, self.listener);
             // The others keep nothing of us: those that have ended do not need it, and those whose
             // subscription has ended get nothing more.
@@ -58,7 +67,13 @@ impl Recipients {
                 Some(pid) == listener || snapshot.has(pid)
             });
         }
-        self.snapshot.of(frame)
+    }
+
+    /// Whether somebody waits for what may come behind messages.
+    fn is_urgent(&self) -> bool {
+        self.routes
+            .as_ref()
+            .is_some_and(|routes| routes.is_urgent())
     }
 
     /// Whether there are several recipients. One that is full then does not stop the others' frames, until
@@ -78,7 +93,7 @@ impl Recipients {
         if self.routes.is_some() && Some(recipient) == self.listener {
             return false;
         }
-        let several = self.are_several();
+        let (several, urgent) = (self.are_several(), self.is_urgent());
         let owner = self.owner;
         let member = match self.position(recipient) {
             Some(at) => &mut self.accounts[at],
@@ -91,7 +106,8 @@ impl Recipients {
             }
         };
         let was_full = std::mem::replace(&mut member.is_full, !member.account.sent(bytes));
-        let waits = member.is_full && (was_full || !several);
+        let reads_on = urgent && member.account.has_reserve();
+        let waits = member.is_full && (was_full || !several) && !reads_on;
         if waits {
             self.awaited = Some(recipient);
         }
@@ -122,11 +138,18 @@ impl Recipients {
         self.awaited
     }
 
-    /// Whether the connection may go on after it had to wait.
-    pub fn resume(&mut self) -> Resume {
-        let resume = self
-            .awaited()
-            .map_or(Resume::Go, |member| member.account.resume(now()));
+    /// Whether the connection may go on after it had to wait. It does not wait for a process that has no
+    /// route any more.
+    pub fn resume(&mut self, env: Env) -> Resume {
+        self.refresh();
+        let urgent = self.is_urgent();
+        let resume = match self.awaited() {
+            None => Resume::Go,
+            Some(Member { account, .. }) => match urgent && account.use_reserve(env) {
+                true => Resume::Go,
+                false => account.resume(now()),
+            },
+        };
         self.note(resume)
     }
 

@@ -6,7 +6,7 @@
 
 use rustler::LocalPid;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use stomp::{Command, Frame};
 
@@ -26,6 +26,8 @@ pub struct Routes {
     table: Mutex<Arc<Table>>,
     /// How often the table was replaced.
     changes: AtomicU64,
+    /// Whether somebody waits for a frame that is no message: a receipt, for example.
+    urgent: AtomicBool,
 }
 
 #[rustler::resource_impl]
@@ -38,6 +40,14 @@ impl Routes {
 
     pub fn delete(&self, subscription: &[u8]) {
         self.change(|table| _ = table.remove(subscription));
+    }
+
+    pub fn set_urgent(&self, urgent: bool) {
+        self.urgent.store(urgent, Ordering::Relaxed);
+    }
+
+    pub fn is_urgent(&self) -> bool {
+        self.urgent.load(Ordering::Relaxed)
     }
 
     fn change(&self, change: impl FnOnce(&mut Table)) {

@@ -43,8 +43,8 @@ pub struct State {
 
 impl State {
     /// Whether the connection may go on after it was full.
-    pub fn resume(&mut self) -> Resume {
-        let resume = self.recipients.resume();
+    pub fn resume(&mut self, env: Env) -> Resume {
+        let resume = self.recipients.resume(env);
         self.note(resume)
     }
 

@@ -26,6 +26,10 @@ use std::time::Duration;
 /// to 256 frames, or one body of any size.
 const MAX_BYTES: usize = 32 * 1024 * 1024;
 
+/// A connection that somebody waits for reads on until the mailbox holds this many times the limits. What he
+/// waits for may come behind messages.
+const RESERVE: usize = 8;
+
 /// Nothing announces that a mailbox has become shorter, so it is polled. The first pause is the
 /// shortest, and each pause is twice as long as the one before, up to the time that a listener
 /// needs for one batch of work. When nobody has been allowed to send for a second, the listener is
@@ -325,6 +329,11 @@ impl<W: Copy + PartialEq> Backlog<W> {
         self.progress = now;
     }
 
+    /// Whether a connection that somebody waits for may go on although the mailbox is full.
+    pub fn has_reserve(&self, mark: usize) -> bool {
+        self.messages.len() < mark.saturating_mul(RESERVE) && self.bytes < MAX_BYTES * RESERVE
+    }
+
     /// The connection has nothing to send, so others may use its grant.
     pub fn give_back(&mut self, member: &mut Member) {
         self.granted -= std::mem::take(self.grant_of(member));
@@ -336,6 +345,7 @@ impl<W: Copy + PartialEq> Backlog<W> {
         let unused = self.resumed.iter().filter(|(other, _, _)| *other == who);
         *self.grant_of(member) += unused.map(|(_, _, messages)| messages).sum::<usize>();
         self.resumed.retain(|&(other, _, _)| other != who);
+        member.waits = false;
         self.give_back(member);
         let was_first = self.first_waiting() == Some(who);
         self.waiting.retain(|&(other, _)| other != who);

@@ -1,0 +1,216 @@
+# Run by script/chaos. Kills processes of clients and consumers at random, while messages are published and
+# handled, and harms their connections. At the end nothing that was confirmed may be missing, nothing may have
+# been acknowledged that was not handled, and nothing may be left behind.
+Logger.configure(level: :none)
+
+defmodule Chaos do
+  alias Barytherium.{Client, Native, QueueBroker}
+
+  defmodule Handler do
+    use Barytherium.Consumer, subscribe: {"/queue/chaos", prefetch: 50}, backoff: {10, 200}
+
+    @impl true
+    def handle_message(%{body: body}, table) do
+      :ets.insert(table, {body})
+      # Now and then it takes a while, or fails.
+      case :rand.uniform(2_000) do
+        1 -> raise "chaos"
+        2 -> Process.sleep(50)
+        _often -> :ok
+      end
+
+      {:ack, table}
+    end
+  end
+
+  @publishers 4
+  @consumers 4
+  @batch 20
+  # The most seconds that it may take until everything is handled after the last fault.
+  @patience 60
+
+  def run(broker, kills) do
+    handled = :ets.new(:handled, [:set, :public])
+    confirmed = :ets.new(:confirmed, [:set, :public])
+    {urls, fault, info} = start(broker, fn body -> :ets.member(handled, body) end)
+    before = counts()
+
+    {:ok, supervisor} =
+      Supervisor.start_link(children(urls, handled),
+        strategy: :one_for_one,
+        max_restarts: 1_000_000
+      )
+
+    running = :atomics.new(1, [])
+
+    publishing =
+      for n <- 1..@publishers,
+          do: Task.async(fn -> publish(:"publisher#{n}", n, 1, confirmed, running) end)
+
+    killed = for n <- 1..kills, do: harm(n, supervisor, fault)
+    :atomics.put(running, 1, 1)
+    Task.await_many(publishing, 120_000)
+    missing = await(confirmed, handled, System.monotonic_time(:second) + @patience)
+    Supervisor.stop(supervisor)
+    left = left(before, 100)
+    %{violations: violations} = info.()
+
+    IO.puts(
+      "#{Enum.count(killed, &(&1 == :kill))} kills and #{Enum.count(killed, &(&1 != :kill))} faults: #{:ets.info(confirmed, :size)} messages confirmed, #{:ets.info(handled, :size)} handled"
+    )
+
+    IO.inspect(Enum.frequencies(killed), label: "what")
+
+    IO.puts(
+      "#{length(missing)} confirmed and not handled, #{length(violations)} violations, left behind: #{inspect(left)}"
+    )
+
+    for violation <- Enum.take(violations, 10), do: IO.inspect(violation)
+    if missing != [] or violations != [] or left != %{}, do: System.halt(1)
+  end
+
+  defp start("scripted", handled?) do
+    {:ok, broker} = QueueBroker.start_link(handled?: handled?)
+
+    fault = fn ->
+      QueueBroker.fault(broker, Enum.random([:cut, :cut, :silence, :error, :odd_receipts]))
+    end
+
+    {["stomp://127.0.0.1:#{QueueBroker.port(broker)}"], fault, fn -> QueueBroker.info(broker) end}
+  end
+
+  # Through a proxy, which cuts and resets.
+  defp start(name, _handled?) do
+    kind =
+      Map.fetch!(
+        %{"rabbitmq" => Barytherium.Brokers.RabbitMQ, "activemq" => Barytherium.Brokers.ActiveMQ},
+        name
+      )
+
+    broker = Barytherium.Broker.start!(kind)
+    System.at_exit(fn _status -> Barytherium.Broker.stop(broker) end)
+    {proxy, port} = Barytherium.FaultProxy.start!(broker.port)
+
+    fault = fn ->
+      Barytherium.FaultProxy.set(proxy, {:reset_after, 200})
+      Process.sleep(20)
+      Barytherium.FaultProxy.set(proxy, :pass)
+      :reset
+    end
+
+    {["stomp://guest:guest@127.0.0.1:#{port}"], fault, fn -> %{violations: []} end}
+  end
+
+  defp children(urls, handled) do
+    opts = [urls: urls, heart_beat: {500, 500}, heartbeat_receive_allowance: 1_500]
+
+    publishers =
+      for n <- 1..@publishers,
+          do: {Client, opts ++ [name: :"publisher#{n}", backoff: {10, 200}]}
+
+    [
+      {Handler, opts ++ [init_arg: handled, concurrency: @consumers, shutdown: 5_000]}
+      | publishers
+    ]
+  end
+
+  # Unique messages, until there are no more faults. What is not confirmed is left alone.
+  defp publish(client, publisher, n, confirmed, running) do
+    messages = for i <- n..(n + @batch - 1), do: {"/queue/chaos", "#{publisher}.#{i}"}
+
+    left =
+      try do
+        case Client.publish_many(client, messages, wait: true, timeout: 2_000) do
+          :ok -> []
+          {:error, _reason, left} -> left
+        end
+      catch
+        :exit, _reason -> messages
+      end
+
+    for {_destination, body} = message <- messages,
+        message not in left,
+        do: :ets.insert(confirmed, {body})
+
+    if :atomics.get(running, 1) == 0,
+      do: publish(client, publisher, n + @batch, confirmed, running)
+  end
+
+  defp harm(_n, supervisor, fault) do
+    Process.sleep(:rand.uniform(15))
+
+    if :rand.uniform(5) == 1 do
+      fault.()
+    else
+      with pid when is_pid(pid) <- random(supervisor), do: Process.exit(pid, :kill)
+      :kill
+    end
+  end
+
+  # Any process that a client consists of.
+  defp random(supervisor) do
+    {:links, links} = Process.info(supervisor, :links)
+
+    children =
+      for pid <- links,
+          is_pid(pid),
+          pid != self(),
+          below <- below(pid, [supervisor, pid], 4),
+          do: below
+
+    if children != [], do: Enum.random(children)
+  end
+
+  defp below(_pid, _seen, 0), do: []
+
+  defp below(pid, seen, depth) do
+    case Process.info(pid, :links) do
+      {:links, links} ->
+        new = for link <- links, is_pid(link), link not in seen, do: link
+        [pid | Enum.flat_map(new, &below(&1, seen ++ new, depth - 1))]
+
+      nil ->
+        []
+    end
+  end
+
+  defp await(confirmed, handled, deadline) do
+    missing = for {body} <- :ets.tab2list(confirmed), not :ets.member(handled, body), do: body
+
+    if missing == [] or System.monotonic_time(:second) > deadline do
+      missing
+    else
+      Process.sleep(200)
+      await(confirmed, handled, deadline)
+    end
+  end
+
+  defp counts,
+    do: %{
+      processes: length(Process.list()),
+      ports: length(Port.list()),
+      connections: Native.live_connections(),
+      accounts: Native.live_accounts()
+    }
+
+  # What there is more of than before. A connection of the proxy may end a little later.
+  defp left(before, attempts) do
+    :erlang.garbage_collect()
+
+    more =
+      for {what, count} <- counts(),
+          count > before[what],
+          into: %{},
+          do: {what, count - before[what]}
+
+    if more == %{} or attempts == 0 do
+      more
+    else
+      Process.sleep(100)
+      left(before, attempts - 1)
+    end
+  end
+end
+
+[broker, kills] = System.argv()
+Chaos.run(broker, String.to_integer(kills))

@@ -68,12 +68,16 @@ defmodule Barytherium.FaultProxy do
   end
 
   defp set_connection(connection, mode) do
+    # A monitor of its own, because the message of the other one is still to be handled.
+    monitor = Process.monitor(connection)
     send(connection, {:mode, mode, self()})
 
     receive do
       {^connection, :set} -> :ok
-      {:DOWN, _monitor, :process, ^connection, _reason} -> :ok
+      {:DOWN, ^monitor, :process, ^connection, _reason} -> :ok
     end
+
+    Process.demonitor(monitor, [:flush])
   end
 
   defp await_start(port) do

@@ -54,6 +54,20 @@ defmodule Barytherium.Network.DistributionTest do
     assert_receive {:forwarded, {:"$gen_cast", {:barytherium, :disconnect, :closed}}}
   end
 
+  test "a subscriber of a client on another node gets its messages, and the client waits for nothing",
+       context do
+    broker = start_supervised!(Barytherium.TestBroker)
+    url = "stomp://127.0.0.1:#{Barytherium.TestBroker.port(broker)}"
+    client = start_supervised!({Barytherium.Client, url: url})
+    :ok = Barytherium.Client.publish(client, "/queue/b", "", wait: true)
+    opts = [to: context.remote, ack: :auto]
+    {:ok, subscription} = Barytherium.Client.subscribe(client, "/queue/a", opts)
+    for n <- 1..100, do: Barytherium.TestBroker.publish(broker, "/queue/a", "#{n}")
+    bodies = for frame <- receive_remote(100, client), do: frame.body
+    assert bodies == Enum.map(1..100, &to_string/1)
+    assert Barytherium.Client.unsubscribe(client, subscription) == :ok
+  end
+
   test "the end of the listener's node ends the loop", %{node: node, remote: remote} do
     {socket, _peer} = Peer.pair()
     {:ok, receiver} = Receiver.start_link(socket, remote, self(), self())

@@ -36,6 +36,8 @@ defmodule Barytherium.Client do
     * `{:barytherium, :client, {{:connection_failure, reason}, client}}` - an attempt to connect has
       failed. If the broker refused the login or the virtual host, `reason` is its ERROR frame;
     * `{:barytherium, :client, {{:error, frame}, client}}` - the broker has sent an ERROR frame;
+    * `{:barytherium, :client, {{:subscription_failed, %{destination: destination, reason: reason}}, client}}` -
+      a subscription could not be made on a new connection;
     * `{:barytherium, :client, {{:message, frame}, client}}` - the broker has sent a message that belongs
       to no subscription: the answer in a temporary queue of RabbitMQ, for example. Without a listener it
       is dropped, and logged.
@@ -339,7 +341,9 @@ defmodule Barytherium.Client do
   flood of messages with `ack: :auto` should have a client of its own, and publish through another one.
 
   The subscription is renewed on each connection. Without a connection it is only noted, and made later.
-  If the broker refuses to renew it, the connection ends, and another attempt follows.
+  If the broker refuses to renew it, it is left out, and tried again after 1 s to 5 minutes. Most brokers end
+  the connection when they refuse, and do not say what they refuse. The subscriptions that were not confirmed
+  then are renewed one at a time on the next connection.
 
   ## Options
 

@@ -367,7 +367,7 @@ defmodule Barytherium.ClientTest do
       assert Client.status(client).subscriptions == 0
     end
 
-    test "that cannot be renewed ends the connection" do
+    test "that cannot be renewed is left out, told, and tried again later" do
       {client, peer, listener} = connected()
       subscribed(client, peer)
       Peer.close(peer)
@@ -375,10 +375,57 @@ defmodule Barytherium.ClientTest do
       peer = accept_connected(listener)
       {headers, _body} = expect(peer, :subscribe)
       reply(peer, :error, [{"receipt-id", headers["receipt"]}, {"message", "gone"}])
-      disconnect(peer)
-      assert %Frame{command: :error} = lost(client)
-      peer = accept_connected(listener)
+      assert %{destination: "/queue/a", reason: %Frame{}} = subscription_failed(client)
+      publishing = async(fn -> Client.publish(client, "/queue/b", "") end)
+      confirm(peer, :send)
+      assert Task.await(publishing) == :ok
+      # After half a second at least.
       confirm(peer, :subscribe)
+    end
+
+    defp subscription_failed(client) do
+      assert_receive {:"$gen_cast",
+                      {:barytherium, :client, {{:subscription_failed, info}, ^client}}}
+
+      info
+    end
+
+    test "that is refused without saying so does not take the others with it" do
+      {client, peer, listener} = connected()
+      for name <- ["a", "bad", "c"], do: subscribed_to(client, peer, "/queue/#{name}")
+      Peer.close(peer)
+      lost(client)
+      # Nobody knows which one it is.
+      peer = accept_connected(listener)
+      for _n <- 1..3, do: expect(peer, :subscribe)
+      refuse(peer)
+      # So they come one at a time.
+      peer = accept_connected(listener)
+      assert {%{"destination" => "/queue/a"}, ""} = confirm(peer, :subscribe)
+      assert {%{"destination" => "/queue/bad"}, ""} = expect(peer, :subscribe)
+      assert_silent(peer)
+      refuse(peer)
+      assert %{destination: "/queue/bad"} = subscription_failed(client)
+      peer = accept_connected(listener)
+      # What is known to be good comes first.
+      assert {%{"destination" => "/queue/a"}, ""} = confirm(peer, :subscribe)
+      assert {%{"destination" => "/queue/c"}, ""} = confirm(peer, :subscribe)
+      eventually(fn -> Client.status(client).unconfirmed == 0 end)
+      assert {%{"destination" => "/queue/bad"}, ""} = confirm(peer, :subscribe)
+    end
+
+    defp subscribed_to(client, peer, destination) do
+      test = self()
+      subscribing = async(fn -> Client.subscribe(client, destination, to: test) end)
+      confirm(peer, :subscribe)
+      assert {:ok, _subscription} = Task.await(subscribing)
+    end
+
+    # As RabbitMQ does.
+    defp refuse(peer) do
+      reply(peer, :error, [{"message", "access_refused"}])
+      expect(peer, :disconnect)
+      Peer.close(peer)
     end
 
     test "ends with unsubscribe, or with its process" do

@@ -3,12 +3,9 @@ defmodule Barytherium.Client.Connecting do
   # How a client connects, and what follows when a connection has ended. The functions run in the client,
   # and take its data.
 
-  alias Barytherium.Client.{Backoff, Events, Exchange, Handlers, Session}
+  alias Barytherium.Client.{Backoff, Events, Exchange, Handlers, Renewals, Session}
   alias Barytherium.{Frame, Native, Network}
   alias Barytherium.Network.Sender
-
-  # Milliseconds that the receipt for a renewed subscription may take.
-  @renewal_timeout 10_000
 
   @doc "Begins with the first broker, or a random one."
   @spec new_round(map()) :: map()
@@ -90,7 +87,7 @@ defmodule Barytherium.Client.Connecting do
   def connected(frame, data) do
     {ending, subscriptions} = data.subscriptions |> Map.values() |> Enum.split_with(& &1.ending)
     data = Enum.reduce(ending, data, &Exchange.forget(&1.subscription.number, &2))
-    subscriptions = subscriptions |> Enum.map(& &1.subscription) |> Enum.sort_by(& &1.number)
+    subscriptions = Enum.sort_by(subscriptions, & &1.subscription.number)
     waiting = Enum.sort(data.waiting)
 
     data = %{
@@ -102,17 +99,12 @@ defmodule Barytherium.Client.Connecting do
     }
 
     # With this the process with the callbacks knows all of them before the first message can come.
-    {_frames, known} = Enum.map_reduce(subscriptions, data.session, &Session.subscribe(&2, &1))
+    known = Enum.map(subscriptions, & &1.subscription)
+    {_frames, known} = Enum.map_reduce(known, data.session, &Session.subscribe(&2, &1))
     Handlers.session(data.handlers, known)
     Events.connected(frame, data)
 
-    data =
-      Enum.reduce(
-        subscriptions,
-        data,
-        &Exchange.write_subscribe(&1, {:renewal, &1}, @renewal_timeout, &2)
-      )
-
+    data = Renewals.write(subscriptions, data)
     {:next_state, :connected, Enum.reduce(waiting, data, &stop_waiting/2)}
   end
 
@@ -130,7 +122,7 @@ defmodule Barytherium.Client.Connecting do
     reason = data.verdict || reason
     lasted = data.since && System.monotonic_time() - data.since
     # A broker that does not even take the subscriptions is as good as one that cannot be reached.
-    worked? = lasted != nil and not Exchange.renewing?(data)
+    worked? = lasted != nil and not Renewals.any?(data)
     attempts = if worked?, do: 0, else: data.attempts
     data = release(%{data | reason: reason, attempts: attempts})
 

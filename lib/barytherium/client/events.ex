@@ -74,11 +74,11 @@ defmodule Barytherium.Client.Events do
     notify({:error, frame}, data)
   end
 
-  @spec not_renewed(map(), atom() | Frame.t()) :: :ok
-  def not_renewed(subscription, reason) do
-    Logger.error(
-      "Barytherium cannot subscribe to #{subscription.destination}: #{describe(reason)}"
-    )
+  @doc "A subscription could not be made on a new connection."
+  @spec not_renewed(map(), atom() | Frame.t(), map()) :: :ok
+  def not_renewed(%{destination: destination}, reason, data) do
+    Logger.error("Barytherium cannot subscribe to #{destination}: #{describe(reason)}")
+    to_listener({:subscription_failed, %{destination: destination, reason: reason}}, data)
   end
 
   # An exception may contain the password. Those of this library do not.

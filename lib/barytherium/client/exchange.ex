@@ -23,7 +23,7 @@ defmodule Barytherium.Client.Exchange do
           {:caller, :gen_statem.from()}
           | {:subscribe, :gen_statem.from(), pos_integer()}
           | {:unsubscribe, from(), pos_integer()}
-          | {:renewal, Session.subscription()}
+          | {:renewal, Session.subscription(), module()}
           | :quiescing
           | :nobody
 
@@ -165,7 +165,7 @@ defmodule Barytherium.Client.Exchange do
   end
 
   defp error(frame, %{session: nil} = data), do: %{data | verdict: frame}
-  defp error(frame, data), do: hang_up(frame, fail_all(frame, data))
+  defp error(frame, data), do: hang_up(frame, fail_all(frame, %{data | verdict: frame}))
 
   @doc "A transaction has ended."
   @spec transaction_over(String.t(), map()) :: map()
@@ -183,10 +183,6 @@ defmodule Barytherium.Client.Exchange do
 
     transaction_over(id, data)
   end
-
-  @doc "Whether subscriptions of the connection have not been confirmed yet."
-  @spec renewing?(map()) :: boolean()
-  def renewing?(data), do: Requests.any?(data.requests, &match?({{:renewal, _}, _timer}, &1))
 
   @doc "Answers all requests whose receipts have not arrived."
   @spec fail_all(atom() | Frame.t(), map()) :: map()
@@ -230,14 +226,8 @@ defmodule Barytherium.Client.Exchange do
     answer(from, result, forget(number, data))
   end
 
-  def answer({:renewal, _subscription}, :ok, data), do: data
-  def answer({:renewal, _subscription}, {:error, :unconfirmed, _left}, data), do: data
-
-  # A subscription that was refused, or that is not answered, must not be missing silently.
-  def answer({:renewal, subscription}, {:error, reason, _left}, data) do
-    Events.not_renewed(subscription, reason)
-    hang_up(reason, data)
-  end
+  def answer({:renewal, subscription, module}, result, data),
+    do: module.answer(subscription, result, data)
 
   # After a time-out the broker may still carry out the SUBSCRIBE.
   defp withdraw(%{subscription: subscription}, reason, %{session: %Session{} = session} = data) do
@@ -273,7 +263,7 @@ defmodule Barytherium.Client.Exchange do
 
   @doc "Whether the last messages of subscriptions that end may still come."
   @spec quiescing?(map()) :: boolean()
-  def quiescing?(data), do: Requests.any?(data.requests, &match?({:quiescing, _timer}, &1))
+  def quiescing?(data), do: Requests.count(data.requests, &match?({:quiescing, _timer}, &1)) > 0
 
   @doc "Ends the connection. Its network process reports the end like any other."
   @spec hang_up(atom() | Frame.t(), map()) :: map()

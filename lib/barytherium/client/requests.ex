@@ -62,10 +62,10 @@ defmodule Barytherium.Client.Requests do
   @spec numbers(t()) :: [request()]
   def numbers(%__MODULE__{open: open}), do: Map.keys(open)
 
-  @doc "Whether `wanted?` is true for one who waits."
-  @spec any?(t(), (from() -> boolean())) :: boolean()
-  def any?(%__MODULE__{open: open}, wanted?),
-    do: Enum.any?(open, fn {_number, {from, _left}} -> wanted?.(from) end)
+  @doc "For how many of those who wait `wanted?` is true."
+  @spec count(t(), (from() -> boolean())) :: non_neg_integer()
+  def count(%__MODULE__{open: open}, wanted?),
+    do: Enum.count(open, fn {_number, {from, _left}} -> wanted?.(from) end)
 
   @spec none?(t()) :: boolean()
   def none?(%__MODULE__{open: open}), do: open == %{}

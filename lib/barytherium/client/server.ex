@@ -19,6 +19,7 @@ defmodule Barytherium.Client.Server do
     Events,
     Exchange,
     Handlers,
+    Renewals,
     Requests,
     Routing,
     Session
@@ -52,6 +53,8 @@ defmodule Barytherium.Client.Server do
       # The process that runs a consumer's callbacks; nil for a client of its own.
       handlers: nil,
       subscriptions: settings[:subscriptions] || %{},
+      # Subscriptions that are still to be renewed, one at a time, see `Renewals`.
+      suspects: [],
       next_subscription: map_size(settings[:subscriptions] || %{}) + 1,
       backoff: settings.backoff,
       # The brokers that are left to try before the next wait, and the one in use.
@@ -261,6 +264,9 @@ defmodule Barytherium.Client.Server do
 
   def handle_event({:call, from}, {:acknowledge, _, _, _}, _state, _data),
     do: {:keep_state_and_data, {:reply, from, {:error, :stale}}}
+
+  def handle_event(:info, {:resubscribe, number}, state, data),
+    do: {:keep_state, Renewals.again(number, state, data)}
 
   # A subscriber has ended.
   def handle_event(:info, {{:subscriber, number}, _monitor, :process, _pid, _reason}, state, data) do

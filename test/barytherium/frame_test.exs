@@ -202,6 +202,18 @@ defmodule Barytherium.FrameTest do
     assert_raise ArgumentError, ~r/newest/, fn -> Frame.parse_all("AGE\n\n\0", partial) end
   end
 
+  test "only SEND, MESSAGE and ERROR are written with a body" do
+    for command <- [:send, :message, :error],
+        do: assert(to_string(Frame.format(%Frame{command: command, body: "x"})) =~ "\n\nx\0")
+
+    for command <-
+          ~w(stomp connect connected disconnect ack nack begin commit abort subscribe unsubscribe receipt)a do
+      assert_raise ArgumentError, ~r/this #{command} has a body/, fn ->
+        Frame.format(%Frame{command: command, body: "x"})
+      end
+    end
+  end
+
   describe "acknowledging" do
     @message %Frame{
       command: :message,

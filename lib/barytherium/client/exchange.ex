@@ -143,13 +143,9 @@ defmodule Barytherium.Client.Exchange do
 
   # An ERROR about a frame that asked for a receipt concerns only that frame, if the broker says so.
   # After any other the connection is over (STOMP 1.2, "ERROR"). Not every broker closes it.
-  def control(%Frame{command: :error, headers: headers} = frame, data) do
-    Events.error(frame, data)
-
-    case Requests.find(data.requests, receipt_id(headers)) do
-      nil -> error(frame, data)
-      number -> fail(number, frame, data)
-    end
+  def control(%Frame{command: :error} = frame, data) do
+    # Like a message of a subscription that has ended, which is dropped.
+    if Session.late_message?(data.session, frame), do: data, else: refusal(frame, data)
   end
 
   def control(%Frame{command: :message} = frame, data) do
@@ -162,6 +158,15 @@ defmodule Barytherium.Client.Exchange do
   # Our ids have no blanks, and some 1.0 servers pad their headers.
   defp receipt_id(headers) do
     with {_name, id} <- List.keyfind(headers, "receipt-id", 0), do: String.trim(id)
+  end
+
+  defp refusal(%Frame{headers: headers} = frame, data) do
+    Events.error(frame, data)
+
+    case Requests.find(data.requests, receipt_id(headers)) do
+      nil -> error(frame, data)
+      number -> fail(number, frame, data)
+    end
   end
 
   defp error(frame, %{session: nil} = data), do: %{data | verdict: frame}

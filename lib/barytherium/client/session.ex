@@ -109,6 +109,18 @@ defmodule Barytherium.Client.Session do
     {frame, %{session | modes: Map.delete(session.modes, id)}}
   end
 
+  @doc """
+  Whether an ERROR is about a message that was on its way to a subscription when that ended. RabbitMQ sends
+  one for each such message, and the connection goes on.
+  """
+  @spec late_message?(nil | t(), Frame.t()) :: boolean()
+  def late_message?(nil, _error), do: false
+
+  def late_message?(%__MODULE__{} = session, %Frame{headers: headers, body: body}) do
+    kind(session) == :rabbitmq and {"message", "Subscription not found"} in headers and
+      String.starts_with?(body, "There is no current subscription")
+  end
+
   @doc "The `id` header of a subscription."
   @spec id(t(), subscription()) :: String.t()
   def id(session, subscription), do: "#{subscription.number}-#{session.token}"

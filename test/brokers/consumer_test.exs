@@ -1,0 +1,226 @@
+# What consumers and clients promise, on real brokers.
+for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
+  defmodule Module.concat([kind, ConsumerTest]) do
+    use Barytherium.BrokerCase, async: true, broker: kind
+
+    import Barytherium.ReceiverCase, only: [eventually: 1, eventually: 2]
+
+    alias Barytherium.{Client, Consumer, FaultProxy}
+
+    @moduletag capture_log: true
+
+    # Raises for each body that begins with "poison", once. Then it tells the test.
+    defmodule Fallible do
+      use Barytherium.Consumer, backoff: {50, 500}
+
+      @impl true
+      def handle_message(%{body: body}, {test, seen}) do
+        if String.starts_with?(body, "poison") and :ets.insert_new(seen, {body}),
+          do: raise("poison")
+
+        send(test, {:handled, body})
+        {:ack, {test, seen}}
+      end
+    end
+
+    defmodule FallibleBatches do
+      use Barytherium.Consumer, backoff: {50, 500}
+
+      @impl true
+      def handle_batch(frames, {test, seen}) do
+        for %{body: body} <- frames,
+            String.starts_with?(body, "poison") and :ets.insert_new(seen, {body}),
+            do: raise("poison")
+
+        for %{body: body} <- frames, do: send(test, {:handled, body})
+        {:ack, {test, seen}}
+      end
+    end
+
+    defmodule Blocked do
+      use Barytherium.Consumer, backoff: {50, 500}
+
+      @impl true
+      def handle_message(%{body: body}, test) do
+        send(test, {:handling, self()})
+        receive do: (:go -> send(self(), :go))
+        send(test, {:handled, body})
+        {:ack, test}
+      end
+
+      @impl true
+      def handle_info(:go, test), do: {:ok, test}
+    end
+
+    setup %{broker: broker} do
+      Process.flag(:trap_exit, true)
+      url = "stomp://guest:guest@127.0.0.1:#{broker.port}"
+      client = start_supervised!({Client, url: url, listener: self(), backoff: {50, 500}})
+      seen = :ets.new(:seen, [:set, :public])
+
+      %{
+        url: url,
+        client: client,
+        seen: seen,
+        name: "consumer-#{System.unique_integer([:positive])}"
+      }
+    end
+
+    defp publish(client, destination, bodies, headers \\ []) do
+      messages = for body <- bodies, do: {destination, body, headers}
+      assert Client.publish_many(client, messages, wait: true) == :ok
+    end
+
+    defp handled(bodies), do: for(body <- bodies, do: assert_receive({:handled, ^body}, 20_000))
+
+    for ack <- [:client_individual, :client], headers <- [[], [{"persistent", "true"}]] do
+      test "a message whose callback raises is not lost (#{ack}, #{inspect(headers)})",
+           context do
+        destination = "/queue/#{context.name}"
+        bodies = ["1", "poison", "2", "3"]
+        publish(context.client, destination, bodies, unquote(headers))
+        subscribe = {destination, ack: unquote(ack)}
+        opts = [url: context.url, init_arg: {self(), context.seen}, subscribe: subscribe]
+        {:ok, consumer} = Fallible.start_link(opts)
+        handled(["1", "2", "3"])
+        # Where it was left unacknowledged it comes again on the next connection.
+        Supervisor.stop(consumer, :shutdown)
+        {:ok, consumer} = Fallible.start_link(opts)
+        handled(["poison"])
+        Supervisor.stop(consumer, :shutdown)
+      end
+    end
+
+    test "of a batch whose callback raises nothing is lost", context do
+      destination = "/queue/#{context.name}"
+      bodies = for(n <- 1..199, do: "#{n}") ++ ["poison"]
+      publish(context.client, destination, bodies)
+      opts = [url: context.url, init_arg: {self(), context.seen}, subscribe: destination]
+      {:ok, consumer} = FallibleBatches.start_link(opts)
+      eventually(fn -> :ets.member(context.seen, "poison") end, 1_000)
+      Process.sleep(500)
+      Supervisor.stop(consumer, :shutdown)
+      {:ok, consumer} = FallibleBatches.start_link(opts)
+      handled(bodies)
+      Supervisor.stop(consumer, :shutdown)
+    end
+
+    test "messages of a topic that have arrived are handled although their connection has ended",
+         context do
+      {proxy, port} = FaultProxy.start!(context.broker.port)
+      destination = "/topic/#{context.name}"
+      url = "stomp://guest:guest@127.0.0.1:#{port}"
+      {:ok, consumer} = Blocked.start_link(url: url, init_arg: self(), subscribe: destination)
+      [client] = Consumer.clients(consumer)
+      eventually(fn -> match?(%{frames: 2}, Client.stats(client)) end, 1_000)
+      bodies = for n <- 1..50, do: "#{n}"
+      publish(context.client, destination, bodies)
+      assert_receive {:handling, worker}
+      eventually(fn -> Client.stats(client).frames == 52 end)
+      FaultProxy.set(proxy, {:reset_after, 0})
+      publish(context.client, destination, ["reset"])
+      eventually(fn -> Client.status(client).connections == 2 end, 1_000)
+      send(worker, :go)
+      handled(bodies)
+      Supervisor.stop(consumer, :shutdown)
+    end
+
+    test "a subscription that ends does not disturb the others of its client", context do
+      %{client: client, name: name} = context
+      destinations = for n <- 1..5, do: "/queue/#{name}-#{n}"
+
+      for destination <- destinations do
+        publish(client, destination, for(n <- 1..20, do: "#{n}"))
+        {:ok, subscription} = Client.subscribe(client, destination, prefetch: 10)
+        assert_receive {:"$gen_cast", {:barytherium, :frames, {[_ | _] = frames, ^client}}}
+        # The others of an earlier subscription may have come.
+        assert Client.ack(client, frames) in [:ok, {:error, :stale}]
+        assert Client.unsubscribe(client, subscription) == :ok
+        assert Client.publish(client, destination, "after") == :ok
+      end
+
+      assert %{connections: 1, state: :connected} = Client.status(client)
+    end
+
+    test "what was not acknowledged reaches another subscriber", context do
+      %{client: client, name: name, url: url} = context
+      destination = "/queue/#{name}"
+      publish(client, destination, ["1", "2", "3"])
+      {:ok, subscription} = Client.subscribe(client, destination)
+      assert_receive {:"$gen_cast", {:barytherium, :frames, {_frames, ^client}}}
+      assert Client.unsubscribe(client, subscription) == :ok
+      other = start_supervised!({Client, url: url}, id: :other)
+      test = self()
+      :ok = Client.publish(other, destination, "4", wait: true)
+      {:ok, _subscription} = Client.subscribe(other, destination, to: test, ack: :auto)
+
+      # RabbitMQ keeps them until the connection ends.
+      if @broker_kind == Barytherium.Brokers.RabbitMQ do
+        assert received(other, 1) == ["4"]
+        Client.close(client)
+        assert Enum.sort(received(other, 3)) == ["1", "2", "3"]
+      else
+        assert Enum.sort(received(other, 4)) == ["1", "2", "3", "4"]
+      end
+    end
+
+    defp received(_client, 0), do: []
+
+    defp received(client, count) do
+      assert_receive {:"$gen_cast", {:barytherium, :frames, {frames, ^client}}}
+      bodies = for frame <- frames, do: frame.body
+      bodies ++ received(client, count - length(bodies))
+    end
+
+    test "a transaction with a message and an acknowledgement does both or neither", context do
+      %{client: client, name: name} = context
+      publish(client, "/queue/#{name}", ["in"])
+      {:ok, _subscription} = Client.subscribe(client, "/queue/#{name}")
+      assert_receive {:"$gen_cast", {:barytherium, :frames, {[message], ^client}}}
+
+      forward = fn transaction ->
+        :ok = Client.publish(transaction, "/queue/#{name}-out", "out")
+        :ok = Client.ack(transaction, message)
+        transaction
+      end
+
+      assert_raise RuntimeError, fn ->
+        Client.transaction(client, fn transaction -> forward.(transaction) && raise "no" end)
+      end
+
+      assert {:ok, _transaction} = Client.transaction(client, forward)
+      {:ok, _subscription} = Client.subscribe(client, "/queue/#{name}-out", ack: :auto)
+      assert received(client, 1) == ["out"]
+    end
+
+    test "a client comes back soon after its connection was killed, with its client-id",
+         context do
+      opts = [url: context.url, headers: [{"client-id", context.name}], backoff: {50, 1_000}]
+      client = start_supervised!({Client, opts}, id: :named)
+      assert Client.publish(client, "/queue/#{context.name}", "", wait: true) == :ok
+      {:links, links} = Process.info(client, :links)
+      network = Client.status(client).network
+      assert network in links
+      Process.exit(network, :kill)
+      eventually(fn -> Client.status(client).connections == 2 end, 1_000)
+      opts = [wait: true, timeout: 10_000]
+      assert Client.publish(client, "/queue/#{context.name}", "", opts) == :ok
+    end
+
+    if kind == Barytherium.Brokers.RabbitMQ do
+      test "the answer in a temporary queue goes to the listener", %{client: client, name: name} do
+        destination = "/queue/#{name}"
+        {:ok, _subscription} = Client.subscribe(client, destination, ack: :auto)
+        headers = [{"reply-to", "/temp-queue/answers"}]
+
+        assert Client.publish(client, destination, "question", headers: headers, wait: true) ==
+                 :ok
+
+        assert_receive {:"$gen_cast", {:barytherium, :frames, {[question], ^client}}}
+        assert Client.publish(client, header(question, "reply-to"), "answer") == :ok
+        assert_receive {:"$gen_cast", {:barytherium, :client, {{:message, answer}, ^client}}}
+        assert answer.body == "answer"
+      end
+    end
+  end
+end

@@ -17,8 +17,12 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
-/// A halt is delayed by this at most. Checking 10,000 ports takes less than a millisecond.
+/// How long it may take to notice a halt. Checking 10,000 ports takes less than a millisecond.
 const INTERVAL: Duration = Duration::from_millis(500);
+
+/// How long to wait before more is read that peers in the same VM still have to write. A read makes room
+/// for some 64 KiB, and the VM waits for all of it.
+const DISCARDING: Duration = Duration::from_millis(5);
 
 /// The port that each duplicated descriptor belongs to.
 static DUPLICATES: LazyLock<Mutex<HashMap<RawFd, Port>>> = LazyLock::new(Mutex::default);
@@ -59,15 +63,17 @@ fn start() -> Option<Thread> {
 fn run(look_up: PortLookUp) {
     let env = MessageEnv::new();
     let mut discarded = [0; 16 * 1024];
+    let mut interval = INTERVAL;
     loop {
         if lock().is_empty() {
             thread::park();
         }
-        thread::sleep(INTERVAL);
+        thread::sleep(std::mem::replace(&mut interval, INTERVAL));
         for (&duplicate, port) in lock().iter() {
             if !look_up.is_alive(env.env(), port) {
                 // The duplicate is open: it is closed after `forget`, which waits for the lock.
                 end(duplicate, &mut discarded);
+                interval = DISCARDING;
             }
         }
     }

@@ -109,7 +109,7 @@ defmodule Barytherium.GuidesTest do
   test "each row about brokers names a test that there is" do
     rows = ~r/^\| [^|]+ \| .* \| `([^`]+)`: `([^`]+)` \|$/m
     tests = Regex.scan(rows, File.read!("guides/brokers.md"), capture: :all_but_first)
-    assert length(tests) == 22
+    assert length(tests) == 23
     for [file, text] <- tests, do: assert(File.read!(file) =~ text, "#{text} is not in #{file}")
   end
 
@@ -124,9 +124,13 @@ defmodule Barytherium.GuidesTest do
   end
 
   test "those about reliability", %{broker: broker, port: port} do
-    invoice = fn _binding ->
+    invoice = fn binding ->
       TestBroker.await_subscription(broker, "/queue/invoices")
       TestBroker.publish(broker, "/queue/invoices", "no. 1")
+      # What has arrived is handled before a consumer stops: CONNECTED, RECEIPT and the message.
+      clients = Barytherium.Consumer.clients(binding[:consumer])
+
+      eventually(fn -> Enum.any?(clients, &match?(%{frames: 3}, Barytherium.Client.stats(&1))) end)
     end
 
     log = capture_log(fn -> run(blocks("reliability", port), %{"Supervisor.stop" => invoice}) end)

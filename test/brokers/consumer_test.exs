@@ -164,6 +164,31 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
       end
     end
 
+    test "a cumulative acknowledgement covers the messages before it", context do
+      %{client: client, name: name, url: url} = context
+      [first, second] = for n <- 1..2, do: "/queue/#{name}-#{n}"
+
+      for destination <- [first, second] do
+        publish(client, destination, ["1"])
+        {:ok, _subscription} = Client.subscribe(client, destination, ack: :client)
+        assert_receive {:"$gen_cast", {:barytherium, :frames, {[message], ^client}}}
+        if destination == second, do: assert(Client.ack(client, message) == :ok)
+      end
+
+      publish(client, second, ["2"])
+      Client.close(client)
+      other = start_supervised!({Client, url: url}, id: :other)
+      {:ok, _subscription} = Client.subscribe(other, second)
+      assert received(other, 1) == ["2"]
+      publish(other, first, ["2"])
+      {:ok, _subscription} = Client.subscribe(other, first)
+
+      # RabbitMQ counts the messages of a connection, and not of a subscription.
+      if @broker_kind == Barytherium.Brokers.RabbitMQ,
+        do: assert(received(other, 1) == ["2"]),
+        else: assert(received(other, 2) == ["1", "2"])
+    end
+
     defp received(_client, 0), do: []
 
     defp received(client, count) do

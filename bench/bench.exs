@@ -133,7 +133,7 @@ defmodule Bench do
 
   # A `Barytherium.Consumer` and a plain callback process that does the same.
   defp consumer(options, {bytes, _frames}, which) do
-    rounds(options, Feed.start(:acknowledged, bytes), fn port ->
+    rounds(options, Feed.start(:subscribed, bytes), fn port ->
       [bare, bare_written] = Consumers.measure(:bare, which, port, options.time)
       [consumer, written] = Consumers.measure(:consumer, which, port, options.time)
 

@@ -21,8 +21,12 @@ defmodule Bench.Consumers do
       {:noreply, state}
     end
 
-    def handle_cast({:barytherium, :frames, {[%Frame{command: :connected}], _sender}}, state),
-      do: {:noreply, state}
+    def handle_cast({:barytherium, :frames, {[%Frame{command: :connected}], sender}}, state) do
+      # Its id is as long as one of a client.
+      headers = [{"id", "1-AAAAAAAA"}, {"destination", "/queue/a"}, {"ack", "client-individual"}]
+      Sender.write(sender, [%Frame{command: :subscribe, headers: headers}])
+      {:noreply, state}
+    end
 
     def handle_cast({:barytherium, :frames, {frames, sender}}, %{which: :each} = state) do
       for _frame <- frames, do: :counters.add(state.counter, 1, 1)
@@ -95,6 +99,16 @@ defmodule Bench.Consumers do
     module = if which == :each, do: Each, else: Last
     {:ok, consumer} = module.start_link(url: "stomp://127.0.0.1:#{port}", init_arg: counter)
     [client] = Consumer.clients(consumer)
-    [Client.status(client).network, consumer, client]
+    [network(client), consumer, client]
+  end
+
+  # The client connects in the background.
+  defp network(client) do
+    with %{network: nil} <- Client.status(client) do
+      Process.sleep(1)
+      network(client)
+    else
+      %{network: network} -> network
+    end
   end
 end

@@ -5,6 +5,8 @@
 //!
 //! * `flood`: sends the file again and again, as fast as the client takes it;
 //! * `acknowledged`: the same, and reads what the client sends;
+//! * `subscribed`: waits for a SUBSCRIBE, confirms it, and goes on like `acknowledged`, with its id in the
+//!   messages;
 //! * `echo`: sends the file once for each read that returns bytes;
 //! * `paced`: sends the file, which is a MESSAGE, at the interval in milliseconds, and adds the time
 //!   of sending as a header;
@@ -54,6 +56,7 @@ fn main() -> Result<()> {
                 spawn(move || sink(acknowledgements))?;
                 spawn(move || flood(stream, &payload))?;
             }
+            "subscribed" => spawn(move || subscribed(stream, &payload))?,
             "echo" => spawn(move || echo(stream, &payload))?,
             "sink" => spawn(move || sink(stream))?,
             "paced" => spawn(move || paced(stream, &payload, Duration::from_millis(beat)))?,
@@ -75,6 +78,35 @@ fn flood(mut stream: TcpStream, payload: &[u8]) -> Result<()> {
     loop {
         stream.write_all(payload)?;
     }
+}
+
+fn subscribed(mut stream: TcpStream, payload: &[u8]) -> Result<()> {
+    let mut received = String::new();
+    let subscribe = loop {
+        let mut buffer = [0; 4096];
+        let length = stream.read(&mut buffer)?;
+        if length == 0 {
+            return Ok(());
+        }
+        received.push_str(&String::from_utf8_lossy(&buffer[..length]));
+        let found = received
+            .split_inclusive('\0')
+            .find(|frame| frame.trim_start().starts_with("SUBSCRIBE\n") && frame.ends_with('\0'));
+        if let Some(frame) = found {
+            break frame.to_owned();
+        }
+    };
+    let header = |name| subscribe.lines().find_map(|line| line.strip_prefix(name));
+    let id = header("id:").expect("an id");
+    if let Some(receipt) = header("receipt:") {
+        write!(stream, "RECEIPT\nreceipt-id:{receipt}\n\n\0\n")?;
+    }
+    // The bodies are text.
+    let payload = String::from_utf8_lossy(payload);
+    let payload = payload.replace("\nsubscription:0\n", &format!("\nsubscription:{id}\n"));
+    let acknowledgements = stream.try_clone()?;
+    spawn(move || sink(acknowledgements))?;
+    flood(stream, payload.as_bytes())
 }
 
 fn echo(mut stream: TcpStream, payload: &[u8]) -> Result<()> {

@@ -66,6 +66,22 @@ defmodule Barytherium.Frame do
           }
 
   @doc """
+  Returns the value of a header, or `default` if the frame has none of that name. Of repeated headers
+  the first counts (STOMP 1.2, "Repeated Header Entries").
+
+      iex> message = %Barytherium.Frame{command: :message, headers: [{"a", "1"}, {"a", "2"}]}
+      iex> Barytherium.Frame.header(message, "a")
+      "1"
+      iex> Barytherium.Frame.header(message, "b")
+      nil
+  """
+  @spec header(t(), binary(), default) :: binary() | default when default: term()
+  def header(%__MODULE__{headers: headers}, name, default \\ nil) do
+    {_name, value} = List.keyfind(headers, name, 0, {name, default})
+    value
+  end
+
+  @doc """
   Converts headers to a map. Of repeated headers it keeps the first.
 
       iex> Barytherium.Frame.headers_to_map([{"a", "1"}, {"a", "2"}])
@@ -223,18 +239,13 @@ defmodule Barytherium.Frame do
   @doc false
   # The version that a CONNECTED frame announces, as it is.
   @spec announced_version(t()) :: binary()
-  def announced_version(%__MODULE__{headers: headers}) do
-    {_name, version} = List.keyfind(headers, "version", 0, {"version", "1.0"})
-    version
-  end
+  def announced_version(%__MODULE__{} = frame), do: header(frame, "version", "1.0")
 
   @doc false
   # How headers are escaped after this CONNECTED frame.
   @spec dialect(t()) :: dialect()
-  def dialect(%__MODULE__{command: :connected, headers: headers} = frame) do
-    {_name, server} = List.keyfind(headers, "server", 0, {"server", ""})
-    {version(frame), server}
-  end
+  def dialect(%__MODULE__{command: :connected} = frame),
+    do: {version(frame), header(frame, "server", "")}
 
   @doc "Makes the NACK frame for a MESSAGE, as `ack/3` does. Raises for 1.0, which has no NACK."
   @spec nack(t(), version(), frame_headers()) :: t()

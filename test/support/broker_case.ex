@@ -100,7 +100,7 @@ defmodule Barytherium.BrokerCase do
     end
   end
 
-  def header(%Frame{headers: headers}, name), do: Frame.headers_to_map(headers)[name]
+  defdelegate header(frame, name), to: Frame
 
   @doc "Waits for the disconnect, and checks that nothing comes after it."
   def assert_disconnect(reasons) do

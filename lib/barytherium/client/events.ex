@@ -139,10 +139,10 @@ defmodule Barytherium.Client.Events do
   defp describe(reason) when is_atom(reason), do: to_string(reason)
 
   # The body may be long, and repeats what the client sent.
-  defp describe(%Frame{headers: headers}) do
-    case List.keyfind(headers, "message", 0) do
-      {_name, message} -> "ERROR " <> inspect(message)
+  defp describe(%Frame{} = frame) do
+    case Frame.header(frame, "message") do
       nil -> "ERROR"
+      message -> "ERROR " <> inspect(message)
     end
   end
 end

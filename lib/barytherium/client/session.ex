@@ -37,15 +37,14 @@ defmodule Barytherium.Client.Session do
         }
 
   @spec new(pid(), Frame.t()) :: t()
-  def new(sender, %Frame{command: :connected, headers: headers} = frame) do
+  def new(sender, %Frame{command: :connected} = frame) do
     token = @token_bytes |> :crypto.strong_rand_bytes() |> Base.encode32(case: :lower)
-    server = Frame.headers_to_map(headers)["server"]
 
     %__MODULE__{
       sender: sender,
       version: Frame.version(frame),
       dialect: Frame.dialect(frame),
-      server: server,
+      server: Frame.header(frame, "server"),
       token: token
     }
   end

@@ -34,7 +34,10 @@ defmodule Barytherium.Tail.Format do
     limit = if style.all, do: @inflated_all, else: @inflated_cut
     {compressed, bytes} = Body.inflate(frame.body, limit)
     size = size(compressed, byte_size(frame.body), byte_size(bytes))
-    title = "==> #{frame |> destination() |> Text.line()} <== #{clock(time)}, #{size}"
+
+    title =
+      "==> #{frame |> Frame.header("destination", "?") |> Text.line()} <== #{clock(time)}, #{size}"
+
     {shown, left} = body(bytes, compressed != :partial, style)
 
     headers =
@@ -61,11 +64,6 @@ defmodule Barytherium.Tail.Format do
   end
 
   defp base64(bytes), do: [~s("body_base64":"), Base.encode64(bytes), ?"]
-
-  defp destination(frame) do
-    {_name, destination} = List.keyfind(frame.headers, "destination", 0, {nil, "?"})
-    destination
-  end
 
   defp header(name, value, style),
     do: [color(Text.line(name), :faint, style), ": ", Text.line(value), ?\n]

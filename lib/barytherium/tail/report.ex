@@ -16,9 +16,9 @@ defmodule Barytherium.Tail.Report do
   def reason(:unconfirmed), do: "the connection ended before the broker's answer (unconfirmed)"
   def reason(reason) when is_atom(reason), do: to_string(reason)
 
-  def reason(%Frame{headers: headers, body: body}) do
-    {_name, message} = List.keyfind(headers, "message", 0, {nil, ""})
-    first_line = body |> String.split("\n", parts: 2) |> hd()
+  def reason(%Frame{} = frame) do
+    message = Frame.header(frame, "message", "")
+    first_line = frame.body |> String.split("\n", parts: 2) |> hd()
     said = Enum.reject([message, first_line], &(String.trim(&1) == "")) |> Enum.uniq()
     "the broker says: #{said |> Enum.join(": ") |> binary_slice(0, @shown)}"
   end

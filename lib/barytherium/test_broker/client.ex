@@ -160,7 +160,7 @@ defmodule Barytherium.TestBroker.Client do
   end
 
   defp publish(frame, state) do
-    {_name, destination} = List.keyfind(frame.headers, "destination", 0)
+    destination = Frame.header(frame, "destination")
     own = ["destination", "receipt", "content-length"]
     headers = Enum.reject(frame.headers, fn {name, _value} -> name in own end)
     :ok = GenServer.call(state.broker, {:publish, destination, headers, frame.body})

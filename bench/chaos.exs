@@ -29,14 +29,14 @@ defmodule Chaos do
   # The most seconds that it may take until everything is handled after the last fault.
   @patience 60
 
-  def run(broker, kills) do
+  def run(broker, kills, version) do
     handled = :ets.new(:handled, [:set, :public])
     confirmed = :ets.new(:confirmed, [:set, :public])
     {urls, fault, info} = start(broker, fn body -> :ets.member(handled, body) end)
     before = counts()
 
     {:ok, supervisor} =
-      Supervisor.start_link(children(urls, handled),
+      Supervisor.start_link(children(urls, handled, version),
         strategy: :one_for_one,
         max_restarts: 1_000_000
       )
@@ -101,8 +101,13 @@ defmodule Chaos do
     {["stomp://guest:guest@127.0.0.1:#{port}"], fault, fn -> %{violations: []} end}
   end
 
-  defp children(urls, handled) do
-    opts = [urls: urls, heart_beat: {500, 500}, heartbeat_receive_allowance: 1_500]
+  defp children(urls, handled, version) do
+    opts = [
+      urls: urls,
+      versions: [version],
+      heart_beat: {500, 500},
+      heartbeat_receive_allowance: 1_500
+    ]
 
     publishers =
       for n <- 1..@publishers,
@@ -212,5 +217,5 @@ defmodule Chaos do
   end
 end
 
-[broker, kills] = System.argv()
-Chaos.run(broker, String.to_integer(kills))
+[broker, kills, version] = System.argv()
+Chaos.run(broker, String.to_integer(kills), version)

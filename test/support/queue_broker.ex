@@ -160,7 +160,8 @@ defmodule Barytherium.QueueBroker do
 
   defp frame(:connect, headers, _body, pid, state) do
     heart_beat = headers["heart-beat"] || "0,0"
-    out(pid, :connected, [{"version", "1.2"}, {"heart-beat", heart_beat}])
+    version = headers["accept-version"] |> String.split(",") |> Enum.max()
+    out(pid, :connected, [{"version", version}, {"heart-beat", heart_beat}])
     state
   end
 
@@ -183,21 +184,20 @@ defmodule Barytherium.QueueBroker do
       else: violation({:unsubscribe, id}, state)
   end
 
-  defp frame(command, %{"id" => id}, _body, pid, state) when command in [:ack, :nack] do
-    case List.keytake(state.connections[pid].unacked, id, 0) do
-      {{^id, destination, body, _subscription}, unacked} ->
-        state = put_in(state.connections[pid].unacked, unacked)
-        state = if command == :ack, do: check_handled(body, state), else: state
+  defp frame(command, headers, _body, pid, state) when command in [:ack, :nack] do
+    %{unacked: unacked, subscriptions: subscriptions} = state.connections[pid]
+    # As the versions before 1.2 name a message.
+    id = headers["id"] || headers["message-id"]
 
-        state =
-          if command == :nack,
-            do: update_in(state.queues[destination], &[{body, true} | &1 || []]),
-            else: state
-
-        dispatch(destination, state)
-
-      nil ->
-        violation({command, id}, state)
+    with {_id, _destination, _body, subscription} <- List.keyfind(unacked, id, 0),
+         %{^subscription => %{ack: "client"}} <- subscriptions do
+      # The newest is the first. With `client` the older ones are covered too.
+      unacked
+      |> Enum.filter(&(elem(&1, 3) == subscription))
+      |> Enum.drop_while(&(elem(&1, 0) != id))
+      |> Enum.reduce(state, &settle(command, elem(&1, 0), pid, &2))
+    else
+      _one -> settle(command, id, pid, state)
     end
   end
 
@@ -219,6 +219,24 @@ defmodule Barytherium.QueueBroker do
     do: put_in(state.connections[pid].over, true)
 
   defp frame(_other, _headers, _body, _pid, state), do: state
+
+  defp settle(command, id, pid, state) do
+    case List.keytake(state.connections[pid].unacked, id, 0) do
+      {{^id, destination, body, _subscription}, unacked} ->
+        state = put_in(state.connections[pid].unacked, unacked)
+        state = if command == :ack, do: check_handled(body, state), else: state
+
+        state =
+          if command == :nack,
+            do: update_in(state.queues[destination], &[{body, true} | &1 || []]),
+            else: state
+
+        dispatch(destination, state)
+
+      nil ->
+        violation({command, id}, state)
+    end
+  end
 
   defp commit({:send, destination, body}, state),
     do: dispatch(destination, enqueue(destination, body, state))

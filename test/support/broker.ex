@@ -52,7 +52,9 @@ defmodule Barytherium.Broker do
   def start_again!(%__MODULE__{kind: kind, directory: directory} = broker) do
     {command, args} = kind.command(directory)
     opened = open(command, args, broker.environment)
-    %{broker | pid: opened |> await_port(broker.port, deadline()) |> kind.pid(directory)}
+    # They are opened one after the other.
+    for port <- [broker.port, broker.tls.port], do: await_port(opened, port, deadline())
+    %{broker | pid: kind.pid(opened, directory)}
   end
 
   @doc "Kills the broker at once, as a machine that fails would."
@@ -108,7 +110,6 @@ defmodule Barytherium.Broker do
     case :gen_tcp.connect({127, 0, 0, 1}, port, []) do
       {:ok, socket} ->
         :gen_tcp.close(socket)
-        opened
 
       {:error, _not_yet} ->
         receive do

@@ -29,10 +29,12 @@ defmodule Chaos do
   # The most seconds that it may take until everything is handled after the last fault.
   @patience 60
 
-  def run(broker, kills, version) do
+  def run(broker, kills, version, transport) do
     handled = :ets.new(:handled, [:set, :public])
     confirmed = :ets.new(:confirmed, [:set, :public])
-    {urls, fault, info} = start(broker, fn body -> :ets.member(handled, body) end)
+    {urls, fault, info} = start(broker, transport, fn body -> :ets.member(handled, body) end)
+    # The first look-up of a name starts processes of the VM.
+    {:ok, _address} = :inet.getaddr('localhost', :inet)
     before = counts()
 
     {:ok, supervisor} =
@@ -69,7 +71,7 @@ defmodule Chaos do
     if missing != [] or violations != [] or left != %{}, do: System.halt(1)
   end
 
-  defp start("scripted", handled?) do
+  defp start("scripted", "tcp", handled?) do
     {:ok, broker} = QueueBroker.start_link(handled?: handled?)
 
     fault = fn ->
@@ -80,7 +82,7 @@ defmodule Chaos do
   end
 
   # Through a proxy, which cuts and resets.
-  defp start(name, _handled?) do
+  defp start(name, transport, _handled?) do
     kind =
       Map.fetch!(
         %{"rabbitmq" => Barytherium.Brokers.RabbitMQ, "activemq" => Barytherium.Brokers.ActiveMQ},
@@ -89,7 +91,10 @@ defmodule Chaos do
 
     broker = Barytherium.Broker.start!(kind)
     System.at_exit(fn _status -> Barytherium.Broker.stop(broker) end)
-    {proxy, port} = Barytherium.FaultProxy.start!(broker.port)
+    tls? = transport == "tls"
+    {proxy, port} = Barytherium.FaultProxy.start!(if tls?, do: broker.tls.port, else: broker.port)
+    scheme = if tls?, do: "stomp+ssl", else: "stomp"
+    own = if tls?, do: [cacertfile: broker.tls.cacertfile], else: []
 
     fault = fn ->
       Barytherium.FaultProxy.set(proxy, {:reset_after, 200})
@@ -98,7 +103,7 @@ defmodule Chaos do
       :reset
     end
 
-    {["stomp://guest:guest@127.0.0.1:#{port}"], fault, fn -> %{violations: []} end}
+    {[{"#{scheme}://guest:guest@localhost:#{port}", own}], fault, fn -> %{violations: []} end}
   end
 
   defp children(urls, handled, version) do
@@ -217,5 +222,5 @@ defmodule Chaos do
   end
 end
 
-[broker, kills, version] = System.argv()
-Chaos.run(broker, String.to_integer(kills), version)
+[broker, kills, version, transport] = System.argv()
+Chaos.run(broker, String.to_integer(kills), version, transport)

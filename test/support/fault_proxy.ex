@@ -149,6 +149,8 @@ defmodule Barytherium.FaultProxy do
     # A reset discards what the client has not read yet.
     await_read(state.client)
     Peer.reset(state.client)
+    # Who closes a socket itself is not told. The broker's connection ends too.
+    send(self(), {:tcp_closed, state.client})
     state
   end
 

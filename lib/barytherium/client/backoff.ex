@@ -25,6 +25,11 @@ defmodule Barytherium.Client.Backoff do
     {jitter(wait), %{backoff | failures: failures + 1}}
   end
 
+  @doc "Begins anew after what has lived, in milliseconds, at least as long as the longest wait."
+  @spec lived(t(), non_neg_integer()) :: t()
+  def lived(%__MODULE__{longest: longest} = backoff, time),
+    do: if(time >= longest, do: reset(backoff), else: backoff)
+
   @spec reset(t()) :: t()
   def reset(%__MODULE__{} = backoff), do: %{backoff | failures: 0}
 

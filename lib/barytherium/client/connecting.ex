@@ -99,9 +99,7 @@ defmodule Barytherium.Client.Connecting do
     }
 
     # With this the process with the callbacks knows all of them before the first message can come.
-    known = Enum.map(subscriptions, & &1.subscription)
-    {_frames, known} = Enum.map_reduce(known, data.session, &Session.subscribe(&2, &1))
-    Handlers.session(data.handlers, known)
+    Handlers.session(data.handlers, data.session, Enum.map(subscriptions, & &1.subscription))
     Events.connected(frame, data)
 
     data = Renewals.write(subscriptions, data)
@@ -143,7 +141,8 @@ defmodule Barytherium.Client.Connecting do
        do: {:stop, {:shutdown, {:max_attempts, Events.brief(data.reason)}}, reset(data)}
 
   defp go_on(lasted, data) do
-    {wait, backoff} = data.backoff |> reset_backoff(lasted) |> Backoff.next()
+    lived = System.convert_time_unit(lasted || 0, :native, :millisecond)
+    {wait, backoff} = data.backoff |> Backoff.lived(lived) |> Backoff.next()
 
     {:next_state, :disconnected, %{reset(data) | backoff: backoff},
      {:state_timeout, wait, :connect}}
@@ -154,14 +153,6 @@ defmodule Barytherium.Client.Connecting do
   def wait(data) do
     {wait, handlers} = Handlers.pause(data.handlers)
     {:next_state, :disconnected, %{data | handlers: handlers}, {:state_timeout, wait, :connect}}
-  end
-
-  defp reset_backoff(backoff, nil), do: backoff
-
-  defp reset_backoff(backoff, lasted) do
-    if System.convert_time_unit(lasted, :native, :millisecond) >= backoff.longest,
-      do: Backoff.reset(backoff),
-      else: backoff
   end
 
   @doc "Gives up everything that belongs to the connection."

@@ -43,9 +43,7 @@ defmodule Barytherium.Client.Handlers do
   @doc "It has ended."
   @spec ended(consumer()) :: consumer()
   def ended(%__MODULE__{} = handlers) do
-    lived? = now() - handlers.since >= handlers.backoff.longest
-    backoff = if lived?, do: Backoff.reset(handlers.backoff), else: handlers.backoff
-    %{handlers | pid: nil, backoff: backoff}
+    %{handlers | pid: nil, backoff: Backoff.lived(handlers.backoff, now() - handlers.since)}
   end
 
   @doc "Why the connection ends when the process has: its exit reason may hold a body."
@@ -60,9 +58,14 @@ defmodule Barytherium.Client.Handlers do
     {wait, %{handlers | backoff: backoff}}
   end
 
-  @doc "There is a connection, whose messages will come."
-  @spec session(t(), Session.t()) :: :ok
-  def session(handlers, session), do: tell(handlers, {:session, session})
+  @doc "There is a connection, on which these subscriptions will be made."
+  @spec session(t(), Session.t(), [Session.subscription()]) :: :ok
+  def session(nil, _session, _subscriptions), do: :ok
+
+  def session(handlers, session, subscriptions) do
+    {_frames, session} = Enum.map_reduce(subscriptions, session, &Session.subscribe(&2, &1))
+    tell(handlers, {:session, session})
+  end
 
   @doc "Something has happened that a consumer has a callback for."
   @spec tell(t(), term()) :: :ok

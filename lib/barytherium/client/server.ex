@@ -101,12 +101,11 @@ defmodule Barytherium.Client.Server do
   @impl true
   # Connecting
 
-  def handle_event(:internal, :connect, :disconnected, data),
-    do: Connecting.connect(Connecting.new_round(data))
-
-  def handle_event(:state_timeout, :connect, :disconnected, data),
-    do:
-      Connecting.connect(Connecting.new_round(%{data | handlers: Handlers.ensure(data.handlers)}))
+  def handle_event(type, :connect, :disconnected, data)
+      when type in [:internal, :state_timeout] do
+    data = %{data | handlers: Handlers.ensure(data.handlers)}
+    Connecting.connect(Connecting.new_round(data))
+  end
 
   def handle_event(:cast, {:greeter, greeter, result}, :connecting, %{greeter: greeter} = data),
     do: Connecting.greeted(result, data)

@@ -232,14 +232,15 @@ defmodule Barytherium.Frame do
   """
   @spec version(t()) :: String.t()
   def version(%__MODULE__{command: :connected} = frame) do
-    version = frame |> announced_version() |> String.trim()
+    version = announced_version(frame)
     if version in ["1.0", "1.1"], do: version, else: "1.2"
   end
 
   @doc false
-  # The version that a CONNECTED frame announces, as it is.
+  # The version that a CONNECTED frame announces. Some servers pad their headers.
   @spec announced_version(t()) :: binary()
-  def announced_version(%__MODULE__{} = frame), do: header(frame, "version", "1.0")
+  def announced_version(%__MODULE__{} = frame),
+    do: frame |> header("version", "1.0") |> String.trim()
 
   @doc false
   # How headers are escaped after this CONNECTED frame.

@@ -80,7 +80,7 @@ defmodule Barytherium.Client.Connecting do
   @doc "Whether the server has answered with a version that was offered."
   @spec offered?(Frame.t(), map()) :: boolean()
   def offered?(frame, data),
-    do: String.trim(Frame.announced_version(frame)) in data.settings.versions
+    do: Frame.announced_version(frame) in data.settings.versions
 
   @doc "The broker has accepted the login."
   @spec connected(Frame.t(), map()) :: :gen_statem.event_handler_result(atom())

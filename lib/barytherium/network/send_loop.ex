@@ -85,7 +85,7 @@ defmodule Barytherium.Network.SendLoop do
     do: {:noreply, request({frames, cost, from}, deadline, state)}
 
   def handle_call({:connected, %Frame{} = frame}, _from, state) do
-    version = String.trim(Frame.announced_version(frame))
+    version = Frame.announced_version(frame)
 
     if version in offered(state.connect_headers) do
       {hb_send, _hb_recv} = agreed = HeartBeat.agree(state.connect_headers, frame.headers)

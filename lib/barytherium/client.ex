@@ -47,7 +47,7 @@ defmodule Barytherium.Client do
   consumer has ended. `Barytherium.Telemetry` has the same events.
   """
 
-  alias Barytherium.Client.{Options, Outbound, Server, Session, Transaction}
+  alias Barytherium.Client.{Options, Outbound, Server, Transaction}
   alias Barytherium.Connection.Deadline
   alias Barytherium.{Frame, Network, Schema, Telemetry}
   alias Barytherium.Network.Sender
@@ -321,6 +321,7 @@ defmodule Barytherium.Client do
     with {:ok, session} <- ask(client, {:begin, id}, options) do
       result = client |> Transaction.new(session, id, options.timeout) |> Transaction.run(fun)
       options = Map.merge(options, %{sender: session.sender, wait: false})
+      :gen_statem.cast(client, {:commit, id})
       committed = client |> write([Transaction.frame(id, :commit)], options) |> without_indexes()
       :gen_statem.cast(client, {:transaction_over, id})
       with :ok <- committed, do: {:ok, result}
@@ -372,8 +373,7 @@ defmodule Barytherium.Client do
   Ends a subscription (STOMP 1.2, "UNSUBSCRIBE"), and waits for the receipt.
 
   The broker keeps a durable subscription. Messages that were not acknowledged before can not be
-  acknowledged any more; the broker will deliver them to another subscriber, RabbitMQ when this connection
-  ends. With `ack: :auto` all messages
+  acknowledged any more; the broker delivers them to another subscriber. With `ack: :auto` all messages
   that the broker has sent are in the mailbox of the subscriber when this returns `:ok` while connected.
   Without a connection the last of them may come later.
   """
@@ -393,11 +393,14 @@ defmodule Barytherium.Client do
 
   With `ack: :client` an acknowledgement covers all messages before it, so only the last of the list is
   acknowledged. `{:error, :stale}`: a message came on an earlier connection, or its subscription has
-  ended. Its broker will deliver it again. Nothing was written then.
+  ended. Its broker will deliver it again. `{:error, :unacknowledgeable}`: the broker has left out the
+  header `ack` of a message (`message-id` in STOMP 1.0 and 1.1), so it cannot be acknowledged. Nothing was written
+  then.
 
   Raises `ArgumentError` for a message of a subscription with `ack: :auto`.
   """
-  @spec ack(client() | Transaction.t(), Frame.t() | [Frame.t()]) :: :ok | {:error, :stale}
+  @spec ack(client() | Transaction.t(), Frame.t() | [Frame.t()]) ::
+          :ok | {:error, :stale | :unacknowledgeable | :timeout | :transaction_over}
   def ack(client, messages), do: acknowledge(client, :ack, messages, [])
 
   @doc """
@@ -405,10 +408,11 @@ defmodule Barytherium.Client do
 
   What the broker does then differs: RabbitMQ delivers the message again, and with the header
   `{"requeue", "false"}` in `headers` discards it or moves it to its dead-letter exchange. ActiveMQ moves
-  it to the dead-letter queue. STOMP 1.0 has no NACK: `{:error, :unsupported}`.
+  it to the dead-letter queue. STOMP 1.0 has no NACK: `{:error, :unsupported}`, except on RabbitMQ.
   """
   @spec nack(client() | Transaction.t(), Frame.t() | [Frame.t()], Frame.frame_headers()) ::
-          :ok | {:error, :stale | :unsupported}
+          :ok
+          | {:error, :stale | :unacknowledgeable | :unsupported | :timeout | :transaction_over}
   def nack(client, messages, headers \\ []), do: acknowledge(client, :nack, messages, headers)
 
   defp acknowledge(client, command, messages, headers) do
@@ -420,15 +424,21 @@ defmodule Barytherium.Client do
     end
   end
 
-  defp write_acknowledgements(%Transaction{session: session} = tx, command, messages, headers) do
-    extra = [Transaction.header(tx) | headers]
+  defp write_acknowledgements(
+         %Transaction{client: client, id: id} = tx,
+         command,
+         messages,
+         headers
+       ) do
+    what = {command, messages, [Transaction.header(tx) | headers]}
 
-    with {:ok, frames} <- Session.acknowledge(session, command, messages, extra),
-         do: Transaction.write(tx, frames)
+    if Transaction.over?(tx),
+      do: {:error, :transaction_over},
+      else: call(client, {:acknowledge, what, id}, @timeout)
   end
 
   defp write_acknowledgements(client, command, messages, headers),
-    do: call(client, {:acknowledge, command, messages, headers}, @timeout)
+    do: call(client, {:acknowledge, {command, messages, headers}, nil}, @timeout)
 
   # The client has ended, and so has its connection.
   defp acknowledged({:error, :unconfirmed}), do: {:error, :stale}

@@ -113,8 +113,23 @@ defmodule Barytherium.Native do
   @spec new_routes() :: routes()
   def new_routes, do: not_loaded()
 
-  @spec put_route(routes(), subscription :: binary(), pid(), sender :: pid()) :: :ok
-  def put_route(_routes, _subscription, _pid, _sender), do: not_loaded()
+  @spec put_route(
+          routes(),
+          subscription :: binary(),
+          pid(),
+          sender :: pid(),
+          noted :: nil | :ack | :message_id
+        ) :: :ok
+  def put_route(_routes, _subscription, _pid, _sender, _noted), do: not_loaded()
+
+  @spec acknowledged(routes(), subscription :: binary(), id :: binary()) :: :ok
+  def acknowledged(_routes, _subscription, _id), do: not_loaded()
+
+  @spec unacknowledged_through(routes(), subscription :: binary(), id :: binary()) :: [binary()]
+  def unacknowledged_through(_routes, _subscription, _id), do: not_loaded()
+
+  @spec take_unacknowledged(routes(), subscription :: binary()) :: [binary()]
+  def take_unacknowledged(_routes, _subscription), do: not_loaded()
 
   @spec delete_route(routes(), subscription :: binary()) :: :ok
   def delete_route(_routes, _subscription), do: not_loaded()

@@ -304,6 +304,7 @@ defmodule Barytherium.ConsumerTest do
     test "are refused when the callback raises" do
       {consumer, peer, id, _listener} = started(Batches, [], @rabbitmq)
       Peer.send(peer, Enum.map_join(["raise", "2"], &bytes(id, &1)))
+      assert {%{"id" => "a-raise"}, ""} = expect(peer, :nack)
       assert {%{"id" => "a-2"}, ""} = expect(peer, :nack)
       stop(consumer, peer)
     end

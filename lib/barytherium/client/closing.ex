@@ -3,7 +3,7 @@ defmodule Barytherium.Client.Closing do
   # How a client ends: first the broker answers what was asked, then a consumer's process handles what has
   # arrived, then there is a DISCONNECT. The functions run in the client, and take its data.
 
-  alias Barytherium.Client.{Connecting, Events, Exchange, Handlers, Requests}
+  alias Barytherium.Client.{Connecting, Events, Exchange, Handlers, Requests, Writing}
   alias Barytherium.Connection.Deadline
 
   # Milliseconds that the network process may take to write what is left when the client is stopped.
@@ -70,7 +70,7 @@ defmodule Barytherium.Client.Closing do
         closed(:closed, data)
 
       true ->
-        Exchange.close_network(data.network, min(Deadline.left(deadline), farewell))
+        Writing.close_network(data.network, min(Deadline.left(deadline), farewell))
         {:next_state, :closing, data}
     end
   end

@@ -92,7 +92,7 @@ defmodule Barytherium.Client.Connecting do
 
     data = %{
       data
-      | session: Session.new(data.sender, frame),
+      | session: Session.new(data.sender, data.routes, frame),
         connections: data.connections + 1,
         since: System.monotonic_time(),
         waiting: %{}
@@ -162,7 +162,7 @@ defmodule Barytherium.Client.Connecting do
 
     # This process is its parent, so it ends; if it is connected, after what was written and a DISCONNECT.
     if data.network, do: Process.exit(data.network, :shutdown)
-    for {_id, monitor} <- data.transactions, do: Process.demonitor(monitor, [:flush])
+    for {_id, %{monitor: monitor}} <- data.transactions, do: Process.demonitor(monitor, [:flush])
     Exchange.fail_all(:unconfirmed, %{data | transactions: %{}})
   end
 

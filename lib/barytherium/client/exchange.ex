@@ -3,13 +3,21 @@ defmodule Barytherium.Client.Exchange do
   # What a client writes on its connection, and what the broker answers. The functions run in the
   # client (see `Barytherium.Client.Server`), and take and return its data.
 
-  alias Barytherium.Client.{Events, Requests, Routing, Session, Transaction}
-  alias Barytherium.Connection.Deadline
-  alias Barytherium.{Frame, Network}
-  alias Barytherium.Network.Sender
+  alias Barytherium.Client.{
+    Acknowledgements,
+    Events,
+    Renewals,
+    Requests,
+    Requeue,
+    Routing,
+    Session,
+    Transaction,
+    Writing
+  }
 
-  # Milliseconds that the broker may take to close a connection that is of no use any more.
-  @hang_up_timeout 1_000
+  alias Barytherium.Connection.Deadline
+  alias Barytherium.Frame
+  alias Barytherium.Network.Sender
 
   @typedoc "What a caller waits for: receipts, the sender, the session, or the session and BEGIN."
   @type action ::
@@ -23,7 +31,8 @@ defmodule Barytherium.Client.Exchange do
           {:caller, :gen_statem.from()}
           | {:subscribe, :gen_statem.from(), pos_integer()}
           | {:unsubscribe, from(), pos_integer()}
-          | {:renewal, Session.subscription(), module()}
+          | {:renewal, Session.subscription()}
+          | Requeue.t()
           | :quiescing
           | :nobody
 
@@ -43,7 +52,8 @@ defmodule Barytherium.Client.Exchange do
   def perform({:begin, id}, {pid, _tag} = from, data) do
     Sender.write(data.sender, [Transaction.frame(id, :begin)])
     monitor = :erlang.monitor(:process, pid, tag: {:transaction, id})
-    reply(from, {:ok, data.session}, put_in(data.transactions[id], monitor))
+    transaction = %{monitor: monitor, acknowledged: []}
+    reply(from, {:ok, data.session}, put_in(data.transactions[id], transaction))
   end
 
   # A transaction can only be finished on the connection on which it was begun.
@@ -51,43 +61,8 @@ defmodule Barytherium.Client.Exchange do
       when sender != nil and sender != data.sender,
       do: answer({:caller, from}, {:error, :disconnected, indexes(frames)}, data)
 
-  def perform({:write, frames, _sender, deadline}, from, data) do
-    submit = &Sender.submit(data.session.sender, &1, {:request, &2}, deadline)
-    write(frames, {:caller, from}, Deadline.left(deadline), data, submit)
-  end
-
-  defp write(frames, from, timeout, data, write) do
-    number = data.requests.next
-    timer = Process.send_after(self(), {:request_timeout, number}, timeout)
-    if Requests.none?(data.requests), do: Routing.urgent(true, data)
-    {frames, requests} = Requests.add(data.requests, {from, timer}, frames)
-    write.(frames, number)
-    %{data | requests: requests}
-  end
-
-  # Subscriptions do not wait for room behind messages. The sender only logs what it cannot write.
-  defp write_now(frames, from, timeout, data) do
-    if Enum.all?(frames, &writable?(&1, data.session.dialect)) do
-      write(frames, from, timeout, data, fn frames, _ -> Sender.write(data.sender, frames) end)
-    else
-      answer(from, {:error, :unescapable, indexes(frames)}, data)
-    end
-  end
-
-  defp writable?(frame, dialect) do
-    Frame.format(frame, dialect)
-    true
-  rescue
-    ArgumentError -> false
-  end
-
-  @spec write_subscribe(Session.subscription(), from(), timeout(), map()) :: map()
-  def write_subscribe(subscription, from, timeout, data) do
-    {frame, session} = Session.subscribe(data.session, subscription)
-    data = %{data | session: session}
-    Routing.put(subscription, data)
-    write_now([frame], from, timeout, data)
-  end
+  def perform({:write, frames, _sender, deadline}, from, data),
+    do: Writing.submit(frames, {:caller, from}, deadline, data)
 
   @doc "Writes UNSUBSCRIBE frames, if there is a connection."
   @spec write_unsubscribe([map()], from(), timeout(), atom(), map()) :: map()
@@ -95,7 +70,7 @@ defmodule Barytherium.Client.Exchange do
     {frames, session} =
       Enum.map_reduce(entries, data.session, &Session.unsubscribe(&2, &1.subscription))
 
-    write_now(frames, from, timeout, %{data | session: session})
+    Writing.write_now(frames, from, timeout, %{data | session: session})
   end
 
   # Without a connection there is nothing to end.
@@ -116,8 +91,14 @@ defmodule Barytherium.Client.Exchange do
     # Messages that cannot be acknowledged any more are delivered again to another subscriber. The others
     # go to this one until the broker has answered.
     if subscription.ack != :auto, do: Routing.delete(subscription, data)
-    data = put_in(data.subscriptions[number].ending, true)
-    write_unsubscribe([entry], {:unsubscribe, from, number}, timeout, state, data)
+    entry = Map.merge(entry, %{ending: true, late: []})
+    data = put_in(data.subscriptions[number], entry)
+    from = {:unsubscribe, from, number}
+
+    if state == :connected and Session.subscribed?(data.session, subscription) and
+         Requeue.needed?(data.session, subscription),
+       do: Requeue.begin(subscription, from, timeout, data),
+       else: write_unsubscribe([entry], from, timeout, state, data)
   end
 
   @spec forget(pos_integer(), map()) :: map()
@@ -150,7 +131,7 @@ defmodule Barytherium.Client.Exchange do
 
   def control(%Frame{command: :message} = frame, data) do
     Routing.unexpected(frame, data)
-    data
+    Requeue.late(frame, data)
   end
 
   def control(_unexpected, data), do: data
@@ -170,13 +151,56 @@ defmodule Barytherium.Client.Exchange do
   end
 
   defp error(frame, %{session: nil} = data), do: %{data | verdict: frame}
-  defp error(frame, data), do: hang_up(frame, fail_all(frame, %{data | verdict: frame}))
+  defp error(frame, data), do: Writing.hang_up(frame, fail_all(frame, %{data | verdict: frame}))
+
+  @doc "Acknowledges messages, in a transaction unless that is nil."
+  @spec acknowledge(
+          {:ack | :nack, [Frame.t()], Frame.frame_headers()},
+          nil | String.t(),
+          atom(),
+          map()
+        ) ::
+          {:ok | {:error, atom()}, map()}
+  def acknowledge({command, messages, headers}, id, state, %{verdict: nil} = data)
+      when state in [:connected, :closing] and data.session != nil and
+             (id == nil or is_map_key(data.transactions, id)) do
+    done = if id, do: data.transactions[id].acknowledged, else: []
+
+    case Acknowledgements.acknowledge(data.session, command, messages, headers, done) do
+      {:ok, frames, acknowledged} ->
+        if frames != [], do: Sender.write(data.sender, frames)
+        {:ok, acknowledged(id, acknowledged, data)}
+
+      error ->
+        {error, data}
+    end
+  end
+
+  def acknowledge(_what, _transaction, _state, data), do: {{:error, :stale}, data}
+
+  defp acknowledged(nil, acknowledged, data) do
+    Acknowledgements.done(data.session, acknowledged)
+    data
+  end
+
+  # They are not, if the transaction is aborted.
+  defp acknowledged(id, acknowledged, data),
+    do: update_in(data.transactions[id].acknowledged, &(acknowledged ++ &1))
+
+  @doc "A transaction is about to be committed."
+  @spec commit(String.t(), map()) :: map()
+  def commit(id, data) do
+    with %{^id => %{acknowledged: acknowledged}} <- data.transactions,
+         do: Acknowledgements.done(data.session, acknowledged)
+
+    data
+  end
 
   @doc "A transaction has ended."
   @spec transaction_over(String.t(), map()) :: map()
   def transaction_over(id, data) do
-    {monitor, transactions} = Map.pop(data.transactions, id)
-    if monitor, do: Process.demonitor(monitor, [:flush])
+    {transaction, transactions} = Map.pop(data.transactions, id)
+    if transaction, do: Process.demonitor(transaction.monitor, [:flush])
     %{data | transactions: transactions}
   end
 
@@ -231,8 +255,17 @@ defmodule Barytherium.Client.Exchange do
     answer(from, result, forget(number, data))
   end
 
-  def answer({:renewal, subscription, module}, result, data),
-    do: module.answer(subscription, result, data)
+  def answer({:renewal, subscription}, result, data),
+    do: Renewals.answer(subscription, result, data)
+
+  def answer(%Requeue{from: from} = requeue, :ok, data) do
+    case Requeue.confirmed(requeue, data) do
+      {:more, data} -> data
+      {:done, data} -> answer(from, :ok, data)
+    end
+  end
+
+  def answer(%Requeue{from: from}, error, data), do: answer(from, error, data)
 
   # After a time-out the broker may still carry out the SUBSCRIBE.
   defp withdraw(%{subscription: subscription}, reason, %{session: %Session{} = session} = data) do
@@ -269,23 +302,4 @@ defmodule Barytherium.Client.Exchange do
   @doc "Whether the last messages of subscriptions that end may still come."
   @spec quiescing?(map()) :: boolean()
   def quiescing?(data), do: Requests.count(data.requests, &match?({:quiescing, _timer}, &1)) > 0
-
-  @doc "Ends the connection. Its network process reports the end like any other."
-  @spec hang_up(atom() | Frame.t(), map()) :: map()
-  def hang_up(verdict, %{network: network} = data) do
-    close_network(network, @hang_up_timeout)
-    %{data | verdict: verdict}
-  end
-
-  @spec close_network(pid(), timeout()) :: pid()
-  def close_network(network, timeout) do
-    spawn(fn ->
-      try do
-        Network.close(network, timeout)
-      catch
-        # It has ended.
-        :exit, _reason -> :ok
-      end
-    end)
-  end
 end

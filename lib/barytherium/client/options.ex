@@ -74,8 +74,7 @@ defmodule Barytherium.Client.Options do
       {:one_of, [:auto, :client, :client_individual]},
       :client_individual,
       "`:auto`: a message counts as handled when the broker has sent it. `:client_individual`: " <>
-        "each message is acknowledged. `:client`: an acknowledgement covers all messages before it, " <>
-        "with RabbitMQ those of all subscriptions with `ack: :client`, so a client should have only one there."
+        "each message is acknowledged. `:client`: an acknowledgement covers all messages before it."
     },
     prefetch: {
       :mark,

@@ -6,7 +6,7 @@ defmodule Barytherium.Client.Renewals do
   # with a back-off of its own, so that it does not take the others with it each time. The functions run in the
   # client, and take its data.
 
-  alias Barytherium.Client.{Backoff, Events, Exchange, Requests}
+  alias Barytherium.Client.{Backoff, Events, Requests, Writing}
   alias Barytherium.Frame
 
   # Milliseconds that the receipt for a renewed subscription may take.
@@ -24,8 +24,7 @@ defmodule Barytherium.Client.Renewals do
   end
 
   defp write_one(%{subscription: subscription}, data),
-    do:
-      Exchange.write_subscribe(subscription, {:renewal, subscription, __MODULE__}, @timeout, data)
+    do: Writing.subscribe(subscription, {:renewal, subscription}, @timeout, data)
 
   # The next suspect, when nothing else is waited for.
   defp next(%{suspects: [number | suspects], verdict: nil} = data) do
@@ -47,7 +46,8 @@ defmodule Barytherium.Client.Renewals do
   @spec any?(map()) :: boolean()
   def any?(data), do: count(data) > 0
 
-  defp count(data), do: Requests.count(data.requests, &match?({{:renewal, _, _}, _timer}, &1))
+  defp count(data),
+    do: Requests.count(data.requests, &match?({{:renewal, _subscription}, _timer}, &1))
 
   @doc "The broker's answer, or that there is none."
   @spec answer(map(), :ok | {:error, atom() | Frame.t(), list()}, map()) :: map()
@@ -67,7 +67,7 @@ defmodule Barytherium.Client.Renewals do
   # A subscription that is not answered must not be missing silently.
   def answer(%{number: number} = subscription, {:error, reason, _left}, data) do
     Events.not_renewed(subscription, reason, data)
-    Exchange.hang_up(reason, update(number, data, &Map.put(&1, :suspect, true)))
+    Writing.hang_up(reason, update(number, data, &Map.put(&1, :suspect, true)))
   end
 
   defp names?(%Frame{headers: headers}), do: List.keymember?(headers, "receipt-id", 0)

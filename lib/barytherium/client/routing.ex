@@ -1,10 +1,10 @@
 defmodule Barytherium.Client.Routing do
   @moduledoc false
   # Which process gets the messages of a subscription. The receive loop sends them there (see
-  # `Barytherium.Native.put_route/4`); what has no route comes to the client. The functions run in the
+  # `Barytherium.Native.put_route/5`); what has no route comes to the client. The functions run in the
   # client, and take its data.
 
-  alias Barytherium.Client.{Events, Handlers, Session}
+  alias Barytherium.Client.{Acknowledgements, Events, Handlers, Session}
   alias Barytherium.Frame
   alias Barytherium.Native
 
@@ -12,13 +12,19 @@ defmodule Barytherium.Client.Routing do
   @spec put(Session.subscription(), map()) :: :ok
   def put(subscription, %{handlers: %Handlers{pid: pid}} = data) when pid != nil,
     # The consumer's process knows by the sender which connection a message is from.
-    do: Native.put_route(data.routes, Session.id(data.session, subscription), pid, data.sender)
+    do: put(subscription, pid, data.sender, false, data)
 
   def put(%{number: number} = subscription, data) do
     with %{target: target} when is_pid(target) <- data.subscriptions[number],
-         do: Native.put_route(data.routes, Session.id(data.session, subscription), target, self())
+         do: put(subscription, target, self(), true, data)
 
     :ok
+  end
+
+  defp put(subscription, pid, sender, kept?, %{session: session} = data) do
+    id = Session.id(session, subscription)
+    noted = Acknowledgements.noted(session, session.modes[id], kept?)
+    Native.put_route(data.routes, id, pid, sender, noted)
   end
 
   @spec delete(Session.subscription(), map()) :: :ok

@@ -22,12 +22,11 @@ defmodule Barytherium.Client.Server do
     Renewals,
     Requests,
     Routing,
-    Session
+    Writing
   }
 
   alias Barytherium.Connection.Deadline
   alias Barytherium.Frame
-  alias Barytherium.Network.Sender
 
   # Milliseconds that the broker's answer to an UNSUBSCRIBE may take that nobody waits for.
   @unsubscribe_timeout 10_000
@@ -73,7 +72,7 @@ defmodule Barytherium.Client.Server do
       # Why the last connection, or attempt, ended, and how many attempts have failed since one succeeded.
       reason: nil,
       attempts: 0,
-      # Transactions of callers, with the monitors of their processes.
+      # Transactions of callers: the monitors of their processes, and what they acknowledge.
       transactions: %{},
       connections: 0,
       requests: %Requests{},
@@ -197,6 +196,9 @@ defmodule Barytherium.Client.Server do
   def handle_event({:call, from}, {{:begin, id}, timeout, wait}, state, data),
     do: when_connected({:begin, id}, from, if(wait, do: timeout), state, data)
 
+  def handle_event(:cast, {:commit, id}, _state, data),
+    do: {:keep_state, Exchange.commit(id, data)}
+
   def handle_event(:cast, {:transaction_over, id}, _state, data),
     do: {:keep_state, Exchange.transaction_over(id, data)}
 
@@ -232,8 +234,7 @@ defmodule Barytherium.Client.Server do
 
     if state == :connected and data.verdict == nil,
       do:
-        {:keep_state,
-         Exchange.write_subscribe(subscription, {:subscribe, from, number}, timeout, data)},
+        {:keep_state, Writing.subscribe(subscription, {:subscribe, from, number}, timeout, data)},
       else: {:keep_state, data, {:reply, from, {:ok, number}}}
   end
 
@@ -247,22 +248,10 @@ defmodule Barytherium.Client.Server do
     end
   end
 
-  def handle_event(
-        {:call, from},
-        {:acknowledge, command, messages, headers},
-        state,
-        %{verdict: nil} = data
-      )
-      when state in [:connected, :closing] and data.session != nil do
-    reply =
-      with {:ok, frames} <- Session.acknowledge(data.session, command, messages, headers),
-           do: Sender.write(data.session.sender, frames)
-
-    {:keep_state_and_data, {:reply, from, reply}}
+  def handle_event({:call, from}, {:acknowledge, what, transaction}, state, data) do
+    {reply, data} = Exchange.acknowledge(what, transaction, state, data)
+    {:keep_state, data, {:reply, from, reply}}
   end
-
-  def handle_event({:call, from}, {:acknowledge, _, _, _}, _state, _data),
-    do: {:keep_state_and_data, {:reply, from, {:error, :stale}}}
 
   def handle_event(:info, {:resubscribe, number}, state, data),
     do: {:keep_state, Renewals.again(number, state, data)}

@@ -1,7 +1,6 @@
 defmodule Barytherium.Client.Session do
   @moduledoc false
-  # One connection of a client, from its CONNECTED frame on: what is subscribed, and how messages are
-  # acknowledged. The ids of its subscriptions contain a token of the connection. The broker repeats
+  # One connection of a client, from its CONNECTED frame on, and what is subscribed. The ids of its subscriptions contain a token of the connection. The broker repeats
   # the id in every MESSAGE, so it tells whether a message came from this connection.
 
   alias Barytherium.Frame
@@ -12,12 +11,22 @@ defmodule Barytherium.Client.Session do
   # 5 random bytes: two connections of the same VM with the same token are as good as impossible.
   @token_bytes 5
 
-  @enforce_keys [:sender, :version, :dialect, :server, :token]
-  defstruct [:sender, :version, :dialect, :server, :token, modes: %{}, forgotten: MapSet.new()]
+  @enforce_keys [:sender, :routes, :version, :dialect, :server, :token]
+  defstruct [
+    :sender,
+    :routes,
+    :version,
+    :dialect,
+    :server,
+    :token,
+    modes: %{},
+    forgotten: MapSet.new()
+  ]
 
   @type mode :: :auto | :client | :client_individual
   @type t :: %__MODULE__{
           sender: pid(),
+          routes: Barytherium.Native.routes(),
           version: Frame.version(),
           dialect: Frame.dialect(),
           server: nil | String.t(),
@@ -36,12 +45,13 @@ defmodule Barytherium.Client.Session do
           headers: Frame.frame_headers()
         }
 
-  @spec new(pid(), Frame.t()) :: t()
-  def new(sender, %Frame{command: :connected} = frame) do
+  @spec new(pid(), Barytherium.Native.routes(), Frame.t()) :: t()
+  def new(sender, routes, %Frame{command: :connected} = frame) do
     token = @token_bytes |> :crypto.strong_rand_bytes() |> Base.encode32(case: :lower)
 
     %__MODULE__{
       sender: sender,
+      routes: routes,
       version: Frame.version(frame),
       dialect: Frame.dialect(frame),
       server: Frame.header(frame, "server"),
@@ -53,13 +63,13 @@ defmodule Barytherium.Client.Session do
   @spec subscribe(t(), subscription()) :: {Frame.t(), t()}
   def subscribe(%__MODULE__{} = session, subscription) do
     id = id(session, subscription)
-    ack = mode_in(session.version, subscription.ack)
+    ack = mode_in(session, subscription.ack)
 
     headers =
       [
         {"id", id},
         {"destination", subscription.destination},
-        {"ack", ack_header(ack)}
+        {"ack", ack_header(session, ack)}
       ] ++
         prefetch(kind(session), subscription) ++
         durable(kind(session), subscription.durable) ++ subscription.headers
@@ -68,9 +78,11 @@ defmodule Barytherium.Client.Session do
     {%Frame{command: :subscribe, headers: headers}, forget(session, subscription)}
   end
 
-  # STOMP 1.0 has no `client-individual`. A broker may take it for `auto`.
-  defp mode_in("1.0", :client_individual), do: :client
-  defp mode_in(_version, mode), do: mode
+  # STOMP 1.0 has no `client-individual`. A broker may take it for `auto`. RabbitMQ does not.
+  defp mode_in(%__MODULE__{version: "1.0"} = session, :client_individual),
+    do: if(rabbitmq?(session), do: :client_individual, else: :client)
+
+  defp mode_in(_session, mode), do: mode
 
   # What the broker does not keep when the connection ends: messages that need no acknowledgement, and those
   # of a topic without a durable subscription.
@@ -97,8 +109,10 @@ defmodule Barytherium.Client.Session do
 
   @doc "Whether the broker delivers a message again that is refused with NACK, and never discards it."
   @spec requeues?(t()) :: boolean()
-  def requeues?(%__MODULE__{version: version} = session),
-    do: version != "1.0" and kind(session) == :rabbitmq
+  def requeues?(session), do: rabbitmq?(session)
+
+  @spec rabbitmq?(t()) :: boolean()
+  def rabbitmq?(%__MODULE__{} = session), do: kind(session) == :rabbitmq
 
   @doc "Removes a subscription. Returns its UNSUBSCRIBE frame."
   @spec unsubscribe(t(), subscription()) :: {Frame.t(), t()}
@@ -116,7 +130,7 @@ defmodule Barytherium.Client.Session do
   def late_message?(nil, _error), do: false
 
   def late_message?(%__MODULE__{} = session, %Frame{headers: headers, body: body}) do
-    kind(session) == :rabbitmq and {"message", "Subscription not found"} in headers and
+    rabbitmq?(session) and {"message", "Subscription not found"} in headers and
       String.starts_with?(body, "There is no current subscription")
   end
 
@@ -144,9 +158,12 @@ defmodule Barytherium.Client.Session do
 
   defp parse(message), do: (subscription_id(message) || "") |> Integer.parse()
 
-  defp ack_header(:auto), do: "auto"
-  defp ack_header(:client), do: "client"
-  defp ack_header(:client_individual), do: "client-individual"
+  defp ack_header(_session, :auto), do: "auto"
+  defp ack_header(_session, :client_individual), do: "client-individual"
+
+  # RabbitMQ would count the messages of all subscriptions. See `Barytherium.Client.Acknowledgements`.
+  defp ack_header(session, :client),
+    do: if(rabbitmq?(session), do: "client-individual", else: "client")
 
   defp kind(%__MODULE__{server: "RabbitMQ" <> _version}), do: :rabbitmq
   defp kind(%__MODULE__{server: "ActiveMQ-Artemis" <> _version}), do: :artemis
@@ -175,67 +192,4 @@ defmodule Barytherium.Client.Session do
 
   defp durable(:unknown, name),
     do: Enum.flat_map([:rabbitmq, :activemq, :artemis], &durable(&1, name))
-
-  @doc """
-  The frames that acknowledge `messages`, which may be of several subscriptions. `extra` are further
-  headers.
-
-  `:stale`: a message came from another connection, or its subscription has ended. `:auto`: its
-  subscription does not ask for acknowledgements. `:unsupported`: STOMP 1.0 has no NACK.
-  """
-  @spec acknowledge(t(), :ack | :nack, [Frame.t()], Frame.frame_headers()) ::
-          {:ok, [Frame.t()]} | {:error, :stale | :auto | :unsupported}
-  def acknowledge(%__MODULE__{version: "1.0"}, :nack, _messages, _extra),
-    do: {:error, :unsupported}
-
-  def acknowledge(%__MODULE__{} = session, command, messages, extra) do
-    modes = Enum.map(messages, &mode(session, &1))
-
-    cond do
-      :error in modes -> {:error, :stale}
-      :auto in modes -> {:error, :auto}
-      true -> {:ok, coalesce(session, command, Enum.zip(modes, messages), extra)}
-    end
-  end
-
-  defp mode(session, %Frame{command: :message} = message) do
-    with {:ok, mode} <- Map.fetch(session.modes, subscription_id(message)) do
-      if Frame.acknowledgeable?(message, session.version), do: mode, else: :auto
-    end
-  end
-
-  defp mode(_session, _other), do: :error
-
-  # With `ack: :client` one for the last message of a subscription covers all of them.
-  defp coalesce(session, command, messages, extra) do
-    {cumulative, single} = Enum.split_with(messages, &match?({:client, _message}, &1))
-
-    last =
-      cumulative
-      |> Enum.reverse()
-      |> Enum.uniq_by(fn {_mode, message} -> subscription_id(message) end)
-      |> Enum.reverse()
-
-    for {_mode, message} <- last ++ single, do: acknowledgement(session, command, message, extra)
-  end
-
-  @doc """
-  The frame that acknowledges one message. `nil` if there is none: the message lacks the header for it, or
-  it is a NACK in STOMP 1.0.
-  """
-  @spec acknowledgement(t(), :ack | :nack, Frame.t(), Frame.frame_headers()) :: nil | Frame.t()
-  def acknowledgement(%__MODULE__{version: "1.2"}, command, message, extra) do
-    # `Frame.ack/3` would raise. This is faster than to ask before.
-    case List.keyfind(message.headers, "ack", 0) do
-      {_name, id} -> %Frame{command: command, headers: [{"id", id} | extra]}
-      nil -> nil
-    end
-  end
-
-  def acknowledgement(%__MODULE__{version: "1.0"}, :nack, _message, _extra), do: nil
-
-  def acknowledgement(%__MODULE__{version: version}, command, message, extra) do
-    if Frame.acknowledgeable?(message, version),
-      do: apply(Frame, command, [message, version, extra])
-  end
 end

@@ -61,9 +61,13 @@ defmodule Barytherium.Client.Transaction do
   @doc false
   # Always on the connection on which it was begun.
   @spec write(t(), [Frame.t()]) :: :ok | {:error, atom()}
-  def write(%__MODULE__{session: session, timeout: timeout, over: over}, frames) do
-    if :atomics.get(over, 1) == 1,
+  def write(%__MODULE__{session: session, timeout: timeout} = transaction, frames) do
+    if over?(transaction),
       do: {:error, :transaction_over},
       else: Sender.write_within(session.sender, frames, timeout)
   end
+
+  @doc false
+  @spec over?(t()) :: boolean()
+  def over?(%__MODULE__{over: over}), do: :atomics.get(over, 1) == 1
 end

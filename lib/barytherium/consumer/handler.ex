@@ -4,7 +4,7 @@ defmodule Barytherium.Consumer.Handler do
 
   require Logger
 
-  alias Barytherium.Client.Session
+  alias Barytherium.Client.{Acknowledgements, Session}
   alias Barytherium.Connection.Deadline
   alias Barytherium.{Frame, Telemetry}
   alias Barytherium.Network.Sender
@@ -174,20 +174,26 @@ defmodule Barytherium.Consumer.Handler do
   defp note(acks, :noreply, _message, _handler), do: acks
 
   defp note(acks, command, message, %{session: session} = handler) do
-    mode = mode(handler, message)
     extra = if command == :nack, do: handler.nack_headers, else: []
-    frame = mode != :auto && Session.acknowledgement(session, command, message, extra)
 
-    cond do
-      !frame ->
-        acks
-
-      handler.mode == :client and match?([%Frame{command: ^command} | _], acks) ->
-        [frame | tl(acks)]
-
-      true ->
-        [frame | acks]
+    case mode(handler, message) do
+      :auto -> acks
+      :client_individual -> add(acks, Acknowledgements.single(session, command, message, extra))
+      :client -> cover(acks, command, message, extra, handler)
     end
+  end
+
+  defp add(acks, nil), do: acks
+  defp add(acks, frame), do: [frame | acks]
+
+  # An acknowledgement covers those before it that have not been written yet.
+  defp cover(acks, command, message, extra, %{session: session} = handler) do
+    frames = Acknowledgements.now(session, :client, command, message, extra)
+
+    if handler.mode == :client and not Session.rabbitmq?(session) and
+         match?([%Frame{command: ^command} | _], acks),
+       do: frames ++ tl(acks),
+       else: Enum.reverse(frames, acks)
   end
 
   defp call(%{observed: true} = handler, callback, argument, state) do
@@ -235,7 +241,7 @@ defmodule Barytherium.Consumer.Handler do
 
     cond do
       Session.requeues?(session) ->
-        {:ok, flush(%{handler | acks: note_all(:nack, failed, handler)})}
+        {:ok, flush(%{handler | acks: refuse(failed, handler)})}
 
       acknowledged == 0 ->
         {:ok, flush(handler)}
@@ -250,6 +256,15 @@ defmodule Barytherium.Consumer.Handler do
       true ->
         {:ok, flush(%{handler | left: handler.left + acknowledged})}
     end
+  end
+
+  # Each by itself: with `ack: :client` the messages before them may be acknowledged later.
+  defp refuse(failed, %{session: session, nack_headers: extra} = handler) do
+    Enum.reduce(failed, handler.acks, fn message, acks ->
+      if mode(handler, message) == :auto,
+        do: acks,
+        else: Acknowledgements.now(session, :client_individual, :nack, message, extra) ++ acks
+    end)
   end
 
   # A broker may deliver a refused message again at once, and nothing else. The first exception after a

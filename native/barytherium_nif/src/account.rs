@@ -26,11 +26,6 @@ pub struct Account {
 }
 
 impl Account {
-    /// The process whose account it is.
-    pub fn listener(&self) -> LocalPid {
-        self.listener
-    }
-
     pub fn open(listener: LocalPid, owner: LocalPid, mark: usize) -> Account {
         let mut accounts = lock(&ACCOUNTS);
         let (backlog, connections) = accounts.entry(listener).or_default();

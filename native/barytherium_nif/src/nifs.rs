@@ -17,7 +17,8 @@ use crate::state::{State, Transport, now};
 use crate::stats::Stats;
 use crate::tls::{self, Tls, TlsSettings};
 use crate::turn::{self, Place};
-use rustler::{Atom, Binary, Env, LocalPid, NifResult, Reference, ResourceArc, Term};
+use rustler::{Atom, Binary, Env, LocalPid, NewBinary, NifResult, Reference, ResourceArc, Term};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// `{:ok, connection}`, `{:error, posix}`, or `{:error, :used}` if `parse_state` was used before.
@@ -141,22 +142,71 @@ fn new_routes() -> ResourceArc<Routes> {
     ResourceArc::new(Routes::default())
 }
 
-/// The messages of `subscription` go to `recipient`, as from `sender`.
+/// The messages of `subscription` go to `recipient`, as from `sender`. `noted` is the header whose values
+/// are noted until they are acknowledged, `:ack` or `:message_id`, or nil.
 #[rustler::nif]
 fn put_route(
     routes: ResourceArc<Routes>,
     subscription: Binary,
     recipient: LocalPid,
     sender: LocalPid,
+    noted: Option<Noted>,
 ) -> Atom {
-    routes.put(&subscription, Route { recipient, sender });
+    let header = noted.map(|noted| match noted {
+        Noted::Ack => b"ack".as_slice(),
+        Noted::MessageId => b"message-id".as_slice(),
+    });
+    routes.put(&subscription, Route { recipient, sender }, header);
     rustler::types::atom::ok()
+}
+
+#[derive(rustler::NifUnitEnum)]
+enum Noted {
+    Ack,
+    MessageId,
 }
 
 #[rustler::nif]
 fn delete_route(routes: ResourceArc<Routes>, subscription: Binary) -> Atom {
     routes.delete(&subscription);
     rustler::types::atom::ok()
+}
+
+/// A message of `subscription` was acknowledged.
+#[rustler::nif]
+fn acknowledged(routes: ResourceArc<Routes>, subscription: Binary, id: Binary) -> Atom {
+    routes.unacknowledged(&subscription, |noted| noted.acknowledged(&id));
+    rustler::types::atom::ok()
+}
+
+/// The ids of a message of `subscription` and of those before it that were not acknowledged, the oldest
+/// first.
+#[rustler::nif]
+fn unacknowledged_through<'a>(
+    env: Env<'a>,
+    routes: ResourceArc<Routes>,
+    subscription: Binary,
+    id: Binary,
+) -> Vec<Binary<'a>> {
+    let ids = routes.unacknowledged(&subscription, |noted| noted.through(&id));
+    binaries(env, &ids.unwrap_or_default())
+}
+
+/// `subscription` has ended: the ids of its messages that were not acknowledged, the oldest first.
+#[rustler::nif]
+fn take_unacknowledged<'a>(
+    env: Env<'a>,
+    routes: ResourceArc<Routes>,
+    subscription: Binary,
+) -> Vec<Binary<'a>> {
+    let ids = routes.unacknowledged(&subscription, |noted| noted.take_all());
+    routes.forget(&subscription);
+    binaries(env, &ids.unwrap_or_default())
+}
+
+fn binaries<'a>(env: Env<'a>, ids: &[Arc<[u8]>]) -> Vec<Binary<'a>> {
+    let binary = |id: &Arc<[u8]>| NewBinary::from_slice(env, id).into();
+    ids.iter().map(binary).collect()
 }
 
 /// Whether somebody waits for a frame that is no message.

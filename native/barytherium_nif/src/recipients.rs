@@ -2,9 +2,10 @@
 //! of what it has not taken.
 
 use crate::account::Account;
-use crate::routes::{Route, Routes, Snapshot};
+use crate::routes::{Known, Route, Routes};
 use crate::state::now;
 use rustler::{Env, LocalPid, ResourceArc};
+use std::collections::{BTreeMap, BTreeSet};
 use stomp::{Frame, Resume};
 
 /// The recipients of one connection.
@@ -16,9 +17,11 @@ pub struct Recipients {
     /// None if it is not a process of this node.
     listener: Option<LocalPid>,
     routes: Option<ResourceArc<Routes>>,
-    snapshot: Snapshot,
-    /// The accounts of those that have been sent something, the listener's first.
-    accounts: Vec<Member>,
+    known: Known,
+    /// The accounts of those that have been sent something.
+    accounts: BTreeMap<LocalPid, Member>,
+    /// Those that this connection may send more to because it has waited.
+    granted: BTreeSet<LocalPid>,
     /// The recipient that the connection waits for.
     awaited: Option<LocalPid>,
 }
@@ -41,8 +44,9 @@ impl Recipients {
             mark: listener.and(mark),
             listener,
             routes,
-            snapshot: Snapshot::default(),
-            accounts: Vec::new(),
+            known: Known::new(),
+            accounts: BTreeMap::new(),
+            granted: BTreeSet::new(),
             awaited: None,
         }
     }
@@ -50,22 +54,20 @@ impl Recipients {
     /// Where the frame goes, if not to the listener.
     pub fn route<B>(&mut self, frame: &Frame<'_, B>) -> Option<Route> {
         self.refresh();
-        self.snapshot.of(frame)
+        self.known.route(self.routes.as_deref()?, frame)
     }
 
-    /// Fetches the routes, if they have changed.
+    /// Looks whether the routes have changed.
     fn refresh(&mut self) {
         let Some(routes) = &self.routes else {
             return;
         };
-        if self.snapshot.refresh(routes) {
-            let (snapshot, listener) = (&self.snapshot, self.listener);
-            // The others keep nothing of us: those that have ended do not need it, and those whose
-            // subscription has ended get nothing more.
-            self.accounts.retain(|member| {
-                let pid = member.account.listener();
-                Some(pid) == listener || snapshot.has(pid)
-            });
+        // These keep nothing of us: those that have ended do not need it, and those whose subscription
+        // has ended get nothing more.
+        for gone in self.known.refresh(routes) {
+            if Some(gone) != self.listener {
+                self.accounts.remove(&gone);
+            }
         }
     }
 
@@ -79,7 +81,7 @@ impl Recipients {
     /// Whether there are several recipients. One that is full then does not stop the others' frames, until
     /// one for it comes.
     fn are_several(&self) -> bool {
-        !self.snapshot.is_empty()
+        !self.known.is_empty()
     }
 
     /// Accounts for a message of `bytes` bytes of memory to `recipient`. Whether the connection has to
@@ -95,16 +97,10 @@ impl Recipients {
         }
         let (several, urgent) = (self.are_several(), self.is_urgent());
         let owner = self.owner;
-        let member = match self.position(recipient) {
-            Some(at) => &mut self.accounts[at],
-            None => {
-                self.accounts.push(Member {
-                    account: Account::open(recipient, owner, mark),
-                    is_full: false,
-                });
-                self.accounts.last_mut().expect("just pushed")
-            }
-        };
+        let member = self.accounts.entry(recipient).or_insert_with(|| Member {
+            account: Account::open(recipient, owner, mark),
+            is_full: false,
+        });
         let was_full = std::mem::replace(&mut member.is_full, !member.account.sent(bytes));
         let reads_on = urgent && member.account.has_reserve();
         let waits = member.is_full && (was_full || !several) && !reads_on;
@@ -118,19 +114,13 @@ impl Recipients {
     pub fn is_full(&self, recipient: LocalPid) -> bool {
         self.are_several()
             && self
-                .position(recipient)
-                .is_some_and(|at| self.accounts[at].is_full)
-    }
-
-    fn position(&self, pid: LocalPid) -> Option<usize> {
-        self.accounts
-            .iter()
-            .position(|member| member.account.listener() == pid)
+                .accounts
+                .get(&recipient)
+                .is_some_and(|member| member.is_full)
     }
 
     fn awaited(&mut self) -> Option<&mut Member> {
-        let at = self.position(self.awaited?)?;
-        self.accounts.get_mut(at)
+        self.accounts.get_mut(&self.awaited?)
     }
 
     /// The process that the connection waits for.
@@ -165,21 +155,23 @@ impl Recipients {
             if let Some(member) = self.awaited() {
                 member.is_full = false;
             }
-            self.awaited = None;
+            self.granted.extend(self.awaited.take());
         }
         resume
     }
 
     /// There is nothing to send at the moment.
     pub fn rest(&mut self) {
-        for member in &mut self.accounts {
-            member.account.rest();
+        for pid in std::mem::take(&mut self.granted) {
+            if let Some(member) = self.accounts.get_mut(&pid) {
+                member.account.rest();
+            }
         }
     }
 
     /// The connection is over.
     pub fn close(self, env: Env) {
-        for member in self.accounts {
+        for member in self.accounts.into_values() {
             member.account.close(env);
         }
     }

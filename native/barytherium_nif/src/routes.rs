@@ -1,14 +1,14 @@
-//! Which process gets the messages of which subscription.
+//! Which process gets the messages of which subscription, and which of them it has not acknowledged.
 //!
 //! A client sets the routes of its connection before it writes SUBSCRIBE, from its own process. The
-//! receive loop must not wait for it, nor it for the receive loop. So the table is replaced as a whole, and
-//! a slice looks at a counter to see whether it has to fetch it again.
+//! table is locked only to look something up or to change one entry. A receive loop looks at a counter to see
+//! whether what it knows is still true, and remembers the route of its last message.
 
 use rustler::LocalPid;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use stomp::{Command, Frame};
+use stomp::{Command, Frame, Unacknowledged};
 
 /// Where the messages of a subscription go.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -18,13 +18,65 @@ pub struct Route {
     pub sender: LocalPid,
 }
 
-type Table = BTreeMap<Box<[u8]>, Route>;
+/// A note of the messages that were delivered and not acknowledged.
+#[derive(Clone)]
+struct Notes {
+    /// The header of a message that an acknowledgement names.
+    header: &'static [u8],
+    ids: Arc<Mutex<Unacknowledged>>,
+}
+
+#[derive(Clone)]
+struct Entry {
+    route: Route,
+    notes: Option<Notes>,
+}
+
+#[derive(Default)]
+struct Table {
+    entries: BTreeMap<Box<[u8]>, Entry>,
+    /// How many routes a recipient has.
+    recipients: BTreeMap<LocalPid, usize>,
+    /// Recipients that have lost their last route since the receive loop looked.
+    gone: Vec<LocalPid>,
+    /// A subscription's notes outlive its route.
+    notes: BTreeMap<Box<[u8]>, Notes>,
+}
+
+impl Table {
+    fn insert(&mut self, subscription: &[u8], entry: Entry) {
+        *self.recipients.entry(entry.route.recipient).or_default() += 1;
+        if let Some(notes) = &entry.notes {
+            self.notes.insert(subscription.into(), notes.clone());
+        }
+        if let Some(old) = self.entries.insert(subscription.into(), entry) {
+            self.left(old.route.recipient);
+        }
+    }
+
+    fn remove(&mut self, subscription: &[u8]) {
+        if let Some(old) = self.entries.remove(subscription) {
+            self.left(old.route.recipient);
+        }
+    }
+
+    /// The recipient has one route less.
+    fn left(&mut self, recipient: LocalPid) {
+        if let Some(count) = self.recipients.get_mut(&recipient) {
+            *count -= 1;
+            if *count == 0 {
+                self.recipients.remove(&recipient);
+                self.gone.push(recipient);
+            }
+        }
+    }
+}
 
 /// The routes of a connection, by the value of the header `subscription`.
 #[derive(Default)]
 pub struct Routes {
-    table: Mutex<Arc<Table>>,
-    /// How often the table was replaced.
+    table: Mutex<Table>,
+    /// How often the table was changed.
     changes: AtomicU64,
     /// Whether somebody waits for a frame that is no message: a receipt, for example.
     urgent: AtomicBool,
@@ -34,12 +86,32 @@ pub struct Routes {
 impl rustler::Resource for Routes {}
 
 impl Routes {
-    pub fn put(&self, subscription: &[u8], route: Route) {
-        self.change(|table| _ = table.insert(subscription.into(), route));
+    /// `noted`: the header whose values are noted until they are acknowledged.
+    pub fn put(&self, subscription: &[u8], route: Route, noted: Option<&'static [u8]>) {
+        let notes = noted.map(|header| Notes {
+            header,
+            ids: Arc::default(),
+        });
+        self.change(|table| table.insert(subscription, Entry { route, notes }));
     }
 
     pub fn delete(&self, subscription: &[u8]) {
-        self.change(|table| _ = table.remove(subscription));
+        self.change(|table| table.remove(subscription));
+    }
+
+    /// Calls `f` with the messages of a subscription that were not acknowledged, if they are noted.
+    pub fn unacknowledged<T>(
+        &self,
+        subscription: &[u8],
+        f: impl FnOnce(&mut Unacknowledged) -> T,
+    ) -> Option<T> {
+        let notes = lock(&self.table).notes.get(subscription).cloned()?;
+        Some(f(&mut lock(&notes.ids)))
+    }
+
+    /// The subscription has ended: nothing is noted any more.
+    pub fn forget(&self, subscription: &[u8]) {
+        lock(&self.table).notes.remove(subscription);
     }
 
     pub fn set_urgent(&self, urgent: bool) {
@@ -51,52 +123,72 @@ impl Routes {
     }
 
     fn change(&self, change: impl FnOnce(&mut Table)) {
-        let mut table = self.lock();
-        change(Arc::make_mut(&mut table));
+        change(&mut lock(&self.table));
         self.changes.fetch_add(1, Ordering::Release);
     }
-
-    fn lock(&self) -> MutexGuard<'_, Arc<Table>> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-/// A receive loop's copy of the table.
+/// What a receive loop knows of the table.
 #[derive(Default)]
-pub struct Snapshot {
-    table: Arc<Table>,
+pub struct Known {
     changes: u64,
+    is_empty: bool,
+    /// The subscription of the last message.
+    subscription: Vec<u8>,
+    entry: Option<Entry>,
 }
 
-impl Snapshot {
-    /// Fetches the table, if it was replaced. Whether it was.
-    pub fn refresh(&mut self, routes: &Routes) -> bool {
+impl Known {
+    pub fn new() -> Known {
+        Known {
+            is_empty: true,
+            ..Known::default()
+        }
+    }
+
+    /// Looks whether the table has changed. Returns the recipients that have no routes any more.
+    pub fn refresh(&mut self, routes: &Routes) -> Vec<LocalPid> {
         let changes = routes.changes.load(Ordering::Acquire);
         if changes == self.changes {
-            return false;
+            return Vec::new();
         }
+        let mut table = lock(&routes.table);
         self.changes = changes;
-        self.table = Arc::clone(&routes.lock());
-        true
+        self.is_empty = table.entries.is_empty();
+        self.subscription.clear();
+        self.entry = None;
+        let mut gone = std::mem::take(&mut table.gone);
+        gone.retain(|pid| !table.recipients.contains_key(pid));
+        gone
     }
 
+    /// Whether there are no routes.
     pub fn is_empty(&self) -> bool {
-        self.table.is_empty()
-    }
-
-    /// Whether a subscription's messages go to `recipient`.
-    pub fn has(&self, recipient: LocalPid) -> bool {
-        self.table
-            .values()
-            .any(|route| route.recipient == recipient)
+        self.is_empty
     }
 
     /// Where the frame goes, if not to the listener. Some 1.0 servers pad their headers.
-    pub fn of<B>(&self, frame: &Frame<'_, B>) -> Option<Route> {
-        if self.table.is_empty() || frame.command() != Command::Message {
+    pub fn route<B>(&mut self, routes: &Routes, frame: &Frame<'_, B>) -> Option<Route> {
+        if self.is_empty || frame.command() != Command::Message {
             return None;
         }
-        let subscription = frame.header(b"subscription")?;
-        self.table.get(subscription.trim_ascii()).copied()
+        let header = frame.header(b"subscription")?;
+        let subscription = header.trim_ascii();
+        if self.subscription != subscription || self.entry.is_none() {
+            self.entry = lock(&routes.table).entries.get(subscription).cloned();
+            self.subscription.clear();
+            self.subscription.extend_from_slice(subscription);
+        }
+        let entry = self.entry.as_ref()?;
+        if let Some(notes) = &entry.notes
+            && let Some(id) = frame.header(notes.header)
+        {
+            lock(&notes.ids).delivered(&id);
+        }
+        Some(entry.route)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -7,7 +7,8 @@
 //! * [`encode_head`]: a frame's command and headers to bytes;
 //! * [`Session`]: the first frame, the negotiated version, and when silence is a time-out;
 //! * [`Backlog`]: when a listener is too far behind, and which connection continues first;
-//! * [`Slots`]: which of many busy connections may read now.
+//! * [`Slots`]: which of many busy connections may read now;
+//! * [`Unacknowledged`]: which messages of a subscription wait for their acknowledgement.
 #![forbid(unsafe_code)]
 
 mod backlog;
@@ -22,6 +23,7 @@ mod options;
 mod scan;
 mod session;
 mod slots;
+mod unacknowledged;
 mod version;
 
 pub use backlog::{Backlog, Member, Resume};
@@ -37,6 +39,7 @@ pub use options::{
 };
 pub use session::{DEFAULT_FIRST_FRAME_TIMEOUT, Event, HEARTBEAT_SLACK, Session, Timing};
 pub use slots::{Slots, Turn};
+pub use unacknowledged::Unacknowledged;
 pub use version::{Dialect, Server, Version};
 
 #[cfg(test)]

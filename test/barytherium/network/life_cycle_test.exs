@@ -68,7 +68,7 @@ defmodule Barytherium.Network.LifeCycleTest do
     recipients = for _n <- 1..20, do: spawn_link(fn -> Process.sleep(:infinity) end)
 
     for {pid, id} <- Enum.with_index(recipients),
-        do: Native.put_route(routes, "#{id}", pid, self())
+        do: Native.put_route(routes, "#{id}", pid, self(), nil)
 
     Peer.send(peer, connected_bytes())
     assert_receive {:"$gen_cast", {:barytherium, :frames, {[%Frame{command: :connected}], _}}}

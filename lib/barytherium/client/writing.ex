@@ -1,0 +1,75 @@
+defmodule Barytherium.Client.Writing do
+  @moduledoc false
+  # Frames of a client that it waits for the receipts of. Their results go through
+  # `Barytherium.Client.Exchange.answer/3`. The functions run in the client, and take and return its data.
+
+  alias Barytherium.Client.{Requests, Routing, Session}
+  alias Barytherium.Connection.Deadline
+  alias Barytherium.{Frame, Network}
+  alias Barytherium.Network.Sender
+
+  # Milliseconds that the broker may take to close a connection that is of no use any more.
+  @hang_up_timeout 1_000
+
+  @doc "Writes frames when there is room for them."
+  @spec submit([Frame.t()], Requests.from(), Deadline.t(), map()) :: map()
+  def submit(frames, from, deadline, data) do
+    submit = &Sender.submit(data.session.sender, &1, {:request, &2}, deadline)
+    write(frames, from, Deadline.left(deadline), data, submit)
+  end
+
+  # The sender only logs what it cannot write.
+  @doc "Writes frames that do not wait for room behind messages."
+  @spec write_now([Frame.t()], Requests.from(), timeout(), map()) :: map()
+  def write_now(frames, from, timeout, data) do
+    write(frames, from, timeout, data, fn frames, number ->
+      if Enum.all?(frames, &writable?(&1, data.session.dialect)),
+        do: Sender.write(data.sender, frames),
+        else: send(self(), {:not_written, {:request, number}, :unescapable})
+    end)
+  end
+
+  defp write(frames, from, timeout, data, write) do
+    number = data.requests.next
+    timer = Process.send_after(self(), {:request_timeout, number}, timeout)
+    if Requests.none?(data.requests), do: Routing.urgent(true, data)
+    {frames, requests} = Requests.add(data.requests, {from, timer}, frames)
+    write.(frames, number)
+    %{data | requests: requests}
+  end
+
+  defp writable?(frame, dialect) do
+    Frame.format(frame, dialect)
+    true
+  rescue
+    ArgumentError -> false
+  end
+
+  @doc "Writes the SUBSCRIBE of a subscription, after its route is there."
+  @spec subscribe(Session.subscription(), Requests.from(), timeout(), map()) :: map()
+  def subscribe(subscription, from, timeout, data) do
+    {frame, session} = Session.subscribe(data.session, subscription)
+    data = %{data | session: session}
+    Routing.put(subscription, data)
+    write_now([frame], from, timeout, data)
+  end
+
+  @doc "Ends the connection. Its network process reports the end like any other."
+  @spec hang_up(atom() | Frame.t(), map()) :: map()
+  def hang_up(verdict, %{network: network} = data) do
+    close_network(network, @hang_up_timeout)
+    %{data | verdict: verdict}
+  end
+
+  @spec close_network(pid(), timeout()) :: pid()
+  def close_network(network, timeout) do
+    spawn(fn ->
+      try do
+        Network.close(network, timeout)
+      catch
+        # It has ended.
+        :exit, _reason -> :ok
+      end
+    end)
+  end
+end

@@ -9,7 +9,7 @@ defmodule Barytherium.ExamplesTest do
 
   # One build for all examples, so that this library is compiled only once.
   setup_all do
-    build = Path.join(System.tmp_dir!(), "barytherium_#{System.unique_integer([:positive])}")
+    build = Barytherium.Directory.path()
     on_exit(fn -> File.rm_rf!(build) end)
 
     for name <- @examples do
@@ -140,7 +140,7 @@ defmodule Barytherium.ExamplesTest do
     test "publishes everything in order", %{build: build} do
       port = TestBroker.port(start_supervised!(TestBroker))
       client = start_supervised!({Client, url: "stomp://127.0.0.1:#{port}", listener: self()})
-      assert_receive {:"$gen_cast", {:barytherium, :client, {{:connected, _info}, ^client}}}
+      assert_receive {:barytherium, :client, {{:connected, _info}, ^client}}
       {:ok, _subscription} = Client.subscribe(client, "/queue/orders", ack: :auto)
 
       example = example("publisher", build, port)
@@ -170,7 +170,7 @@ defmodule Barytherium.ExamplesTest do
   defp bodies(_client, 0), do: []
 
   defp bodies(client, count) do
-    assert_receive {:"$gen_cast", {:barytherium, :frames, {frames, ^client}}}
+    assert_receive {:barytherium, :messages, {frames, _subscription}}
     Enum.map(frames, & &1.body) ++ bodies(client, count - length(frames))
   end
 

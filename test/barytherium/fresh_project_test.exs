@@ -8,8 +8,7 @@ defmodule Barytherium.FreshProjectTest do
   @expected "received enough\ndisconnected once\n"
 
   setup do
-    directory =
-      Path.join(System.tmp_dir!(), "barytherium_fresh_#{System.unique_integer([:positive])}")
+    directory = Barytherium.Directory.path()
 
     on_exit(fn -> File.rm_rf!(directory) end)
     %{directory: directory}

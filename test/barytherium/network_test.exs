@@ -50,7 +50,7 @@ defmodule Barytherium.NetworkTest do
   end
 
   test "connects to a Unix domain socket" do
-    path = Path.join(System.tmp_dir!(), "barytherium_#{System.unique_integer([:positive])}")
+    path = Barytherium.Directory.path()
     on_exit(fn -> File.rm(path) end)
     {:ok, listener} = :gen_tcp.listen(0, [:binary, active: false, ip: {:local, path}])
     {:ok, _network} = Network.start_link(self(), {:local, path}, 0)

@@ -320,8 +320,7 @@ defmodule Barytherium.PrecompiledTest do
   end
 
   defp archive_of(entry) do
-    path =
-      Path.join(System.tmp_dir!(), "barytherium_#{System.unique_integer([:positive])}.tar.gz")
+    path = Barytherium.Directory.path() <> ".tar.gz"
 
     :ok =
       :erl_tar.create(String.to_charlist(path), [{String.to_charlist(entry), "x"}], [:compressed])

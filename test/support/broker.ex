@@ -30,7 +30,7 @@ defmodule Barytherium.Broker do
 
   @doc "The files and the environment of a broker. `start_again!/1` starts it."
   def prepare!(kind) do
-    directory = Path.join(System.tmp_dir!(), "barytherium_#{System.unique_integer([:positive])}")
+    directory = Barytherium.Directory.path()
     File.mkdir_p!(directory)
     port = free_port()
     # The port and the certificates of a listener with TLS, see `Certificates.write!/2`.

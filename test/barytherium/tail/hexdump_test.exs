@@ -15,14 +15,14 @@ defmodule Barytherium.Tail.HexdumpTest do
            """
   end
 
-  test "is the same as xxd's output" do
+  @tag :tmp_dir
+  test "is the same as xxd's output", %{tmp_dir: dir} do
     if xxd = System.find_executable("xxd") do
       for size <- 0..40 do
         bytes = :binary.list_to_bin(Enum.map(1..size//1, &rem(&1 * 37, 256)))
-        path = Path.join(System.tmp_dir!(), "barytherium_#{System.unique_integer([:positive])}")
+        path = Path.join(dir, "#{size}")
         File.write!(path, bytes)
         {expected, 0} = System.cmd(xxd, [path])
-        File.rm!(path)
         assert dump(bytes) == expected
       end
     end

@@ -53,13 +53,13 @@ defmodule Storm do
 
   defp collect(left, attempts) do
     receive do
-      {:"$gen_cast", {:barytherium, :client, {{:connected, _info}, _client}}} ->
+      {:barytherium, :client, {{:connected, _info}, _client}} ->
         collect(left - 1, [{:connected, now()} | attempts])
 
-      {:"$gen_cast", {:barytherium, :client, {{:connection_failure, _reason}, _client}}} ->
+      {:barytherium, :client, {{:connection_failure, _reason}, _client}} ->
         collect(left, [{:failed, now()} | attempts])
 
-      {:"$gen_cast", {:barytherium, :client, {{:disconnected, _reason}, _client}}} ->
+      {:barytherium, :client, {{:disconnected, _reason}, _client}} ->
         collect(left, attempts)
     after
       2 * @longest_wait -> raise "#{left} clients are not connected"

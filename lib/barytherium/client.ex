@@ -28,7 +28,7 @@ defmodule Barytherium.Client do
 
   ## Events
 
-  The process of the option `:listener` gets casts:
+  The process of the option `:listener` gets these messages:
 
     * `{:barytherium, :client, {{:connected, info}, client}}` - `info` is a map with `:endpoint`,
       `:version`, `:server`, `:client`, and the `:headers` of CONNECTED;
@@ -65,7 +65,9 @@ defmodule Barytherium.Client do
 
   @type client :: GenServer.server()
   @type reason :: atom() | Frame.t()
-  @type subscription :: pos_integer()
+
+  @typedoc "What `subscribe/3` returns, and what its messages name."
+  @opaque subscription :: {pid(), pos_integer()}
 
   @typedoc "A message for `publish_many/3`: its destination, its body, and further headers."
   @type message :: {String.t(), iodata()} | {String.t(), iodata(), Frame.frame_headers()}
@@ -331,9 +333,11 @@ defmodule Barytherium.Client do
   @doc """
   Subscribes to a destination (STOMP 1.2, "SUBSCRIBE").
 
-  The process of the option `:to` gets the messages as casts
-  `{:barytherium, :frames, {frames, client}}`, as from `Barytherium.Network`. The subscription ends with
-  this process, and with the client, so monitor it.
+  The process of the option `:to` gets the messages, one or more MESSAGE frames together:
+
+      {:barytherium, :messages, {frames, subscription}}
+
+  The subscription ends with this process, and with the client, so monitor it.
 
   Messages go straight from the receive loop to the process, in the order in which the broker sent them. A
   process is behind when it has as many messages in its mailbox as the option `high_water_mark` says, or

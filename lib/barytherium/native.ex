@@ -117,10 +117,10 @@ defmodule Barytherium.Native do
           routes(),
           subscription :: binary(),
           pid(),
-          sender :: pid(),
+          origin :: pid() | {client :: pid(), pos_integer()},
           noted :: nil | :ack | :message_id
         ) :: :ok
-  def put_route(_routes, _subscription, _pid, _sender, _noted), do: not_loaded()
+  def put_route(_routes, _subscription, _pid, _origin, _noted), do: not_loaded()
 
   @spec acknowledged(routes(), subscription :: binary(), id :: binary()) :: :ok
   def acknowledged(_routes, _subscription, _id), do: not_loaded()

@@ -12,12 +12,12 @@ defmodule Barytherium.ClientTest do
     opts = Keyword.merge(@backoff, opts)
     client = start_supervised!({Client, [url: url, listener: self()] ++ opts})
     peer = accept_connected(listener, headers)
-    assert_receive {:"$gen_cast", {:barytherium, :client, {{:connected, _info}, ^client}}}
+    assert_receive {:barytherium, :client, {{:connected, _info}, ^client}}
     {client, peer, listener}
   end
 
   defp lost(client) do
-    assert_receive {:"$gen_cast", {:barytherium, :client, {{:disconnected, reason}, ^client}}}
+    assert_receive {:barytherium, :client, {{:disconnected, reason}, ^client}}
     reason
   end
 
@@ -152,7 +152,7 @@ defmodule Barytherium.ClientTest do
       expect(peer, :send)
       reply(peer, :error, [{"message", "access_refused"}])
       assert {:error, %Frame{command: :error}} = Task.await(publishing)
-      assert_receive {:"$gen_cast", {:barytherium, :client, {{:error, %Frame{}}, ^client}}}
+      assert_receive {:barytherium, :client, {{:error, %Frame{}}, ^client}}
       disconnect(peer)
       assert %Frame{command: :error} = lost(client)
       accept_connected(listener)
@@ -185,7 +185,7 @@ defmodule Barytherium.ClientTest do
       {client, peer, _listener} = connected()
       {_subscription, %{"id" => id}} = subscribed(client, peer)
       message(peer, id, "x")
-      assert_receive {:"$gen_cast", {:barytherium, :frames, {[message], ^client}}}
+      assert_receive {:barytherium, :messages, {[message], _subscription}}
 
       for mistake <- [
             fn -> Client.publish(client, "/a", "", headers: [{"receipt", "1"}]) end,
@@ -257,7 +257,7 @@ defmodule Barytherium.ClientTest do
       {client, peer, _listener} = connected()
       {_subscription, %{"id" => id}} = subscribed(client, peer)
       message(peer, id, "in")
-      assert_receive {:"$gen_cast", {:barytherium, :frames, {[message], ^client}}}
+      assert_receive {:barytherium, :messages, {[message], _subscription}}
 
       running =
         async(fn ->
@@ -309,7 +309,7 @@ defmodule Barytherium.ClientTest do
                headers
 
       message(peer, id, "1")
-      assert_receive {:"$gen_cast", {:barytherium, :frames, {[%Frame{body: "1"}], ^client}}}
+      assert_receive {:barytherium, :messages, {[%Frame{body: "1"}], _subscription}}
       Peer.close(peer)
       lost(client)
       publishing = async(fn -> Client.publish(client, "/queue/b", "", wait: true) end)
@@ -319,7 +319,7 @@ defmodule Barytherium.ClientTest do
       confirm(peer, :send)
       assert Task.await(publishing) == :ok
       message(peer, renewed, "2")
-      assert_receive {:"$gen_cast", {:barytherium, :frames, {[%Frame{body: "2"}], ^client}}}
+      assert_receive {:barytherium, :messages, {[%Frame{body: "2"}], _subscription}}
     end
 
     test "without a connection is made when there is one" do
@@ -329,7 +329,7 @@ defmodule Barytherium.ClientTest do
       peer = accept_connected(listener)
       {%{"id" => id}, ""} = confirm(peer, :subscribe)
       message(peer, id, "x")
-      assert_receive {:"$gen_cast", {:barytherium, :frames, {[%Frame{body: "x"}], ^client}}}
+      assert_receive {:barytherium, :messages, {[%Frame{body: "x"}], _subscription}}
     end
 
     for {server, prefetch, durable} <- [
@@ -384,8 +384,7 @@ defmodule Barytherium.ClientTest do
     end
 
     defp subscription_failed(client) do
-      assert_receive {:"$gen_cast",
-                      {:barytherium, :client, {{:subscription_failed, info}, ^client}}}
+      assert_receive {:barytherium, :client, {{:subscription_failed, info}, ^client}}
 
       info
     end
@@ -469,7 +468,7 @@ defmodule Barytherium.ClientTest do
     defp received(_client, bodies) when length(bodies) == 20, do: bodies
 
     defp received(client, bodies) do
-      assert_receive {:"$gen_cast", {:barytherium, :frames, {frames, ^client}}}, 2_000
+      assert_receive {:barytherium, :messages, {frames, _subscription}}, 2_000
       received(client, bodies ++ Enum.map(frames, & &1.body))
     end
 
@@ -482,7 +481,7 @@ defmodule Barytherium.ClientTest do
       message(peer, id, "last")
       reply(peer, :receipt, [{"receipt-id", headers["receipt"]}])
       assert Task.await(unsubscribing) == :ok
-      assert_received {:"$gen_cast", {:barytherium, :frames, {[%Frame{body: "last"}], ^client}}}
+      assert_received {:barytherium, :messages, {[%Frame{body: "last"}], _subscription}}
     end
 
     test "of a slow process stops the reading" do
@@ -505,7 +504,7 @@ defmodule Barytherium.ClientTest do
 
     defp forward(test) do
       receive do
-        {:"$gen_cast", {:barytherium, :frames, {frames, _client}}} ->
+        {:barytherium, :messages, {frames, _subscription}} ->
           send(test, {:forwarded, frames})
       end
 
@@ -517,7 +516,7 @@ defmodule Barytherium.ClientTest do
     defp messages(client, peer, id, bodies) do
       for body <- bodies do
         message(peer, id, body)
-        assert_receive {:"$gen_cast", {:barytherium, :frames, {[frame], ^client}}}
+        assert_receive {:barytherium, :messages, {[frame], _subscription}}
         frame
       end
     end
@@ -581,8 +580,7 @@ defmodule Barytherium.ClientTest do
 
   describe "a connection that cannot be made" do
     defp failure(client) do
-      assert_receive {:"$gen_cast",
-                      {:barytherium, :client, {{:connection_failure, reason}, ^client}}}
+      assert_receive {:barytherium, :client, {{:connection_failure, reason}, ^client}}
 
       reason
     end
@@ -722,7 +720,7 @@ defmodule Barytherium.ClientTest do
       {_subscription, %{"id" => id}} = subscribed(client, peer)
       [message] = messages(client, peer, id, ["1"])
       reply(peer, :error, [{"message", "enough"}])
-      assert_receive {:"$gen_cast", {:barytherium, :client, {{:error, %Frame{}}, ^client}}}
+      assert_receive {:barytherium, :client, {{:error, %Frame{}}, ^client}}
       assert Client.publish(client, "/a", "") == {:error, :disconnected}
       assert Client.publish(client, "/a", "", receipt: false) == {:error, :disconnected}
       assert Client.ack(client, message) == {:error, :stale}
@@ -775,7 +773,7 @@ defmodule Barytherium.ClientTest do
   test "a message that belongs to no subscription goes to the listener" do
     {client, peer, _listener} = connected()
     message(peer, "/temp-queue/replies", "answer")
-    assert_receive {:"$gen_cast", {:barytherium, :client, {{:message, frame}, ^client}}}
+    assert_receive {:barytherium, :client, {{:message, frame}, ^client}}
     assert frame.body == "answer"
   end
 
@@ -832,7 +830,7 @@ defmodule Barytherium.ClientTest do
       assert {%{"id" => ^auto} = unsubscribe, ""} = expect(peer, :unsubscribe)
       # This one was sent before the broker read UNSUBSCRIBE.
       message(peer, auto, "last")
-      assert_receive {:"$gen_cast", {:barytherium, :frames, {[%Frame{body: "last"}], ^client}}}
+      assert_receive {:barytherium, :messages, {[%Frame{body: "last"}], _subscription}}
       assert Client.publish(client, "/queue/a", "") == {:error, :disconnected}
       reply(peer, :receipt, [{"receipt-id", unsubscribe["receipt"]}])
       assert Client.ack(client, message) == :ok

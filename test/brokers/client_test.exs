@@ -126,7 +126,7 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
       client = publisher(broker)
       {:ok, _subscription} = Client.subscribe(client, from)
       :ok = Client.publish(client, from, "x")
-      assert_receive {:"$gen_cast", {:barytherium, :frames, {[message], ^client}}}, 10_000
+      assert_receive {:barytherium, :messages, {[message], _subscription}}, 10_000
       consumer(broker, to)
 
       move = fn transaction ->

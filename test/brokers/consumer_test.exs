@@ -132,7 +132,7 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
       for destination <- destinations do
         publish(client, destination, for(n <- 1..20, do: "#{n}"))
         {:ok, subscription} = Client.subscribe(client, destination, prefetch: 10)
-        assert_receive {:"$gen_cast", {:barytherium, :frames, {[_ | _] = frames, ^client}}}
+        assert_receive {:barytherium, :messages, {[_ | _] = frames, _subscription}}
         # The others of an earlier subscription may have come.
         assert Client.ack(client, frames) in [:ok, {:error, :stale}]
         assert Client.unsubscribe(client, subscription) == :ok
@@ -258,13 +258,13 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
     end
 
     defp some(client) do
-      assert_receive {:"$gen_cast", {:barytherium, :frames, {[_ | _] = frames, ^client}}}
+      assert_receive {:barytherium, :messages, {[_ | _] = frames, _subscription}}
       frames
     end
 
     defp flush(client) do
       receive do
-        {:"$gen_cast", {:barytherium, :frames, {_frames, ^client}}} -> flush(client)
+        {:barytherium, :messages, {_frames, _subscription}} -> flush(client)
       after
         0 -> :ok
       end
@@ -283,7 +283,7 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
       %{client: client, name: name} = context
       publish(client, "/queue/#{name}", ["in"])
       {:ok, _subscription} = Client.subscribe(client, "/queue/#{name}")
-      assert_receive {:"$gen_cast", {:barytherium, :frames, {[message], ^client}}}
+      assert_receive {:barytherium, :messages, {[message], _subscription}}
 
       forward = fn transaction ->
         :ok = Client.publish(transaction, "/queue/#{name}-out", "out")
@@ -323,9 +323,9 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
         assert Client.publish(client, destination, "question", headers: headers, wait: true) ==
                  :ok
 
-        assert_receive {:"$gen_cast", {:barytherium, :frames, {[question], ^client}}}
+        assert_receive {:barytherium, :messages, {[question], _subscription}}
         assert Client.publish(client, header(question, "reply-to"), "answer") == :ok
-        assert_receive {:"$gen_cast", {:barytherium, :client, {{:message, answer}, ^client}}}
+        assert_receive {:barytherium, :client, {{:message, answer}, ^client}}
         assert answer.body == "answer"
       end
     end

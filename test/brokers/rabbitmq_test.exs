@@ -43,9 +43,8 @@ defmodule Barytherium.RabbitMQTest do
       url = "stomp://#{userinfo}@127.0.0.1:#{broker.port}#{vhost}"
       {:ok, client} = Barytherium.Client.start_link(url: url, listener: self())
 
-      assert_receive {:"$gen_cast",
-                      {:barytherium, :client,
-                       {{:connection_failure, %Frame{command: :error}}, ^client}}}
+      assert_receive {:barytherium, :client,
+                      {{:connection_failure, %Frame{command: :error}}, ^client}}
 
       assert %{reason: %Frame{}} = Barytherium.Client.status(client)
       assert Barytherium.Client.close(client) == :ok

@@ -46,7 +46,7 @@ defmodule Barytherium.Client.Acknowledgements do
 
   defp acknowledge_all(session, command, messages, extra, done) do
     ids =
-      for {mode, message} <- latest(messages),
+      for {mode, message} <- latest(session, messages),
           id <- covered(session, mode, message),
           id not in done,
           do: id
@@ -55,7 +55,7 @@ defmodule Barytherium.Client.Acknowledgements do
   end
 
   defp mode(session, %Frame{command: :message} = message) do
-    case Map.get(session.modes, Session.subscription_id(message), :stale) do
+    case Map.get(session.modes, Session.subscription_id(session, message), :stale) do
       mode when mode in [:auto, :stale] -> mode
       mode -> if id(session, message), do: mode, else: :unacknowledgeable
     end
@@ -64,20 +64,20 @@ defmodule Barytherium.Client.Acknowledgements do
   defp mode(_session, _other), do: :stale
 
   # With `ack: :client` one for the last message of a subscription covers all of them.
-  defp latest(messages) do
+  defp latest(session, messages) do
     {cumulative, single} = Enum.split_with(messages, &match?({:client, _message}, &1))
 
     last =
       cumulative
       |> Enum.reverse()
-      |> Enum.uniq_by(fn {_mode, message} -> Session.subscription_id(message) end)
+      |> Enum.uniq_by(fn {_mode, message} -> Session.subscription_id(session, message) end)
       |> Enum.reverse()
 
     last ++ single
   end
 
   defp covered(session, mode, message) do
-    subscription = Session.subscription_id(message)
+    subscription = Session.subscription_id(session, message)
     id = id(session, message)
 
     if mode == :client and Session.rabbitmq?(session),
@@ -117,7 +117,7 @@ defmodule Barytherium.Client.Acknowledgements do
   @spec ids(Session.t(), Frame.t()) :: [id()]
   def ids(session, message) do
     id = id(session, message)
-    if id, do: [{Session.subscription_id(message), id}], else: []
+    if id, do: [{Session.subscription_id(session, message), id}], else: []
   end
 
   @doc "The frame that acknowledges a message."
@@ -148,7 +148,7 @@ defmodule Barytherium.Client.Acknowledgements do
 
   def single(session, command, message, extra) do
     id = (command == :ack or nack?(session)) && id(session, message)
-    if id, do: frame(session, command, {Session.subscription_id(message), id}, extra)
+    if id, do: frame(session, command, {Session.subscription_id(session, message), id}, extra)
   end
 
   defp id(%Session{version: "1.2"}, message), do: Frame.header(message, "ack")

@@ -47,6 +47,15 @@ defmodule Barytherium.Client.Events do
     notify({:connection_failure, reason}, data)
   end
 
+  @doc "A server of STOMP 1.0 does not say which subscription a message is for."
+  @spec by_destination(map()) :: :ok
+  def by_destination(data) do
+    Logger.info(
+      "#{Endpoint.to_string(data.endpoint)} does not say which subscription a message is for, so " <>
+        "its destination decides"
+    )
+  end
+
   @doc "A message came that belongs to no subscription: the answer in a temporary queue, for example."
   @spec unexpected(Frame.t(), map()) :: :ok
   def unexpected(frame, %{settings: %{listener: nil}} = data) do
@@ -129,7 +138,12 @@ defmodule Barytherium.Client.Events do
   defp to_listener(_event, %{settings: %{listener: nil}}), do: :ok
 
   defp to_listener(event, %{settings: %{listener: listener}}),
-    do: GenServer.cast(listener, {:barytherium, :client, {event, self()}})
+    do: send_message(listener, {:barytherium, :client, {event, self()}})
+
+  defp send_message(listener, message) do
+    send(listener, message)
+    :ok
+  end
 
   @doc "A reason for exit signals: without a frame."
   @spec brief(atom() | Frame.t()) :: atom()

@@ -66,15 +66,26 @@ defmodule Barytherium.Client.Exchange do
 
   @doc "Writes UNSUBSCRIBE frames, if there is a connection."
   @spec write_unsubscribe([map()], from(), timeout(), atom(), map()) :: map()
-  def write_unsubscribe([_ | _] = entries, from, timeout, :connected, data) do
-    {frames, session} =
-      Enum.map_reduce(entries, data.session, &Session.unsubscribe(&2, &1.subscription))
+  def write_unsubscribe(entries, from, timeout, :connected, data) do
+    {entries, silent} = Enum.split_with(entries, & &1.subscription.receipt)
+    {frames, data} = end_all(silent, data)
+    if frames != [], do: Sender.write(data.sender, frames)
+    {frames, data} = end_all(entries, data)
 
-    Writing.write_now(frames, from, timeout, %{data | session: session})
+    if frames != [],
+      do: Writing.write_now(frames, from, timeout, data),
+      else: answer(from, :ok, data)
   end
 
   # Without a connection there is nothing to end.
   def write_unsubscribe(_entries, from, _timeout, _state, data), do: answer(from, :ok, data)
+
+  defp end_all(entries, data) do
+    {frames, session} =
+      Enum.map_reduce(entries, data.session, &Session.unsubscribe(&2, &1.subscription))
+
+    {frames, %{data | session: session}}
+  end
 
   @doc """
   Ends a subscription of a client. It is kept until the broker's receipt, because the last messages of
@@ -196,6 +207,33 @@ defmodule Barytherium.Client.Exchange do
     data
   end
 
+  @doc "A first message has come to a subscription. Not every broker sends a receipt for SUBSCRIBE."
+  @spec first_message(binary(), map()) :: map()
+  def first_message(_key, %{session: nil} = data), do: data
+
+  def first_message(key, data) do
+    if is_map_key(data.session.destinations, key), do: Events.by_destination(data)
+    number = Session.number_of(data.session, key)
+
+    case Requests.find_by(data.requests, &subscribes?(&1, number)) do
+      nil -> data
+      request -> written(request, data)
+    end
+  end
+
+  defp subscribes?({{:subscribe, _from, number}, _timer}, number), do: true
+  defp subscribes?({{:renewal, %{number: number}}, _timer}, number), do: true
+  defp subscribes?(_other, _number), do: false
+
+  @doc "A request is done without receipts."
+  @spec written(pos_integer(), map()) :: map()
+  def written(number, data) do
+    case Requests.take(data.requests, number) do
+      {:ok, from, _left, requests} -> finish(from, :ok, %{data | requests: requests})
+      :error -> data
+    end
+  end
+
   @doc "A transaction has ended."
   @spec transaction_over(String.t(), map()) :: map()
   def transaction_over(id, data) do
@@ -241,7 +279,8 @@ defmodule Barytherium.Client.Exchange do
   def answer({:caller, from}, result, data), do: reply(from, result, data)
   def answer(from, _result, data) when from in [:nobody, :quiescing], do: data
 
-  def answer({:subscribe, from, number}, :ok, data), do: reply(from, {:ok, number}, data)
+  def answer({:subscribe, from, number}, :ok, data),
+    do: reply(from, {:ok, {self(), number}}, data)
 
   def answer({:subscribe, from, number}, {:error, reason, _left}, data) do
     data = withdraw(data.subscriptions[number], reason, data)

@@ -93,6 +93,12 @@ defmodule Barytherium.Client.Options do
       {:is, &__MODULE__.headers?/1, "a list of {name, value}"},
       [],
       "Further headers of SUBSCRIBE."
+    },
+    receipt: {
+      :boolean,
+      true,
+      "With `false` the client does not wait for receipts of SUBSCRIBE and UNSUBSCRIBE: some brokers send " <>
+        "none. (A first message confirms a subscription as well.) A refusal is not noticed then."
     }
   ]
 

@@ -16,22 +16,30 @@ defmodule Barytherium.Client.Routing do
 
   def put(%{number: number} = subscription, data) do
     with %{target: target} when is_pid(target) <- data.subscriptions[number],
-         do: put(subscription, target, self(), true, data)
+         do: put(subscription, target, {self(), number}, true, data)
 
     :ok
   end
 
-  defp put(subscription, pid, sender, kept?, %{session: session} = data) do
-    id = Session.id(session, subscription)
-    noted = Acknowledgements.noted(session, session.modes[id], kept?)
-    Native.put_route(data.routes, id, pid, sender, noted)
+  defp put(subscription, pid, origin, kept?, %{session: session} = data) do
+    noted =
+      Acknowledgements.noted(session, session.modes[Session.id(session, subscription)], kept?)
+
+    for key <- Session.keys(session, subscription),
+        do: Native.put_route(data.routes, key, pid, origin, noted)
+
+    :ok
   end
 
   @spec delete(Session.subscription(), map()) :: :ok
   def delete(_subscription, %{session: nil}), do: :ok
 
-  def delete(subscription, data),
-    do: Native.delete_route(data.routes, Session.id(data.session, subscription))
+  def delete(subscription, data) do
+    for key <- Session.keys(data.session, subscription),
+        do: Native.delete_route(data.routes, key)
+
+    :ok
+  end
 
   @doc """
   Whether somebody waits for a receipt. It may come behind messages that their process does not take, so the
@@ -52,7 +60,7 @@ defmodule Barytherium.Client.Routing do
 
   @doc """
   The process that gets the messages of a subscriber: itself, or on another node, which native code cannot reach,
-  a process that casts them on. If that node does not read, only this process waits.
+  a process that sends them on. If that node does not read, only this process waits.
   """
   @spec target(pid()) :: pid()
   def target(subscriber) when node(subscriber) == node(), do: subscriber
@@ -69,8 +77,8 @@ defmodule Barytherium.Client.Routing do
 
   defp relay(subscriber) do
     receive do
-      {:"$gen_cast", message} ->
-        GenServer.cast(subscriber, message)
+      {:barytherium, :messages, _messages} = message ->
+        send(subscriber, message)
         relay(subscriber)
 
       # After everything that came before.

@@ -144,6 +144,9 @@ defmodule Barytherium.Client.Server do
       ),
       do: Closing.close_if_done(state, Enum.reduce(frames, data, &Exchange.control/2))
 
+  def handle_event(:cast, {:barytherium, :first_message, key}, state, data),
+    do: Closing.close_if_done(state, Exchange.first_message(key, data))
+
   # Endings
 
   def handle_event(:cast, {:barytherium, :disconnect, reason}, :closing, data),
@@ -177,6 +180,9 @@ defmodule Barytherium.Client.Server do
 
   def handle_event(:info, {:request_timeout, number}, state, data),
     do: Closing.close_if_done(state, Exchange.fail(number, :timeout, data))
+
+  def handle_event(:info, {:written, number}, state, data),
+    do: Closing.close_if_done(state, Exchange.written(number, data))
 
   # There was no room for it in time, or its connection has ended.
   def handle_event(:info, {:not_written, {:request, number}, reason}, state, data),
@@ -235,12 +241,12 @@ defmodule Barytherium.Client.Server do
     if state == :connected and data.verdict == nil,
       do:
         {:keep_state, Writing.subscribe(subscription, {:subscribe, from, number}, timeout, data)},
-      else: {:keep_state, data, {:reply, from, {:ok, number}}}
+      else: {:keep_state, data, {:reply, from, {:ok, {self(), number}}}}
   end
 
-  def handle_event({:call, from}, {:unsubscribe, number, timeout}, state, data) do
+  def handle_event({:call, from}, {:unsubscribe, {client, number}, timeout}, state, data) do
     case data.subscriptions do
-      %{^number => %{ending: false} = entry} ->
+      %{^number => %{ending: false} = entry} when client == self() ->
         {:keep_state, Exchange.unsubscribe(entry, {:caller, from}, timeout, state, data)}
 
       _none ->

@@ -20,6 +20,7 @@ defmodule Barytherium.Client.Session do
     :server,
     :token,
     modes: %{},
+    destinations: %{},
     forgotten: MapSet.new()
   ]
 
@@ -32,6 +33,7 @@ defmodule Barytherium.Client.Session do
           server: nil | String.t(),
           token: String.t(),
           modes: %{binary() => mode()},
+          destinations: %{binary() => binary()},
           forgotten: MapSet.t(pos_integer())
         }
 
@@ -75,7 +77,24 @@ defmodule Barytherium.Client.Session do
         durable(kind(session), subscription.durable) ++ subscription.headers
 
     session = %{session | modes: Map.put(session.modes, id, ack)}
-    {%Frame{command: :subscribe, headers: headers}, forget(session, subscription)}
+    session = session |> destination(subscription.destination, id) |> forget(subscription)
+    {%Frame{command: :subscribe, headers: headers}, session}
+  end
+
+  # In 1.0 a server need not say which subscription a message is for.
+  defp destination(%{version: "1.0", destinations: destinations} = session, destination, id),
+    do: %{session | destinations: Map.put(destinations, destination, id)}
+
+  defp destination(session, _destination, _id), do: session
+
+  @doc "The values of the header `subscription`, or else `destination`, of a subscription's messages."
+  @spec keys(t(), subscription()) :: [binary(), ...]
+  def keys(
+        %__MODULE__{destinations: destinations} = session,
+        %{destination: destination} = subscription
+      ) do
+    id = id(session, subscription)
+    if match?(%{^destination => ^id}, destinations), do: [id, destination], else: [id]
   end
 
   # STOMP 1.0 has no `client-individual`. A broker may take it for `auto`. RabbitMQ does not.
@@ -100,8 +119,8 @@ defmodule Barytherium.Client.Session do
   @spec forgotten?(nil | t(), Frame.t()) :: boolean()
   def forgotten?(nil, _message), do: false
 
-  def forgotten?(%__MODULE__{forgotten: forgotten}, message) do
-    case parse(message) do
+  def forgotten?(%__MODULE__{forgotten: forgotten} = session, message) do
+    case parse(session, message) do
       {number, _token} -> number in forgotten
       :error -> false
     end
@@ -141,22 +160,29 @@ defmodule Barytherium.Client.Session do
   @spec subscribed?(t(), subscription()) :: boolean()
   def subscribed?(session, subscription), do: is_map_key(session.modes, id(session, subscription))
 
-  @doc "The id of the subscription of a MESSAGE. Some 1.0 servers pad their headers."
-  @spec subscription_id(Frame.t()) :: nil | binary()
-  def subscription_id(%Frame{headers: headers}) do
-    with {_name, id} <- List.keyfind(headers, "subscription", 0), do: String.trim(id)
+  @doc "The id of the subscription of a MESSAGE. Some 1.0 servers pad their headers, or leave this one out."
+  @spec subscription_id(t(), Frame.t()) :: nil | binary()
+  def subscription_id(session, %Frame{headers: headers} = message) do
+    case List.keyfind(headers, "subscription", 0) do
+      {_name, id} -> String.trim(id)
+      nil -> session.destinations[Frame.header(message, "destination")]
+    end
   end
 
-  @doc "The number of the subscription of a MESSAGE, if that is of this connection."
-  @spec number(t(), Frame.t()) :: nil | pos_integer()
-  def number(%__MODULE__{token: token}, message) do
-    case parse(message) do
+  @doc "The number of a subscription of this connection, by its id or in 1.0 its destination."
+  @spec number_of(t(), binary()) :: nil | pos_integer()
+  def number_of(%__MODULE__{token: token} = session, key) do
+    case Integer.parse(Map.get(session.destinations, key, key)) do
       {number, "-" <> ^token} -> number
       _other -> nil
     end
   end
 
-  defp parse(message), do: (subscription_id(message) || "") |> Integer.parse()
+  @doc "The number of the subscription of a MESSAGE, if that is of this connection."
+  @spec number(t(), Frame.t()) :: nil | pos_integer()
+  def number(session, message), do: number_of(session, subscription_id(session, message) || "")
+
+  defp parse(session, message), do: Integer.parse(subscription_id(session, message) || "")
 
   defp ack_header(_session, :auto), do: "auto"
   defp ack_header(_session, :client_individual), do: "client-individual"

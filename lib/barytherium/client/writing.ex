@@ -51,7 +51,17 @@ defmodule Barytherium.Client.Writing do
     {frame, session} = Session.subscribe(data.session, subscription)
     data = %{data | session: session}
     Routing.put(subscription, data)
-    write_now([frame], from, timeout, data)
+
+    if subscription.receipt,
+      do: write_now([frame], from, timeout, data),
+      else: write_without_receipt([frame], from, timeout, data)
+  end
+
+  defp write_without_receipt(frames, from, timeout, data) do
+    write(frames, from, timeout, data, fn _with_receipts, number ->
+      Sender.write(data.sender, frames)
+      send(self(), {:written, number})
+    end)
   end
 
   @doc "Ends the connection. Its network process reports the end like any other."

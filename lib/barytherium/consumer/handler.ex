@@ -177,14 +177,29 @@ defmodule Barytherium.Consumer.Handler do
     extra = if command == :nack, do: handler.nack_headers, else: []
 
     case mode(handler, message) do
-      :auto -> acks
-      :client_individual -> add(acks, Acknowledgements.single(session, command, message, extra))
-      :client -> cover(acks, command, message, extra, handler)
+      :auto ->
+        acks
+
+      :client_individual ->
+        add(acks, Acknowledgements.single(session, command, message, extra), handler)
+
+      :client ->
+        cover(acks, command, message, extra, handler)
     end
   end
 
-  defp add(acks, nil), do: acks
-  defp add(acks, frame), do: [frame | acks]
+  defp add(acks, nil, %{session: session}) do
+    # Once for each connection.
+    if Process.put(:unacknowledgeable, session.token) != session.token do
+      Logger.error(
+        "Barytherium cannot acknowledge: the broker leaves out the header that an acknowledgement names"
+      )
+    end
+
+    acks
+  end
+
+  defp add(acks, frame, _handler), do: [frame | acks]
 
   # An acknowledgement covers those before it that have not been written yet.
   defp cover(acks, command, message, extra, %{session: session} = handler) do
@@ -272,8 +287,8 @@ defmodule Barytherium.Consumer.Handler do
   defp pause(0), do: 0
   defp pause(failures), do: min(2 ** min(failures, 10), @longest_pause)
 
-  defp mode(%{mode: nil, session: %Session{modes: modes}}, message),
-    do: Map.get(modes, Session.subscription_id(message), :auto)
+  defp mode(%{mode: nil, session: %Session{modes: modes} = session}, message),
+    do: Map.get(modes, Session.subscription_id(session, message), :auto)
 
   defp mode(%{mode: mode}, _message), do: mode
 

@@ -83,7 +83,10 @@ defmodule Barytherium.Tail.Session do
   defp trust(%{cacertfile: path}), do: [cacertfile: path]
 
   @impl true
-  def handle_cast({:barytherium, :frames, {frames, _client}}, state) do
+  def handle_cast({:stop, status}, state), do: finish(status, state)
+
+  @impl true
+  def handle_info({:barytherium, :messages, {frames, _subscription}}, state) do
     # The end overtakes messages that wait, because to show them may take seconds.
     receive do
       :seconds_over -> finish(0, state)
@@ -93,10 +96,8 @@ defmodule Barytherium.Tail.Session do
     end
   end
 
-  def handle_cast({:barytherium, :client, {event, _client}}, state), do: event(event, state)
-  def handle_cast({:stop, status}, state), do: finish(status, state)
+  def handle_info({:barytherium, :client, {event, _client}}, state), do: event(event, state)
 
-  @impl true
   def handle_info(:second, state) do
     Process.send_after(self(), :second, @second)
     now = counts(state)

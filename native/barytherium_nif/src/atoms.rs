@@ -7,6 +7,8 @@ rustler::atoms! {
     gen_cast = "$gen_cast",
     barytherium,
     frames,
+    messages,
+    first_message,
     disconnect,
     // Reasons of a disconnect.
     closed,

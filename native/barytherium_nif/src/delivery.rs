@@ -8,10 +8,10 @@
 
 use crate::atoms;
 use crate::recipients::Recipients;
-use crate::routes::Route;
+use crate::routes::{Origin, Route};
 use crate::stats::Stats;
 use crate::terms::{Batch, BinaryBody, BodyPlace, MessageEnv};
-use rustler::{Encoder, Env, LocalPid, NifResult, Term};
+use rustler::{Binary, Encoder, Env, LocalPid, NewBinary, NifResult, Term};
 
 /// The most frames in one message. With common headers they are 100 KiB of terms. A few messages
 /// that are much larger make the listener's garbage collections so long that the VM moves each of
@@ -193,12 +193,18 @@ impl<'a, 't> Delivery<'a, 't> {
             Listener::Local { pid, batch } => {
                 let recipient = route.map_or(*pid, |route| route.recipient);
                 let sent = batch.send(caller, &recipient, |env, frames| {
-                    let sender = match route {
-                        Some(route) => route.sender.encode(env),
-                        None => sender.in_env(env),
-                    };
-                    (atoms::gen_cast(), message(env, frames, sender)).encode(env)
+                    match route.map(|route| route.origin) {
+                        None => cast(message(env, frames, sender.in_env(env))),
+                        Some(Origin::Sender(pid)) => cast(message(env, frames, pid.encode(env))),
+                        Some(Origin::Subscription(client, number)) => {
+                            let handle = (client, number);
+                            (atoms::barytherium(), atoms::messages(), (frames, handle)).encode(env)
+                        }
+                    }
                 });
+                for route in self.recipients.take_first() {
+                    announce(caller, pid, &route);
+                }
                 match sent {
                     true if self.recipients.sent(recipient, bytes) => Flushed::Full,
                     true => Flushed::Done,
@@ -230,6 +236,18 @@ impl<'a, 't> Delivery<'a, 't> {
             _ => step,
         }
     }
+}
+
+fn cast(message: Term<'_>) -> Term<'_> {
+    (atoms::gen_cast(), message).encode(message.get_env())
+}
+
+/// Tells the listener that a first message has come by a route.
+fn announce(caller: Env, listener: &LocalPid, route: &[u8]) {
+    let key = NewBinary::from_slice(caller, route);
+    let event = (atoms::barytherium(), atoms::first_message(), Binary::from(key));
+    // If it has ended, the next message to it shows that.
+    _ = caller.send(listener, (atoms::gen_cast(), event));
 }
 
 fn message<'a>(env: Env<'a>, frames: Term<'a>, sender: Term<'a>) -> Term<'a> {

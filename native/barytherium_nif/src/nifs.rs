@@ -11,7 +11,7 @@ use crate::delivery::Address;
 use crate::options::ConnectionOptions;
 use crate::parse_state::{Negotiated, ParseState};
 use crate::recipients::Recipients;
-use crate::routes::{Route, Routes};
+use crate::routes::{Origin, Route, Routes};
 use crate::socket::{Ending, Socket};
 use crate::state::{State, Transport, now};
 use crate::stats::Stats;
@@ -142,21 +142,21 @@ fn new_routes() -> ResourceArc<Routes> {
     ResourceArc::new(Routes::default())
 }
 
-/// The messages of `subscription` go to `recipient`, as from `sender`. `noted` is the header whose values
+/// The messages of `subscription` go to `recipient`, as from `origin`. `noted` is the header whose values
 /// are noted until they are acknowledged, `:ack` or `:message_id`, or nil.
 #[rustler::nif]
 fn put_route(
     routes: ResourceArc<Routes>,
     subscription: Binary,
     recipient: LocalPid,
-    sender: LocalPid,
+    origin: Origin,
     noted: Option<Noted>,
 ) -> Atom {
     let header = noted.map(|noted| match noted {
         Noted::Ack => b"ack".as_slice(),
         Noted::MessageId => b"message-id".as_slice(),
     });
-    routes.put(&subscription, Route { recipient, sender }, header);
+    routes.put(&subscription, Route { recipient, origin }, header);
     rustler::types::atom::ok()
 }
 

@@ -57,6 +57,11 @@ impl Recipients {
         self.known.route(self.routes.as_deref()?, frame)
     }
 
+    /// The routes by which a first message has come since the last call.
+    pub fn take_first(&mut self) -> Vec<Box<[u8]>> {
+        self.known.take_first()
+    }
+
     /// Looks whether the routes have changed.
     fn refresh(&mut self) {
         let Some(routes) = &self.routes else {

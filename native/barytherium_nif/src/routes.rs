@@ -4,7 +4,7 @@
 //! table is locked only to look something up or to change one entry. A receive loop looks at a counter to see
 //! whether what it knows is still true, and remembers the route of its last message.
 
-use rustler::LocalPid;
+use rustler::{LocalPid, NifResult, Term};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,8 +14,26 @@ use stomp::{Command, Frame, Unacknowledged};
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Route {
     pub recipient: LocalPid,
-    /// The process that is named in the message as the one that they come from.
-    pub sender: LocalPid,
+    pub origin: Origin,
+}
+
+/// What the message to the recipient says about where its frames come from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// As in every message of a connection: a cast that names the sender.
+    Sender(LocalPid),
+    /// A plain message that names the subscription: its client, and its number there.
+    Subscription(LocalPid, u64),
+}
+
+impl<'a> rustler::Decoder<'a> for Origin {
+    fn decode(term: Term<'a>) -> NifResult<Self> {
+        let pid = term.decode().map(Origin::Sender);
+        pid.or_else(|_| {
+            let (client, number) = term.decode()?;
+            Ok(Origin::Subscription(client, number))
+        })
+    }
 }
 
 /// A note of the messages that were delivered and not acknowledged.
@@ -30,6 +48,8 @@ struct Notes {
 struct Entry {
     route: Route,
     notes: Option<Notes>,
+    /// Whether a message has come.
+    used: bool,
 }
 
 #[derive(Default)]
@@ -72,7 +92,8 @@ impl Table {
     }
 }
 
-/// The routes of a connection, by the value of the header `subscription`.
+/// The routes of a connection, by the value of the header `subscription`. Messages without one are
+/// looked up by their `destination`.
 #[derive(Default)]
 pub struct Routes {
     table: Mutex<Table>,
@@ -92,7 +113,7 @@ impl Routes {
             header,
             ids: Arc::default(),
         });
-        self.change(|table| table.insert(subscription, Entry { route, notes }));
+        self.change(|table| table.insert(subscription, Entry { route, notes, used: false }));
     }
 
     pub fn delete(&self, subscription: &[u8]) {
@@ -136,6 +157,7 @@ pub struct Known {
     /// The subscription of the last message.
     subscription: Vec<u8>,
     entry: Option<Entry>,
+    first: Vec<Box<[u8]>>,
 }
 
 impl Known {
@@ -167,17 +189,16 @@ impl Known {
         self.is_empty
     }
 
-    /// Where the frame goes, if not to the listener. Some 1.0 servers pad their headers.
+    /// Where the frame goes, if not to the listener. Some 1.0 servers pad their headers, or leave this one out.
     pub fn route<B>(&mut self, routes: &Routes, frame: &Frame<'_, B>) -> Option<Route> {
         if self.is_empty || frame.command() != Command::Message {
             return None;
         }
-        let header = frame.header(b"subscription")?;
+        let header = frame.header(b"subscription");
+        let header = header.or_else(|| frame.header(b"destination"))?;
         let subscription = header.trim_ascii();
         if self.subscription != subscription || self.entry.is_none() {
-            self.entry = lock(&routes.table).entries.get(subscription).cloned();
-            self.subscription.clear();
-            self.subscription.extend_from_slice(subscription);
+            self.look_up(routes, subscription);
         }
         let entry = self.entry.as_ref()?;
         if let Some(notes) = &entry.notes
@@ -186,6 +207,27 @@ impl Known {
             lock(&notes.ids).delivered(&id);
         }
         Some(entry.route)
+    }
+
+    fn look_up(&mut self, routes: &Routes, subscription: &[u8]) {
+        let mut table = lock(&routes.table);
+        let entry = table.entries.get_mut(subscription);
+        if let Some(entry) = &entry
+            && !entry.used
+        {
+            self.first.push(subscription.into());
+        }
+        self.entry = entry.map(|entry| {
+            entry.used = true;
+            entry.clone()
+        });
+        self.subscription.clear();
+        self.subscription.extend_from_slice(subscription);
+    }
+
+    /// The routes by which a first message has come since the last call.
+    pub fn take_first(&mut self) -> Vec<Box<[u8]>> {
+        std::mem::take(&mut self.first)
     }
 }
 

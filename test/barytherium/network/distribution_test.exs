@@ -15,6 +15,13 @@ defmodule Barytherium.Network.DistributionTest do
     frames ++ receive_remote(count - length(frames), sender)
   end
 
+  defp receive_messages(0, _subscription), do: []
+
+  defp receive_messages(count, subscription) do
+    assert_receive {:forwarded, {:barytherium, :messages, {frames, ^subscription}}}
+    frames ++ receive_messages(count - length(frames), subscription)
+  end
+
   test "a listener on another node gets the same messages in the same order", context do
     {socket, peer} = Peer.pair()
     {:ok, receiver} = Receiver.start_link(socket, context.remote, self(), self())
@@ -63,7 +70,7 @@ defmodule Barytherium.Network.DistributionTest do
     opts = [to: context.remote, ack: :auto]
     {:ok, subscription} = Barytherium.Client.subscribe(client, "/queue/a", opts)
     for n <- 1..100, do: Barytherium.TestBroker.publish(broker, "/queue/a", "#{n}")
-    bodies = for frame <- receive_remote(100, client), do: frame.body
+    bodies = for frame <- receive_messages(100, subscription), do: frame.body
     assert bodies == Enum.map(1..100, &to_string/1)
     assert Barytherium.Client.unsubscribe(client, subscription) == :ok
   end

@@ -99,7 +99,7 @@ defmodule Barytherium.Network.ServersTest do
     assert %{connections: 1} = Client.status(client)
     reason = :unsupported_version
     event = {:connection_failure, reason}
-    assert_receive {:"$gen_cast", {:barytherium, :client, {^event, ^client}}}
+    assert_receive {:barytherium, :client, {^event, ^client}}
   end
 
   test "in 1.0 the blanks around receipt-id and subscription do not count" do
@@ -116,7 +116,7 @@ defmodule Barytherium.Network.ServersTest do
     {%{"id" => id}, ""} = ClientCase.confirm(peer, :subscribe)
     assert {:ok, _subscription} = Task.await(subscribing)
     Peer.send(peer, "MESSAGE\nsubscription: #{id}\nmessage-id:1\n\nhi\0")
-    assert [%Frame{body: "hi"} = message] = frames()
+    assert_receive {:barytherium, :messages, {[%Frame{body: "hi"} = message], _subscription}}
     assert Client.ack(client, message) == :ok
     assert {%{"message-id" => "1"}, ""} = ClientCase.expect(peer, :ack)
   end

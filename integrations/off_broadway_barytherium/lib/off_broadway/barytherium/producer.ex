@@ -98,23 +98,20 @@ defmodule OffBroadway.Barytherium.Producer do
   def handle_demand(demand, state), do: dispatch(%{state | demand: state.demand + demand})
 
   @impl true
-  def handle_cast({:barytherium, :frames, {_frames, _client}}, %{draining: true} = state),
+  def handle_info({:barytherium, :messages, {_frames, _subscription}}, %{draining: true} = state),
     do: {:noreply, [], state}
 
-  def handle_cast({:barytherium, :frames, {frames, _client}}, state),
+  def handle_info({:barytherium, :messages, {frames, _subscription}}, state),
     do: dispatch(%{state | queue: Enum.reduce(frames, state.queue, &:queue.in/2)})
 
   # The broker delivers what was not acknowledged again.
-  def handle_cast(
+  def handle_info(
         {:barytherium, :client, {{:disconnected, _reason}, _client}},
         %{acknowledger: ack_data} = state
       )
       when ack_data != nil,
       do: {:noreply, [], %{state | queue: :queue.new()}}
 
-  def handle_cast(_event, state), do: {:noreply, [], state}
-
-  @impl true
   def handle_info({:EXIT, client, reason}, %{client: client} = state), do: {:stop, reason, state}
   def handle_info(_stray, state), do: {:noreply, [], state}
 

@@ -110,7 +110,8 @@ defmodule Barytherium.MixProject do
         "Consumers and clients": [
           Barytherium.Client,
           Barytherium.Client.Transaction,
-          Barytherium.Consumer
+          Barytherium.Consumer,
+          Barytherium.Error
         ],
         "Messages of a connection": [
           Barytherium.Connection,

@@ -14,17 +14,8 @@ defmodule Barytherium.Client do
 
   ## Errors
 
-  The reason of an error is an atom, or the ERROR frame with which the broker answered:
-
-    * `:disconnected` - there is no connection. Nothing was written;
-    * `:unconfirmed` - the connection ended before the broker's receipt. The broker may have carried
-      the request out;
-    * `:timeout` - no receipt within the time-out. The broker may have carried the request out, or may
-      still do so, unless it reads so slowly that the request was not written in that time;
-    * `:transaction_over` - the transaction has been committed or aborted. Nothing was written;
-    * `:unescapable` - the negotiated version of STOMP cannot write one of the headers;
-    * `%Barytherium.Frame{command: :error}` - the broker refused. If it does not say what it refused, and
-      most brokers do not, all requests that wait get this answer, and the connection ends.
+  Functions return `{:error, error}` with a `Barytherium.Error`, whose `:reason` tells what has happened, and whether
+  the broker may have carried the request out.
 
   ## Events
 
@@ -32,24 +23,22 @@ defmodule Barytherium.Client do
 
     * `{:barytherium, :client, {{:connected, info}, client}}` - `info` is a map with `:endpoint`,
       `:version`, `:server`, `:client`, and the `:headers` of CONNECTED;
-    * `{:barytherium, :client, {{:disconnected, reason}, client}}` - a connection has ended;
-    * `{:barytherium, :client, {{:connection_failure, reason}, client}}` - an attempt to connect has
-      failed. If the broker refused the login or the virtual host, `reason` is its ERROR frame;
+    * `{:barytherium, :client, {{:disconnected, error}, client}}` - a connection has ended;
+    * `{:barytherium, :client, {{:connection_failure, error}, client}}` - an attempt to connect has
+      failed;
     * `{:barytherium, :client, {{:error, frame}, client}}` - the broker has sent an ERROR frame;
-    * `{:barytherium, :client, {{:subscription_failed, %{destination: destination, reason: reason}}, client}}` -
+    * `{:barytherium, :client, {{:subscription_failed, %{destination: destination, error: error}}, client}}` -
       a subscription could not be made on a new connection;
     * `{:barytherium, :client, {{:message, frame}, client}}` - the broker has sent a message that belongs
       to no subscription: the answer in a temporary queue of RabbitMQ, for example. Without a listener it
       is dropped, and logged.
 
-  `reason` is as in "Errors", or one of `Barytherium.Network`, or `:credentials` if the function for
-  login or passcode failed, or `:exception` or `:callback_process` if the process with the callbacks of a
-  consumer has ended. `Barytherium.Telemetry` has the same events.
+  `error` is a `Barytherium.Error`. `Barytherium.Telemetry` has the same events.
   """
 
   alias Barytherium.Client.{Options, Outbound, Server, Transaction}
   alias Barytherium.Connection.Deadline
-  alias Barytherium.{Frame, Network, Schema, Telemetry}
+  alias Barytherium.{Error, Frame, Network, Schema, Telemetry}
   alias Barytherium.Network.Sender
 
   # Milliseconds that a request may take, unless its options say otherwise.
@@ -64,7 +53,6 @@ defmodule Barytherium.Client do
   @chunk_bytes 1024 * 1024
 
   @type client :: GenServer.server()
-  @type reason :: atom() | Frame.t()
 
   @typedoc "What `subscribe/3` returns, and what its messages name."
   @opaque subscription :: {pid(), pos_integer()}
@@ -83,7 +71,7 @@ defmodule Barytherium.Client do
       `:closing`;
     * `:endpoint` - the broker that is used, or was tried last, as a URL without credentials;
     * `:version`, `:server` - of the connection, or `nil`;
-    * `:reason` - why the last connection or attempt ended, or `nil`;
+    * `:error` - why the last connection or attempt ended, or `nil`;
     * `:failures` - waits since a connection lasted;
     * `:connections` - connections so far;
     * `:subscriptions` - subscriptions that are kept up;
@@ -95,7 +83,7 @@ defmodule Barytherium.Client do
           endpoint: nil | String.t(),
           version: Frame.version(),
           server: nil | String.t(),
-          reason: nil | reason(),
+          error: nil | Error.t(),
           failures: non_neg_integer(),
           connections: non_neg_integer(),
           subscriptions: non_neg_integer(),
@@ -183,10 +171,10 @@ defmodule Barytherium.Client do
     * `:headers` - further headers. Default: `[]`;
     * `:timeout` - milliseconds that all of it may take. Default: 5,000;
     * `:wait` - wait for a connection, if there is none, within the time-out. Default: `false`, which
-      returns `{:error, :disconnected}` at once;
+      waits for an attempt to connect that is being made, as after the start, and otherwise returns `:disconnected`
+      at once;
     * `:receipt` - with `false` there is no receipt. `:ok` then means that the socket has the message, and
-      the reason of an error is one of `Barytherium.Network.Sender.write/3`, `:timeout` if it was not
-      written, or `:unconfirmed` if it was being written when the time was over. Default: `true`.
+      the reason of an error is `:unconfirmed` if it was being written when the time was over. Default: `true`.
 
   A callback of a `Barytherium.Consumer` may publish with the consumer's own client. The message is then sent
   before the acknowledgement of the message that is being handled.
@@ -196,14 +184,15 @@ defmodule Barytherium.Client do
   Raises `ArgumentError` for a message that cannot be written, and for invalid options.
   """
   @spec publish(client() | Transaction.t(), String.t(), iodata(), [publish_option()]) ::
-          :ok | {:error, reason()}
+          :ok | {:error, Error.t()}
   def publish(client, destination, body, opts \\ [])
 
   def publish(%Transaction{} = transaction, destination, body, opts) do
     options = Schema.all!(opts, headers: {:list, [], ""})
     header = Transaction.header(transaction)
     frame = Outbound.send_frame({destination, body, options.headers}, [header])
-    observed(fn -> Transaction.write(transaction, [frame]) end, transaction.client, [frame])
+    write = fn -> transaction |> Transaction.write([frame]) |> without_indexes() end
+    observed(write, transaction.client, [frame])
   end
 
   def publish(client, destination, body, opts) do
@@ -248,21 +237,24 @@ defmodule Barytherium.Client do
   defp ask(client, what, %{timeout: timeout, wait: wait}),
     do: call(client, {what, timeout, wait}, timeout)
 
-  defp without_indexes({:error, reason, _left}), do: {:error, reason}
-  defp without_indexes(result), do: result
+  defp without_indexes({:error, reason, _left}), do: failure({:error, reason})
+  defp without_indexes(result), do: failure(result)
+
+  defp failure({:error, reason}), do: {:error, Error.new(reason)}
+  defp failure(result), do: result
 
   @doc """
   Sends many messages, and waits for all receipts.
 
   Up to #{@chunk} messages or 1 MiB are written together, so this is much faster than `publish/4` for each.
-  After `{:error, reason, messages}` the broker has confirmed all messages except these, which are as
+  After `{:error, error, messages}` the broker has confirmed all messages except these, which are as
   they were given. Call the function with them again to send them once more; the broker may then have some
   of them twice.
 
   Options are `:timeout` (for the messages that are written together), `:wait` and `:receipt` as for `publish/4`.
   """
   @spec publish_many(client(), [message()], [publish_option()]) ::
-          :ok | {:error, reason(), [message()]}
+          :ok | {:error, Error.t(), [message()]}
   def publish_many(client, messages, opts \\ []) do
     options = Schema.all!(opts, publish_schema())
     unless is_list(messages), do: raise(ArgumentError, "not a list of messages")
@@ -279,8 +271,8 @@ defmodule Barytherium.Client do
 
     case write(client, chunk, options) do
       :ok -> write_chunks(client, frames, later, options)
-      {:error, reason} -> {:error, reason, messages}
-      {:error, reason, left} -> {:error, reason, pick(now, left) ++ later}
+      {:error, reason} -> {:error, Error.new(reason), messages}
+      {:error, reason, left} -> {:error, Error.new(reason), pick(now, left) ++ later}
     end
   end
 
@@ -307,13 +299,12 @@ defmodule Barytherium.Client do
 
   Returns `{:ok, result}` with what `fun` returned when the broker has confirmed the COMMIT. If `fun`
   raises, throws or exits, the transaction is aborted, and the caller gets that. If the caller is killed, it
-  is aborted too. `{:error, reason}`: see
-  "Errors"; if the connection ends before the COMMIT, the broker discards the transaction.
+  is aborted too. If the connection ends before the COMMIT, the broker discards the transaction.
 
   Options are `:timeout` (for waiting, and for COMMIT), `:wait` and `:receipt` as for `publish/4`.
   """
   @spec transaction(client(), (Transaction.t() -> result), [publish_option()]) ::
-          {:ok, result} | {:error, reason()}
+          {:ok, result} | {:error, Error.t()}
         when result: term()
   def transaction(client, fun, opts \\ []) when is_function(fun, 1) do
     options = Schema.all!(opts, publish_schema())
@@ -327,6 +318,8 @@ defmodule Barytherium.Client do
       committed = client |> write([Transaction.frame(id, :commit)], options) |> without_indexes()
       :gen_statem.cast(client, {:transaction_over, id})
       with :ok <- committed, do: {:ok, result}
+    else
+      error -> failure(error)
     end
   end
 
@@ -354,7 +347,7 @@ defmodule Barytherium.Client do
 
   #{Options.subscription_docs()}
   """
-  @spec subscribe(client(), String.t(), keyword()) :: {:ok, subscription()} | {:error, reason()}
+  @spec subscribe(client(), String.t(), keyword()) :: {:ok, subscription()} | {:error, Error.t()}
   def subscribe(client, destination, opts \\ []) when is_binary(destination) do
     {to, options} = opts |> Options.subscription!() |> Map.pop!(:to)
     {timeout, options} = Map.pop!(options, :timeout)
@@ -363,6 +356,7 @@ defmodule Barytherium.Client do
     client
     |> call({:subscribe, subscription, to || self(), timeout}, timeout)
     |> refuse_consumer!()
+    |> failure()
   end
 
   defp refuse_consumer!({:error, :consumer}) do
@@ -382,7 +376,7 @@ defmodule Barytherium.Client do
   Without a connection the last of them may come later.
   """
   @spec unsubscribe(client(), subscription(), timeout :: non_neg_integer()) ::
-          :ok | {:error, reason() | :not_subscribed}
+          :ok | {:error, Error.t()}
   def unsubscribe(client, subscription, timeout \\ @timeout) do
     Outbound.check_timeout!(timeout)
 
@@ -395,16 +389,16 @@ defmodule Barytherium.Client do
   @doc """
   Acknowledges a message or a list of messages (STOMP 1.2, "ACK").
 
-  With `ack: :client` an acknowledgement covers all messages before it, so only the last of the list is
-  acknowledged. `{:error, :stale}`: a message came on an earlier connection, or its subscription has
-  ended. Its broker will deliver it again. `{:error, :unacknowledgeable}`: the broker has left out the
-  header `ack` of a message (`message-id` in STOMP 1.0 and 1.1), so it cannot be acknowledged. Nothing was written
-  then.
+  With `ack: :client` an acknowledgement covers all messages of the subscription before it. `:ok` means that the
+  acknowledgement is about to be written. If the connection ends before the broker has read it, the broker delivers
+  the message again. `:stale`: a message came on an earlier connection, or its subscription has ended.
+  `:unacknowledgeable`: the broker has left out its header `ack` (`message-id` in STOMP 1.0 and 1.1). Nothing was
+  written then.
 
   Raises `ArgumentError` for a message of a subscription with `ack: :auto`.
   """
   @spec ack(client() | Transaction.t(), Frame.t() | [Frame.t()]) ::
-          :ok | {:error, :stale | :unacknowledgeable | :timeout | :transaction_over}
+          :ok | {:error, Error.t()}
   def ack(client, messages), do: acknowledge(client, :ack, messages, [])
 
   @doc """
@@ -412,11 +406,10 @@ defmodule Barytherium.Client do
 
   What the broker does then differs: RabbitMQ delivers the message again, and with the header
   `{"requeue", "false"}` in `headers` discards it or moves it to its dead-letter exchange. ActiveMQ moves
-  it to the dead-letter queue. STOMP 1.0 has no NACK: `{:error, :unsupported}`, except on RabbitMQ.
+  it to the dead-letter queue. STOMP 1.0 has no NACK (`:unsupported`), except on RabbitMQ.
   """
   @spec nack(client() | Transaction.t(), Frame.t() | [Frame.t()], Frame.frame_headers()) ::
-          :ok
-          | {:error, :stale | :unacknowledgeable | :unsupported | :timeout | :transaction_over}
+          :ok | {:error, Error.t()}
   def nack(client, messages, headers \\ []), do: acknowledge(client, :nack, messages, headers)
 
   defp acknowledge(client, command, messages, headers) do
@@ -445,14 +438,14 @@ defmodule Barytherium.Client do
     do: call(client, {:acknowledge, {command, messages, headers}, nil}, @timeout)
 
   # The client has ended, and so has its connection.
-  defp acknowledged({:error, :unconfirmed}), do: {:error, :stale}
+  defp acknowledged({:error, :unconfirmed}), do: failure({:error, :stale})
 
   defp acknowledged({:error, :auto}) do
     raise ArgumentError,
           "a message does not ask for an acknowledgement: its subscription has ack: :auto"
   end
 
-  defp acknowledged(result), do: result
+  defp acknowledged(result), do: failure(result)
 
   @doc "What the client is doing."
   @spec status(client()) :: status()
@@ -484,18 +477,18 @@ defmodule Barytherium.Client do
   Closes the connection in an orderly way, and ends the client.
 
   Ends the subscriptions with `ack: :auto`, waits for all receipts, and sends a DISCONNECT. Messages that
-  were not acknowledged before are delivered again by the broker. Returns `{:error, :timeout}` if that takes
+  were not acknowledged before are delivered again by the broker. Returns an error with the reason `:timeout` if that takes
   longer than `timeout` milliseconds. The client ends in either case. The client of a consumer is closed by
   stopping the consumer; here it raises `ArgumentError`.
   """
-  @spec close(client(), non_neg_integer()) :: :ok | {:error, reason()}
+  @spec close(client(), non_neg_integer()) :: :ok | {:error, Error.t()}
   def close(client, timeout \\ @timeout) do
     Outbound.check_timeout!(timeout)
     pid = GenServer.whereis(client)
     result = client |> call({:close, timeout}, timeout) |> refuse_consumer!()
     if result == :ok and is_pid(pid), do: await_end(Process.monitor(pid))
     # It ended for another reason meanwhile.
-    if result == {:error, :unconfirmed}, do: :ok, else: result
+    if result == {:error, :unconfirmed}, do: :ok, else: failure(result)
   end
 
   defp await_end(monitor) do

@@ -28,9 +28,12 @@ defmodule Barytherium.Consumer do
 
     * `{:ack, state}` - it is acknowledged;
     * `{:nack, state}` - it is refused. RabbitMQ delivers it again, ActiveMQ moves it to the dead-letter
-      queue;
+      queue. `{:nack, headers, state}` has further headers for the NACK, in place of the option `:nack_headers`;
     * `{:noreply, state}` - neither. Another process does that later with `Barytherium.Client.ack/2`. It
       needs the client, which is in the `info` of `c:handle_connected/2`.
+
+  `c:handle_batch/2` may also return `{results, state}` with a list of results, one for each message: `:ack`,
+  `:nack`, `{:nack, headers}` or `:noreply`.
 
   With `ack: :auto` there is nothing to acknowledge. With `ack: :client` an acknowledgement covers all
   messages before it.
@@ -78,7 +81,9 @@ defmodule Barytherium.Consumer do
   alias Barytherium.Frame
 
   @type state :: term()
-  @type result :: {:ack | :nack | :noreply, state()}
+  @type result :: {:ack | :nack | :noreply, state()} | {:nack, Frame.frame_headers(), state()}
+  @type batch_result ::
+          result() | {[:ack | :nack | {:nack, Frame.frame_headers()} | :noreply], state()}
 
   @doc "Returns the first state. `arg` is the option `:init_arg`. Without this callback, it is the state."
   @callback init(arg :: term()) :: {:ok, state()} | {:stop, reason :: term()}
@@ -87,16 +92,15 @@ defmodule Barytherium.Consumer do
   @callback handle_message(Frame.t(), state()) :: result()
 
   @doc "Handles MESSAGE frames that have arrived together. Used instead of `c:handle_message/2`."
-  @callback handle_batch([Frame.t(), ...], state()) :: result()
+  @callback handle_batch([Frame.t(), ...], state()) :: batch_result()
 
   @doc "There is a connection. `info` is as in the events of `Barytherium.Client`."
   @callback handle_connected(info :: map(), state()) :: {:ok, state()}
 
   @doc """
-  A connection has ended, or could not be made. `reason` is an atom, or the broker's ERROR frame; see
-  `Barytherium.Client`. The next attempt follows by itself.
+  A connection has ended, or could not be made. The next attempt follows by itself.
   """
-  @callback handle_disconnected(Client.reason(), state()) :: {:ok, state()}
+  @callback handle_disconnected(Barytherium.Error.t(), state()) :: {:ok, state()}
 
   @doc "The broker has sent an ERROR frame."
   @callback handle_error(Frame.t(), state()) :: {:ok, state()}

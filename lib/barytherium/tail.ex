@@ -3,7 +3,8 @@ defmodule Barytherium.Tail do
   # The program behind `mix barytherium.tail` and `stomp-tail`. `Tail.Session` does the work; this module
   # prepares it, and waits for it.
 
-  alias Barytherium.Tail.{Help, Options, Session, Signals, Terminal, Text}
+  alias Barytherium.Tail.{Help, Options, Session, Signals, Terminal}
+  alias Barytherium.Text
 
   # `timeout` signals its child, and then the group of processes that the child belongs to. Nobody
   # presses Ctrl-C twice in so few milliseconds.

@@ -32,10 +32,10 @@ defmodule Barytherium.Telemetry do
     * `[:barytherium, :client, :connected]` - there is a connection. Measurements: `:duration`, from the
       beginning of the attempt. Metadata: `:version`, `:server`, and the `:headers` of CONNECTED.
     * `[:barytherium, :client, :disconnected]` - a connection has ended. Measurements: `:duration`, how
-      long it lasted. Metadata: `:reason`, an atom or the broker's ERROR frame, and `:failures`, the
+      long it lasted. Metadata: `:error`, a `Barytherium.Error`, and `:failures`, the
       waits since a connection lasted.
     * `[:barytherium, :client, :connection_failure]` - an attempt to connect has failed. Measurements:
-      `:duration`. Metadata: `:reason` and `:failures` likewise.
+      `:duration`. Metadata: `:error` and `:failures` likewise.
     * `[:barytherium, :client, :error]` - the broker has sent an ERROR frame. Measurements: none.
       Metadata: `:frame`, and as `:disconnected`.
     * `[:barytherium, :client, :unexpected_message]` - a message came that belongs to no subscription.
@@ -43,7 +43,7 @@ defmodule Barytherium.Telemetry do
     * `[:barytherium, :client, :publish]` - `Barytherium.Client.publish/4` or `publish_many/3` returns;
       emitted in the calling process. Measurements: `:duration`, `:count` (of messages), and `:bytes`
       (of their bodies). Metadata: `:client`, as it was given; `:messages`, a list with the headers of
-      each message, `destination` included; `:result`, `:ok` or `{:error, reason}`.
+      each message, `destination` included; `:result`, `:ok` or `{:error, error}`.
 
   ## Consumers
 
@@ -55,7 +55,7 @@ defmodule Barytherium.Telemetry do
       Metadata: `:module`, `:client`, `:consumer` (pids), and `:headers`, those of the message. The
       context of a trace is among them, if the publisher has put it there.
     * `[:barytherium, :consumer, :message, :stop]` - it has returned. Measurements: `:monotonic_time`
-      and `:duration`. Metadata: as `:start`, and `:result`: `:ack`, `:nack` or `:noreply`.
+      and `:duration`. Metadata: as `:start`, and `:result`: what is done with the message, `:ack` for example.
     * `[:barytherium, :consumer, :message, :exception]` - it has raised. Measurements: as `:stop`.
       Metadata: as `:start`, and `:kind`, `:reason` and `:stacktrace`. These may contain the body.
     * `[:barytherium, :consumer, :batch, :start | :stop | :exception]` - the same for `handle_batch/2`.

@@ -17,8 +17,8 @@ defmodule Barytherium.ClientTest do
   end
 
   defp lost(client) do
-    assert_receive {:barytherium, :client, {{:disconnected, reason}, ^client}}
-    reason
+    assert_receive {:barytherium, :client, {{:disconnected, error}, ^client}}
+    error.reason
   end
 
   # Runs a call that needs the broker's answer.
@@ -83,7 +83,10 @@ defmodule Barytherium.ClientTest do
 
     test "returns an error when the receipt does not come" do
       {client, peer, _listener} = connected()
-      assert Client.publish(client, "/queue/a", "", timeout: 50) == {:error, :timeout}
+
+      assert Client.publish(client, "/queue/a", "", timeout: 50) ==
+               {:error, %Barytherium.Error{reason: :timeout}}
+
       # A receipt that is too late disturbs nothing.
       confirm(peer, :send)
       publishing = async(fn -> Client.publish(client, "/queue/a", "2") end)
@@ -96,7 +99,7 @@ defmodule Barytherium.ClientTest do
       publishing = async(fn -> Client.publish(client, "/queue/a", "") end)
       expect(peer, :send)
       Peer.close(peer)
-      assert Task.await(publishing) == {:error, :unconfirmed}
+      assert Task.await(publishing) == {:error, %Barytherium.Error{reason: :unconfirmed}}
       assert lost(client) == :closed
     end
 
@@ -108,12 +111,37 @@ defmodule Barytherium.ClientTest do
       assert Task.await(publishing) == :ok
     end
 
-    test "fails at once without a connection, or waits for one" do
+    test "waits for the first attempt to connect" do
       {listener, url} = broker()
       client = start_supervised!({Client, url: url})
-      assert Client.publish(client, "/queue/a", "") == {:error, :disconnected}
+      publishing = async(fn -> Client.publish(client, "/queue/a", "first") end)
+      peer = accept_connected(listener)
+      assert {_headers, "first"} = confirm(peer, :send)
+      assert Task.await(publishing) == :ok
+    end
+
+    test "fails when the attempt to connect does, and at once when none is being made" do
+      {listener, url} = broker()
+      opts = [url: url, backoff: {60_000, 60_000}, listener: self()]
+      client = start_supervised!({Client, opts})
+      publishing = async(fn -> Client.publish(client, "/queue/a", "", timeout: 60_000) end)
+      {peer, _connect} = accept(listener)
+      Peer.close(peer)
+      assert Task.await(publishing) == {:error, %Barytherium.Error{reason: :disconnected}}
+      assert failure(client) == :closed
+
+      assert Client.publish(client, "/queue/a", "", timeout: 60_000) ==
+               {:error, %Barytherium.Error{reason: :disconnected}}
+    end
+
+    test "waits for a connection as long as it is told to" do
+      {listener, url} = broker()
+      client = start_supervised!({Client, url: url})
       opts = [wait: true, timeout: 50]
-      assert Client.publish(client, "/queue/a", "", opts) == {:error, :disconnected}
+
+      assert Client.publish(client, "/queue/a", "", opts) ==
+               {:error, %Barytherium.Error{reason: :disconnected}}
+
       publishing = async(fn -> Client.publish(client, "/queue/a", "later", wait: true) end)
       peer = accept_connected(listener)
       assert {_headers, "later"} = confirm(peer, :send)
@@ -138,7 +166,7 @@ defmodule Barytherium.ClientTest do
 
       receipt = sent["1"]["receipt"]
       reply(peer, :error, [{"receipt-id", receipt}, {"message", "no"}])
-      assert {:error, %Frame{command: :error} = frame} = Task.await(first)
+      assert {:error, %{reason: :refused, frame: frame}} = Task.await(first)
       assert Frame.headers_to_map(frame.headers)["message"] == "no"
       reply(peer, :receipt, [{"receipt-id", sent["2"]["receipt"]}])
       assert Task.await(second) == :ok
@@ -151,10 +179,10 @@ defmodule Barytherium.ClientTest do
       publishing = async(fn -> Client.publish(client, "/a", "") end)
       expect(peer, :send)
       reply(peer, :error, [{"message", "access_refused"}])
-      assert {:error, %Frame{command: :error}} = Task.await(publishing)
+      assert {:error, %Barytherium.Error{reason: :refused}} = Task.await(publishing)
       assert_receive {:barytherium, :client, {{:error, %Frame{}}, ^client}}
       disconnect(peer)
-      assert %Frame{command: :error} = lost(client)
+      assert lost(client) == :refused
       accept_connected(listener)
       eventually(fn -> Client.status(client).connections == 2 end)
     end
@@ -162,7 +190,9 @@ defmodule Barytherium.ClientTest do
     test "tells of a header that the negotiated version cannot write" do
       {client, _peer, _listener} = connected([], [{"version", "1.0"}])
       headers = [headers: [{"a", "x\ny"}]]
-      assert Client.publish(client, "/a", "", headers) == {:error, :unescapable}
+
+      assert Client.publish(client, "/a", "", headers) ==
+               {:error, %Barytherium.Error{reason: :unescapable}}
     end
 
     test "raises in the caller for a mistake" do
@@ -213,10 +243,16 @@ defmodule Barytherium.ClientTest do
       body = :binary.copy("x", 20_000_000)
       opts = [receipt: false, timeout: 100]
       # The first one is being written. There is no room for the others.
-      assert Client.publish(client, "/a", body, opts) == {:error, :unconfirmed}
-      assert Client.publish(client, "/a", body, opts) == {:error, :timeout}
-      assert Client.publish(client, "/a", "", timeout: 100) == {:error, :timeout}
-      assert Client.close(client, 100) == {:error, :timeout}
+      assert Client.publish(client, "/a", body, opts) ==
+               {:error, %Barytherium.Error{reason: :unconfirmed}}
+
+      assert Client.publish(client, "/a", body, opts) ==
+               {:error, %Barytherium.Error{reason: :timeout}}
+
+      assert Client.publish(client, "/a", "", timeout: 100) ==
+               {:error, %Barytherium.Error{reason: :timeout}}
+
+      assert Client.close(client, 100) == {:error, %Barytherium.Error{reason: :timeout}}
       Peer.close(peer)
     end
 
@@ -225,7 +261,7 @@ defmodule Barytherium.ClientTest do
       publishing = async(fn -> Client.publish(client, "/a", "") end)
       expect(peer, :send)
       stop_supervised!(Client)
-      assert Task.await(publishing) == {:error, :unconfirmed}
+      assert Task.await(publishing) == {:error, %Barytherium.Error{reason: :unconfirmed}}
       assert {:noproc, _call} = catch_exit(Client.publish(client, "/a", ""))
     end
   end
@@ -240,7 +276,7 @@ defmodule Barytherium.ClientTest do
       {headers, "258"} = Enum.at(sent, 1)
       reply(peer, :receipt, [{"receipt-id", headers["receipt"]}])
       Peer.close(peer)
-      assert {:error, :unconfirmed, left} = Task.await(publishing)
+      assert {:error, %Barytherium.Error{reason: :unconfirmed}, left} = Task.await(publishing)
       assert left == List.delete(Enum.drop(messages, 256), {"/queue/a", "258", [{"n", 258}]})
     end
 
@@ -294,7 +330,7 @@ defmodule Barytherium.ClientTest do
           eventually(fn -> Client.status(client).connections == 2 end)
         end)
 
-      assert result == {:error, :disconnected}
+      assert result == {:error, %Barytherium.Error{reason: :disconnected}}
     end
   end
 
@@ -355,13 +391,16 @@ defmodule Barytherium.ClientTest do
       subscribing = async(fn -> Client.subscribe(client, "/nowhere") end)
       {headers, _body} = expect(peer, :subscribe)
       reply(peer, :error, [{"receipt-id", headers["receipt"]}])
-      assert {:error, %Frame{command: :error}} = Task.await(subscribing)
+      assert {:error, %Barytherium.Error{reason: :refused}} = Task.await(subscribing)
       assert Client.status(client).subscriptions == 0
     end
 
     test "that the broker does not answer is taken back" do
       {client, peer, _listener} = connected()
-      assert Client.subscribe(client, "/queue/a", timeout: 50) == {:error, :timeout}
+
+      assert Client.subscribe(client, "/queue/a", timeout: 50) ==
+               {:error, %Barytherium.Error{reason: :timeout}}
+
       {%{"id" => id}, ""} = expect(peer, :subscribe)
       assert {%{"id" => ^id}, ""} = expect(peer, :unsubscribe)
       assert Client.status(client).subscriptions == 0
@@ -375,7 +414,7 @@ defmodule Barytherium.ClientTest do
       peer = accept_connected(listener)
       {headers, _body} = expect(peer, :subscribe)
       reply(peer, :error, [{"receipt-id", headers["receipt"]}, {"message", "gone"}])
-      assert %{destination: "/queue/a", reason: %Frame{}} = subscription_failed(client)
+      assert %{destination: "/queue/a", error: %{reason: :refused}} = subscription_failed(client)
       publishing = async(fn -> Client.publish(client, "/queue/b", "") end)
       confirm(peer, :send)
       assert Task.await(publishing) == :ok
@@ -433,7 +472,10 @@ defmodule Barytherium.ClientTest do
       unsubscribing = async(fn -> Client.unsubscribe(client, subscription) end)
       assert {%{"id" => ^id}, ""} = confirm(peer, :unsubscribe)
       assert Task.await(unsubscribing) == :ok
-      assert Client.unsubscribe(client, subscription) == {:error, :not_subscribed}
+
+      assert Client.unsubscribe(client, subscription) ==
+               {:error, %Barytherium.Error{reason: :not_subscribed}}
+
       subscriber = spawn(fn -> Process.sleep(:infinity) end)
       {_subscription, %{"id" => id}} = subscribed(client, peer, to: subscriber)
       Process.exit(subscriber, :kill)
@@ -548,7 +590,7 @@ defmodule Barytherium.ClientTest do
       assert Client.ack(client, message) == :ok
       {headers, ""} = expect(peer, :ack)
       assert headers == Map.take(Frame.headers_to_map(message.headers), ["message-id"])
-      assert Client.nack(client, message) == {:error, :unsupported}
+      assert Client.nack(client, message) == {:error, %Barytherium.Error{reason: :unsupported}}
     end
 
     test "of an earlier connection, of another client and of an ended subscription are stale" do
@@ -557,17 +599,17 @@ defmodule Barytherium.ClientTest do
       [message] = messages(client, peer, id, ["1"])
       Peer.close(peer)
       lost(client)
-      assert Client.ack(client, message) == {:error, :stale}
+      assert Client.ack(client, message) == {:error, %Barytherium.Error{reason: :stale}}
       peer = accept_connected(listener)
       {%{"id" => id}, ""} = confirm(peer, :subscribe)
       [newer] = messages(client, peer, id, ["2"])
-      assert Client.ack(client, [newer, message]) == {:error, :stale}
-      assert Client.nack(client, message) == {:error, :stale}
+      assert Client.ack(client, [newer, message]) == {:error, %Barytherium.Error{reason: :stale}}
+      assert Client.nack(client, message) == {:error, %Barytherium.Error{reason: :stale}}
       assert_silent(peer)
       unsubscribing = async(fn -> Client.unsubscribe(client, subscription) end)
       confirm(peer, :unsubscribe)
       Task.await(unsubscribing)
-      assert Client.ack(client, newer) == {:error, :stale}
+      assert Client.ack(client, newer) == {:error, %Barytherium.Error{reason: :stale}}
     end
 
     test "of a subscription without acknowledgements raises" do
@@ -580,7 +622,7 @@ defmodule Barytherium.ClientTest do
 
   describe "a connection that cannot be made" do
     defp failure(client) do
-      assert_receive {:barytherium, :client, {{:connection_failure, reason}, ^client}}
+      assert_receive {:barytherium, :client, {{:connection_failure, %{reason: reason}}, ^client}}
 
       reason
     end
@@ -605,12 +647,12 @@ defmodule Barytherium.ClientTest do
       client = start_supervised!({Client, url: url, backoff: {200, 60_000}, listener: self()})
       {peer, _connect} = accept(listener)
       reply(peer, :error, [{"message", "Bad CONNECT"}])
-      assert %Frame{command: :error} = failure(client)
+      assert failure(client) == :refused
       status = Client.status(client)
-      assert %{state: :disconnected, reason: %Frame{}, connections: 0} = status
+      assert %{state: :disconnected, error: %{frame: %Frame{}}, connections: 0} = status
       {peer, _connect} = accept(listener)
       reply(peer, :error, [{"message", "already connected"}])
-      assert %Frame{command: :error} = failure(client)
+      assert failure(client) == :refused
       assert Client.status(client).failures == 2
     end
 
@@ -721,10 +763,18 @@ defmodule Barytherium.ClientTest do
       [message] = messages(client, peer, id, ["1"])
       reply(peer, :error, [{"message", "enough"}])
       assert_receive {:barytherium, :client, {{:error, %Frame{}}, ^client}}
-      assert Client.publish(client, "/a", "") == {:error, :disconnected}
-      assert Client.publish(client, "/a", "", receipt: false) == {:error, :disconnected}
-      assert Client.ack(client, message) == {:error, :stale}
-      assert {:error, :disconnected} = Client.transaction(client, fn _ -> :ok end)
+
+      assert Client.publish(client, "/a", "") ==
+               {:error, %Barytherium.Error{reason: :disconnected}}
+
+      assert Client.publish(client, "/a", "", receipt: false) ==
+               {:error, %Barytherium.Error{reason: :disconnected}}
+
+      assert Client.ack(client, message) == {:error, %Barytherium.Error{reason: :stale}}
+
+      assert {:error, %Barytherium.Error{reason: :disconnected}} =
+               Client.transaction(client, fn _ -> :ok end)
+
       expect(peer, :disconnect)
       assert_silent(peer)
     end
@@ -735,7 +785,10 @@ defmodule Barytherium.ClientTest do
       expect(peer, :begin)
       confirm(peer, :commit)
       {:ok, transaction} = Task.await(transacting)
-      assert Client.publish(transaction, "/a", "") == {:error, :transaction_over}
+
+      assert Client.publish(transaction, "/a", "") ==
+               {:error, %Barytherium.Error{reason: :transaction_over}}
+
       assert_silent(peer)
     end
 
@@ -801,7 +854,7 @@ defmodule Barytherium.ClientTest do
   test "status and stats tell of the connection" do
     {client, peer, _listener} = connected([], [{"version", "1.1"}, {"server", "Test/1"}])
     status = Client.status(client)
-    assert %{state: :connected, version: "1.1", server: "Test/1", reason: nil} = status
+    assert %{state: :connected, version: "1.1", server: "Test/1", error: nil} = status
     assert status.endpoint =~ ~r{^stomp://127.0.0.1:\d+$}
     assert %{frames: 1, frames_written: 1} = Client.stats(client)
     Peer.close(peer)
@@ -831,7 +884,10 @@ defmodule Barytherium.ClientTest do
       # This one was sent before the broker read UNSUBSCRIBE.
       message(peer, auto, "last")
       assert_receive {:barytherium, :messages, {[%Frame{body: "last"}], _subscription}}
-      assert Client.publish(client, "/queue/a", "") == {:error, :disconnected}
+
+      assert Client.publish(client, "/queue/a", "") ==
+               {:error, %Barytherium.Error{reason: :disconnected}}
+
       reply(peer, :receipt, [{"receipt-id", unsubscribe["receipt"]}])
       assert Client.ack(client, message) == :ok
       expect(peer, :ack)
@@ -846,7 +902,7 @@ defmodule Barytherium.ClientTest do
     test "gives up after its time-out" do
       {client, _peer, _listener} = connected()
       monitor = Process.monitor(client)
-      assert Client.close(client, 100) == {:error, :timeout}
+      assert Client.close(client, 100) == {:error, %Barytherium.Error{reason: :timeout}}
       assert_receive {:DOWN, ^monitor, :process, ^client, :normal}
     end
 

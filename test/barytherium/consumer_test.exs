@@ -197,7 +197,7 @@ defmodule Barytherium.ConsumerTest do
       assert log =~ "** (throw)"
       assert log =~ "** (MatchError)"
       assert log =~ "only_atoms/1"
-      assert log =~ "does not return {:ack | :nack | :noreply, state}"
+      assert log =~ "returned something else"
       for body <- ["secret", "\"match", "\"argument"], do: refute(log =~ body)
     end
 
@@ -310,12 +310,59 @@ defmodule Barytherium.ConsumerTest do
     end
   end
 
+  describe "results" do
+    defmodule Results do
+      use Barytherium.Consumer, subscribe: "/queue/a"
+
+      @impl true
+      def handle_batch(frames, state) do
+        {for(%{body: body} <- frames, do: result(body)), state}
+      end
+
+      defp result("nack"), do: {:nack, [{"requeue", "false"}]}
+      defp result(body), do: String.to_existing_atom(body)
+    end
+
+    test "of a batch may differ for each message" do
+      {consumer, peer, id, _listener} = started(Results)
+      Peer.send(peer, Enum.map_join(["ack", "nack", "noreply", "ack"], &bytes(id, &1)))
+      assert {%{"id" => "a-ack"}, ""} = expect(peer, :ack)
+      assert {%{"id" => "a-nack", "requeue" => "false"}, ""} = expect(peer, :nack)
+      assert {%{"id" => "a-ack"}, ""} = expect(peer, :ack)
+      stop(consumer, peer)
+    end
+
+    defmodule Refusing do
+      use Barytherium.Consumer, subscribe: "/queue/a"
+
+      @impl true
+      def handle_message(%{body: "bad"}, state), do: {:nack, [{"id", "1"}], state}
+      def handle_message(_frame, state), do: {:nack, [{"requeue", "false"}], state}
+    end
+
+    test "may have headers for a NACK, which are checked" do
+      {consumer, peer, id, _listener} = started(Refusing, nack_headers: [{"requeue", "true"}])
+      message(peer, id, "1")
+      assert {%{"id" => "a-1", "requeue" => "false"}, ""} = expect(peer, :nack)
+
+      log =
+        capture_log(fn ->
+          message(peer, id, "bad")
+          message(peer, id, "2")
+          assert {%{"id" => "a-2"}, ""} = expect(peer, :nack)
+        end)
+
+      assert log =~ "is set by the client"
+      stop(consumer, peer)
+    end
+  end
+
   describe "the connection" do
     test "is made again, and the callbacks are told" do
       {_consumer, peer, _id, listener} = started()
       assert_receive {:connected, _info}
       Peer.close(peer)
-      assert_receive {:disconnected, :closed}
+      assert_receive {:disconnected, %Barytherium.Error{reason: :closed}}
       peer = accept_connected(listener)
       confirm(peer, :subscribe)
       assert_receive {:connected, _info}
@@ -328,11 +375,11 @@ defmodule Barytherium.ConsumerTest do
       {peer, _connect} = accept(listener)
       reply(peer, :error, [{"message", "Bad CONNECT"}])
       assert_receive {:error, %Frame{command: :error}}
-      assert_receive {:disconnected, %Frame{command: :error}}
+      assert_receive {:disconnected, %Barytherium.Error{reason: :refused}}
       accept(listener)
-      assert_receive {:disconnected, :timeout}
+      assert_receive {:disconnected, %Barytherium.Error{reason: :timeout}}
       Peer.close(listener)
-      assert_receive {:disconnected, :econnrefused}
+      assert_receive {:disconnected, %Barytherium.Error{reason: :econnrefused}}
     end
 
     test "whose subscription is refused is told, and tried again" do
@@ -344,7 +391,7 @@ defmodule Barytherium.ConsumerTest do
       reply(peer, :error, [{"message", "access_refused"}])
       assert_receive {:error, %Frame{command: :error}}
       disconnect(peer)
-      assert_receive {:disconnected, %Frame{command: :error}}
+      assert_receive {:disconnected, %Barytherium.Error{reason: :refused}}
       peer = accept_connected(listener)
       confirm(peer, :subscribe)
     end
@@ -362,7 +409,7 @@ defmodule Barytherium.ConsumerTest do
         for body <- ["2", "3"], do: message(peer, id, body)
         Peer.close(peer)
         [client] = Consumer.clients(consumer)
-        eventually(fn -> Client.status(client).reason == :closed end)
+        eventually(fn -> match?(%{error: %{reason: :closed}}, Client.status(client)) end)
         send(worker, :go)
         peer = accept_connected(listener)
         confirm(peer, :subscribe)

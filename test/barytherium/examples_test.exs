@@ -46,14 +46,14 @@ defmodule Barytherium.ExamplesTest do
 
       Peer.close(listener)
       Peer.close(peer)
-      lines_until(example, "not connected: :closed")
+      lines_until(example, "not connected: the connection was closed (closed)")
       start_supervised!({TestBroker, port: port, rate: 10, body: "second"})
       lines_until(example, "connected to stomp://localhost:#{port}")
       lines_until(example, "order second")
 
       stop_supervised!(TestBroker)
-      lines_until(example, "not connected: :closed")
-      lines_until(example, "not connected: :econnrefused")
+      lines_until(example, "not connected: the connection was closed (closed)")
+      lines_until(example, "not connected: connection refused (econnrefused)")
       feed("supervised_consumer", build, port)
       lines_until(example, ~r/order \d+/)
     end
@@ -158,7 +158,11 @@ defmodule Barytherium.ExamplesTest do
       for body <- ~w(1 2), do: assert({_headers, ^body} = confirm(peer, :send))
       for body <- ~w(3 4 5), do: assert({_headers, ^body} = expect(peer, :send))
       Peer.close(peer)
-      lines_until(example, "3 messages are not confirmed (:unconfirmed).")
+
+      lines_until(
+        example,
+        "3 messages are not confirmed: the connection ended before the broker's answer (unconfirmed)"
+      )
 
       peer = accept_connected(listener)
       for body <- ~w(3 4 5), do: assert({_headers, ^body} = confirm(peer, :send))

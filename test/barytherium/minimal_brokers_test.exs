@@ -109,8 +109,12 @@ defmodule Barytherium.MinimalBrokersTest do
       {:ok, _subscription} = Task.await(subscribing)
       reply(peer, :message, [{"subscription", id}, {"message-id", "1"}], "x")
       assert {["x"], message, _subscription} = messages()
-      assert Client.ack(client, message) == {:error, :unacknowledgeable}
-      assert Client.nack(client, message) == {:error, :unacknowledgeable}
+
+      assert Client.ack(client, message) ==
+               {:error, %Barytherium.Error{reason: :unacknowledgeable}}
+
+      assert Client.nack(client, message) ==
+               {:error, %Barytherium.Error{reason: :unacknowledgeable}}
     end
 
     test "are logged once by a consumer" do

@@ -131,7 +131,7 @@ defmodule Barytherium.TailTest do
     {listener, url} = broker()
     Peer.close(listener)
 
-    assert {1, "", "Error: cannot connect: econnrefused\n"} =
+    assert {1, "", "Error: cannot connect: connection refused (econnrefused)\n"} =
              Task.await(tail([url <> "/queue/a"]))
   end
 
@@ -197,7 +197,9 @@ defmodule Barytherium.TailTest do
     tail = tail([url])
     {:ok, socket} = :ssl.transport_accept(listener)
     assert {:error, _alert} = :ssl.handshake(socket, 5_000)
-    assert {1, "", "Error: cannot connect: unknown_ca\n"} = Task.await(tail)
+
+    assert {1, "", "Error: cannot connect: the connection failed (unknown_ca)\n"} =
+             Task.await(tail)
 
     for args <- [["--cacertfile", cacertfile], ["--insecure"]] do
       tail = tail([url, "--count", "1" | args])

@@ -127,9 +127,15 @@ defmodule Barytherium.TelemetryTest do
       assert %{client: ^client, result: :ok, messages: [headers]} = metadata
       assert trace in headers and {"destination", "/a"} in headers
       messages = [{"/a", "1"}, {"/a", "23"}]
-      assert {:error, :timeout, ^messages} = Client.publish_many(client, messages, timeout: 20)
+
+      assert {:error, %Barytherium.Error{reason: :timeout}, ^messages} =
+               Client.publish_many(client, messages, timeout: 20)
+
       assert_receive {[:barytherium, :client, :publish], %{count: 2, bytes: 3}, metadata}
-      assert %{result: {:error, :timeout}, messages: [_, _]} = metadata
+
+      assert %{result: {:error, %Barytherium.Error{reason: :timeout}}, messages: [_, _]} =
+               metadata
+
       for _message <- messages, do: expect(peer, :send)
       reply(peer, :error, [{"message", "no"}])
       assert_receive {[:barytherium, :client, :error], _none, %{frame: %Frame{command: :error}}}
@@ -138,14 +144,14 @@ defmodule Barytherium.TelemetryTest do
       assert_receive {[:barytherium, :client, :disconnected], %{duration: _},
                       %{client: ^client} = metadata}
 
-      assert %{reason: %Frame{command: :error}, failures: 0} = metadata
+      assert %{error: %{frame: %Frame{command: :error}}, failures: 0} = metadata
       Peer.close(listener)
 
       assert_receive {[:barytherium, :client, :connection_failure], %{duration: _},
                       %{client: ^client} = metadata}
 
       assert metadata.failures == 1
-      assert metadata.reason in [:econnrefused, :closed]
+      assert metadata.error.reason in [:econnrefused, :closed]
     end
   end
 

@@ -198,7 +198,10 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
     test "a subscription that the broker refuses is told", %{broker: broker} do
       {destination, opts} = @refused
       client = publisher(broker)
-      assert {:error, %Frame{command: :error}} = Client.subscribe(client, destination, opts)
+
+      assert {:error, %Barytherium.Error{reason: :refused}} =
+               Client.subscribe(client, destination, opts)
+
       own = [subscribe: @refused, init_arg: {self(), :ack}]
       {:ok, consumer} = Handler.start_link(own ++ opts(broker))
       assert_receive {:error, %Frame{command: :error}}, 10_000
@@ -251,7 +254,7 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
       {:ok, consumer} = Handler.start_link([backoff: {50, 200}] ++ own)
       assert_receive {:connected, _client}, 10_000
       FaultProxy.set(proxy, :stall)
-      assert_receive {:disconnected, :timeout}, 10_000
+      assert_receive {:disconnected, %Barytherium.Error{reason: :timeout}}, 10_000
       Supervisor.stop(consumer)
     end
 
@@ -264,9 +267,12 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
       assert Client.publish(publisher, queue, "before") == :ok
       assert bodies(handled(1)) == ["before"]
       Broker.kill(broker)
-      assert_receive {:disconnected, :closed}, 10_000
-      assert_receive {:disconnected, :econnrefused}, 10_000
-      assert Client.publish(publisher, queue, "") == {:error, :disconnected}
+      assert_receive {:disconnected, %Barytherium.Error{reason: :closed}}, 10_000
+      assert_receive {:disconnected, %Barytherium.Error{reason: :econnrefused}}, 10_000
+
+      assert Client.publish(publisher, queue, "") ==
+               {:error, %Barytherium.Error{reason: :disconnected}}
+
       broker = Broker.start_again!(broker)
       on_exit(fn -> Broker.stop(broker) end)
       assert_receive {:connected, _client}, 20_000

@@ -134,7 +134,7 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
         {:ok, subscription} = Client.subscribe(client, destination, prefetch: 10)
         assert_receive {:barytherium, :messages, {[_ | _] = frames, _subscription}}
         # The others of an earlier subscription may have come.
-        assert Client.ack(client, frames) in [:ok, {:error, :stale}]
+        assert Client.ack(client, frames) in [:ok, {:error, %Barytherium.Error{reason: :stale}}]
         assert Client.unsubscribe(client, subscription) == :ok
         assert Client.publish(client, destination, "after") == :ok
       end
@@ -152,7 +152,7 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
         [message | _] = messages(client, 4)
         assert Client.ack(client, message) == :ok
         assert Client.unsubscribe(client, subscription) == :ok
-        assert Client.ack(client, message) == {:error, :stale}
+        assert Client.ack(client, message) == {:error, %Barytherium.Error{reason: :stale}}
         other = start_supervised!({Client, url: url}, id: :other)
         :ok = Client.publish(other, destination, "5", wait: true)
         {:ok, _subscription} = Client.subscribe(other, destination, ack: :auto)

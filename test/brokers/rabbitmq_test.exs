@@ -44,9 +44,9 @@ defmodule Barytherium.RabbitMQTest do
       {:ok, client} = Barytherium.Client.start_link(url: url, listener: self())
 
       assert_receive {:barytherium, :client,
-                      {{:connection_failure, %Frame{command: :error}}, ^client}}
+                      {{:connection_failure, %Barytherium.Error{reason: :refused}}, ^client}}
 
-      assert %{reason: %Frame{}} = Barytherium.Client.status(client)
+      assert %{error: %{frame: %Frame{}}} = Barytherium.Client.status(client)
       assert Barytherium.Client.close(client) == :ok
     end
   end

@@ -20,8 +20,8 @@ defmodule Publisher do
   def publish(messages, 0), do: {:error, messages}
 
   def publish(messages, attempts) do
-    with {:error, reason, left} <- Client.publish_many(Publisher.Client, messages, wait: true) do
-      IO.puts("#{length(left)} messages are not confirmed (#{inspect(reason)}).")
+    with {:error, error, left} <- Client.publish_many(Publisher.Client, messages, wait: true) do
+      IO.puts("#{length(left)} messages are not confirmed: #{Exception.message(error)}")
       publish(left, attempts - 1)
     end
   end

@@ -106,7 +106,7 @@ defmodule Barytherium.Client.Connecting do
     {:next_state, :connected, Enum.reduce(waiting, data, &stop_waiting/2)}
   end
 
-  defp stop_waiting({_number, {{pid, _tag} = from, action, timer}}, data) do
+  defp stop_waiting({_number, %{from: {pid, _tag} = from, action: action, timer: timer}}, data) do
     Process.cancel_timer(timer)
     # Nobody would hear of it.
     if node(pid) == node() and not Process.alive?(pid),
@@ -143,16 +143,26 @@ defmodule Barytherium.Client.Connecting do
   defp go_on(lasted, data) do
     lived = System.convert_time_unit(lasted || 0, :native, :millisecond)
     {wait, backoff} = data.backoff |> Backoff.lived(lived) |> Backoff.next()
+    disconnected(wait, %{reset(data) | backoff: backoff})
+  end
 
-    {:next_state, :disconnected, %{reset(data) | backoff: backoff},
-     {:state_timeout, wait, :connect}}
+  defp disconnected(wait, data) do
+    {waiting, impatient} = Enum.split_with(data.waiting, fn {_number, call} -> call.patient end)
+
+    for {_number, %{from: from, action: action, timer: timer}} <- impatient do
+      Process.cancel_timer(timer)
+      Exchange.refuse(action, from, data)
+    end
+
+    data = %{data | waiting: Map.new(waiting)}
+    {:next_state, :disconnected, data, {:state_timeout, wait, :connect}}
   end
 
   @doc "Waits until the process with the callbacks is started again."
   @spec wait(map()) :: :gen_statem.event_handler_result(atom())
   def wait(data) do
     {wait, handlers} = Handlers.pause(data.handlers)
-    {:next_state, :disconnected, %{data | handlers: handlers}, {:state_timeout, wait, :connect}}
+    disconnected(wait, %{data | handlers: handlers})
   end
 
   @doc "Gives up everything that belongs to the connection."

@@ -6,7 +6,7 @@ defmodule Barytherium.Client.Events do
   require Logger
 
   alias Barytherium.Client.{Endpoint, Handlers, Options}
-  alias Barytherium.{Frame, Telemetry}
+  alias Barytherium.{Error, Frame, Telemetry}
 
   @spec connected(Frame.t(), map()) :: :ok
   def connected(%Frame{headers: headers}, %{session: session, endpoint: endpoint} = data) do
@@ -24,27 +24,27 @@ defmodule Barytherium.Client.Events do
 
   @spec disconnected(atom() | Frame.t(), integer(), map()) :: :ok
   def disconnected(reason, lasted, data) do
-    Logger.warning("Barytherium lost #{Endpoint.to_string(data.endpoint)}: #{describe(reason)}")
+    Logger.warning("Barytherium lost #{Endpoint.to_string(data.endpoint)}: #{message(reason)}")
     Telemetry.client(:disconnected, %{duration: lasted}, metadata(reason, data))
-    notify({:disconnected, reason}, data)
+    notify({:disconnected, Error.new(reason)}, data)
   end
 
   @doc "The connection was closed as `Barytherium.Client.close/2` asked."
   @spec closed(atom(), integer(), map()) :: :ok
   def closed(reason, lasted, data) do
     Telemetry.client(:disconnected, %{duration: lasted}, metadata(reason, data))
-    to_listener({:disconnected, reason}, data)
+    to_listener({:disconnected, Error.new(reason)}, data)
   end
 
   @spec connection_failure(atom() | Frame.t(), map()) :: :ok
   def connection_failure(reason, data) do
     Logger.warning(
-      "Barytherium has no connection to #{Endpoint.to_string(data.endpoint)}: #{describe(reason)}"
+      "Barytherium has no connection to #{Endpoint.to_string(data.endpoint)}: #{message(reason)}"
     )
 
     duration = System.monotonic_time() - data.started
     Telemetry.client(:connection_failure, %{duration: duration}, metadata(reason, data))
-    notify({:connection_failure, reason}, data)
+    notify({:connection_failure, Error.new(reason)}, data)
   end
 
   @doc "A server of STOMP 1.0 does not say which subscription a message is for."
@@ -77,7 +77,7 @@ defmodule Barytherium.Client.Events do
   def error(frame, data) do
     # That a connection was refused is logged by its network process.
     if data.session,
-      do: Logger.error("#{Endpoint.to_string(data.endpoint)} says: #{describe(frame)}")
+      do: Logger.error("#{Endpoint.to_string(data.endpoint)} #{message(frame)}")
 
     Telemetry.client(:error, %{}, Map.put(metadata(frame, data), :frame, frame))
     notify({:error, frame}, data)
@@ -86,8 +86,12 @@ defmodule Barytherium.Client.Events do
   @doc "A subscription could not be made on a new connection."
   @spec not_renewed(map(), atom() | Frame.t(), map()) :: :ok
   def not_renewed(%{destination: destination}, reason, data) do
-    Logger.error("Barytherium cannot subscribe to #{destination}: #{describe(reason)}")
-    to_listener({:subscription_failed, %{destination: destination, reason: reason}}, data)
+    Logger.error("Barytherium cannot subscribe to #{destination}: #{message(reason)}")
+
+    to_listener(
+      {:subscription_failed, %{destination: destination, error: Error.new(reason)}},
+      data
+    )
   end
 
   # An exception may contain the password. Those of this library do not.
@@ -112,7 +116,7 @@ defmodule Barytherium.Client.Events do
       endpoint: data.endpoint && Endpoint.to_string(data.endpoint),
       version: data.session && data.session.version,
       server: data.session && data.session.server,
-      reason: data.reason,
+      error: data.reason && Error.new(data.reason),
       failures: data.backoff.failures,
       connections: data.connections,
       subscriptions: map_size(data.subscriptions),
@@ -125,7 +129,7 @@ defmodule Barytherium.Client.Events do
     %{
       client: self(),
       endpoint: Endpoint.to_string(data.endpoint),
-      reason: reason,
+      error: reason && Error.new(reason),
       failures: data.backoff.failures
     }
   end
@@ -150,13 +154,5 @@ defmodule Barytherium.Client.Events do
   def brief(reason) when is_atom(reason), do: reason
   def brief(%Frame{}), do: :refused
 
-  defp describe(reason) when is_atom(reason), do: to_string(reason)
-
-  # The body may be long, and repeats what the client sent.
-  defp describe(%Frame{} = frame) do
-    case Frame.header(frame, "message") do
-      nil -> "ERROR"
-      message -> "ERROR " <> inspect(message)
-    end
-  end
+  defp message(reason), do: reason |> Error.new() |> Exception.message()
 end

@@ -76,8 +76,8 @@ defmodule Barytherium.Client.Server do
       transactions: %{},
       connections: 0,
       requests: %Requests{},
-      # Calls that wait for a connection, by the order in which they came:
-      # `{from, action, timer}`.
+      # Calls that wait for a connection, by the order in which they came. Those that are not patient wait
+      # for the present attempts only.
       waiting: %{},
       next_waiting: 1,
       closing: nil
@@ -192,15 +192,15 @@ defmodule Barytherium.Client.Server do
 
   def handle_event({:call, from}, {:write, frames, sender, timeout, wait}, state, data) do
     action = {:write, frames, sender, Deadline.in_ms(timeout)}
-    when_connected(action, from, if(wait, do: timeout), state, data)
+    when_connected(action, from, {timeout, wait}, state, data)
   end
 
   def handle_event({:call, from}, {what, timeout, wait}, state, data)
       when what in [:sender, :session],
-      do: when_connected(what, from, if(wait, do: timeout), state, data)
+      do: when_connected(what, from, {timeout, wait}, state, data)
 
   def handle_event({:call, from}, {{:begin, id}, timeout, wait}, state, data),
-    do: when_connected({:begin, id}, from, if(wait, do: timeout), state, data)
+    do: when_connected({:begin, id}, from, {timeout, wait}, state, data)
 
   def handle_event(:cast, {:commit, id}, _state, data),
     do: {:keep_state, Exchange.commit(id, data)}
@@ -217,7 +217,7 @@ defmodule Barytherium.Client.Server do
       {nil, _waiting} ->
         :keep_state_and_data
 
-      {{from, action, _timer}, waiting} ->
+      {%{from: from, action: action}, waiting} ->
         {:keep_state, Exchange.refuse(action, from, %{data | waiting: waiting})}
     end
   end
@@ -303,7 +303,7 @@ defmodule Barytherium.Client.Server do
   def terminate(_reason, _state, data) do
     Handlers.kill(data.handlers)
     data = Exchange.fail_all(:unconfirmed, data)
-    for {_number, {from, action, _timer}} <- data.waiting, do: Exchange.refuse(action, from, data)
+    for {_number, call} <- data.waiting, do: Exchange.refuse(call.action, call.from, data)
     Connecting.stop_greeter(data)
     Closing.stop_and_wait(data.network)
   end
@@ -317,10 +317,10 @@ defmodule Barytherium.Client.Server do
     |> Map.replace_lazy(:data, &Map.drop(&1, [:waiting, :settings, :handlers]))
   end
 
-  defp not_written(reason) when reason in [:timeout, :unescapable], do: reason
+  defp not_written(:timeout), do: :not_written
+  defp not_written(:unescapable), do: :unescapable
   defp not_written(_connection_has_ended), do: :unconfirmed
 
-  # `wait`: how long to wait for a connection, or nil.
   # When its end is decided, nothing more is written on a connection.
   defp when_connected(action, from, _wait, :connected, %{verdict: nil} = data),
     do: {:keep_state, Exchange.perform(action, from, data)}
@@ -333,10 +333,12 @@ defmodule Barytherium.Client.Server do
       else: {:keep_state, Exchange.refuse(action, from, data)}
   end
 
-  defp when_connected(action, from, wait, state, data) when wait != nil and state != :closing do
+  defp when_connected(action, from, {timeout, patient}, state, data)
+       when state == :connecting or (patient and state != :closing) do
     number = data.next_waiting
-    timer = Process.send_after(self(), {:waiting_timeout, number}, wait)
-    waiting = Map.put(data.waiting, number, {from, action, timer})
+    timer = Process.send_after(self(), {:waiting_timeout, number}, timeout)
+    call = %{from: from, action: action, timer: timer, patient: patient}
+    waiting = Map.put(data.waiting, number, call)
     {:keep_state, %{data | waiting: waiting, next_waiting: number + 1}}
   end
 

@@ -44,7 +44,8 @@ defmodule Barytherium.Client.Session do
           ack: mode(),
           prefetch: :infinity | pos_integer(),
           durable: nil | String.t(),
-          headers: Frame.frame_headers()
+          headers: Frame.frame_headers(),
+          receipt: boolean()
         }
 
   @spec new(pid(), Barytherium.Native.routes(), Frame.t()) :: t()

@@ -4,7 +4,7 @@ defmodule Barytherium.Consumer.Handler do
 
   require Logger
 
-  alias Barytherium.Client.{Acknowledgements, Session}
+  alias Barytherium.Client.{Acknowledgements, Outbound, Session}
   alias Barytherium.Connection.Deadline
   alias Barytherium.{Frame, Telemetry}
   alias Barytherium.Network.Sender
@@ -165,6 +165,9 @@ defmodule Barytherium.Consumer.Handler do
 
   defp note_all(_command, [], handler), do: handler.acks
 
+  defp note_all(commands, messages, handler) when is_list(commands),
+    do: Enum.zip_reduce(commands, messages, handler.acks, &note(&3, &1, &2, handler))
+
   defp note_all(command, messages, %{mode: :client} = handler),
     do: note(handler.acks, command, List.last(messages), handler)
 
@@ -172,6 +175,9 @@ defmodule Barytherium.Consumer.Handler do
     do: Enum.reduce(messages, handler.acks, &note(&2, command, &1, handler))
 
   defp note(acks, :noreply, _message, _handler), do: acks
+
+  defp note(acks, {:nack, headers}, message, handler),
+    do: note(acks, :nack, message, %{handler | nack_headers: headers})
 
   defp note(acks, command, message, %{session: session} = handler) do
     extra = if command == :nack, do: handler.nack_headers, else: []
@@ -224,11 +230,30 @@ defmodule Barytherium.Consumer.Handler do
   defp call(module, callback, argument, state) do
     case apply(module, callback, [argument, state]) do
       {command, _state} = result when command in [:ack, :nack, :noreply] -> result
-      _other -> {:exception, :error, :bad_return_value, []}
+      other -> checked(other, argument)
     end
   catch
     kind, reason -> {:exception, kind, reason, __STACKTRACE__}
   end
+
+  defp checked({:nack, headers, state}, _argument), do: {checked({:nack, headers}), state}
+
+  defp checked({commands, state}, messages) when is_list(commands) and is_list(messages) do
+    if length(commands) == length(messages) and :bad not in Enum.map(commands, &checked/1),
+      do: {commands, state},
+      else: {:exception, :error, :bad_return_value, []}
+  end
+
+  defp checked(_other, _argument), do: {:exception, :error, :bad_return_value, []}
+
+  defp checked(command) when command in [:ack, :nack, :noreply], do: command
+
+  defp checked({:nack, headers} = command) do
+    Outbound.check_headers!(:nack, headers)
+    command
+  end
+
+  defp checked(_other), do: :bad
 
   # Refuses the messages, or leaves them unacknowledged, and goes on with the others.
   defp failed({:exception, kind, reason, stacktrace}, failed, messages, handler) do
@@ -312,7 +337,7 @@ defmodule Barytherium.Consumer.Handler do
   defp normalize(kind, reason), do: Exception.normalize(kind, reason)
 
   defp describe(:error, :bad_return_value),
-    do: "a callback does not return {:ack | :nack | :noreply, state}"
+    do: "a callback returned something else than Barytherium.Consumer says"
 
   defp describe(:error, %{__exception__: true} = exception) do
     if exception |> Map.keys() |> Enum.sort() == [:__exception__, :__struct__, :message],

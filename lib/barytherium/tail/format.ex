@@ -4,7 +4,8 @@ defmodule Barytherium.Tail.Format do
   # bytes of the body.
 
   alias Barytherium.Frame
-  alias Barytherium.Tail.{Body, Hexdump, Json, Text}
+  alias Barytherium.Tail.{Body, Hexdump, Json}
+  alias Barytherium.Text
 
   # Bytes of text, or of a binary, that are shown of a body unless all is.
   @shown_text 4096

@@ -2,7 +2,7 @@ defmodule Barytherium.Tail.Hexdump do
   @moduledoc false
   # Shows bytes as `xxd` does: the offset, eight pairs, and the printable characters.
 
-  alias Barytherium.Tail.Text
+  alias Barytherium.Text
 
   @columns 16
   # Eight groups of four digits, and the spaces between them.

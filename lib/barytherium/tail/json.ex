@@ -6,7 +6,7 @@ defmodule Barytherium.Tail.Json do
   # The stack holds the kind of each container that is open, so nothing but memory limits a text's length;
   # see @deepest for its depth.
 
-  alias Barytherium.Tail.Text
+  alias Barytherium.Text
 
   # A line is indented by its depth, so the result could grow with the square of a text that only nests.
   @deepest 100

@@ -3,7 +3,8 @@ defmodule Barytherium.Tail.Options do
   # The command line.
 
   alias Barytherium.Client.Outbound
-  alias Barytherium.Tail.{Target, Text}
+  alias Barytherium.Tail.Target
+  alias Barytherium.Text
 
   @formats %{"pretty" => :pretty, "json" => :json, "raw" => :raw}
 

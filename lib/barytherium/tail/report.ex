@@ -2,27 +2,6 @@ defmodule Barytherium.Tail.Report do
   @moduledoc false
   # Sentences about what happens and what came.
 
-  alias Barytherium.Frame
-
-  # Bytes of an ERROR frame's texts. Some brokers send a stack trace.
-  @shown 500
-
-  @doc "Why a connection ended, or could not be made."
-  @spec reason(atom() | Frame.t()) :: String.t()
-  def reason(:parse_error), do: "the peer does not speak STOMP (parse_error)"
-  def reason(:closed), do: "the connection was closed (closed)"
-  def reason(:timeout), do: "no answer in time (timeout)"
-  def reason(:disconnected), do: "the connection has ended (disconnected)"
-  def reason(:unconfirmed), do: "the connection ended before the broker's answer (unconfirmed)"
-  def reason(reason) when is_atom(reason), do: to_string(reason)
-
-  def reason(%Frame{} = frame) do
-    message = Frame.header(frame, "message", "")
-    first_line = frame.body |> String.split("\n", parts: 2) |> hd()
-    said = Enum.reject([message, first_line], &(String.trim(&1) == "")) |> Enum.uniq()
-    "the broker says: #{said |> Enum.join(": ") |> binary_slice(0, @shown)}"
-  end
-
   @doc "How many messages and bytes came, and how fast."
   @spec counts(non_neg_integer(), non_neg_integer(), milliseconds :: pos_integer()) :: String.t()
   def counts(messages, bytes, milliseconds) do

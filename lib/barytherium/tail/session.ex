@@ -5,8 +5,9 @@ defmodule Barytherium.Tail.Session do
   # connects again by itself.
   use GenServer, restart: :temporary
 
-  alias Barytherium.{Client, TestBroker}
-  alias Barytherium.Tail.{Format, Options, Output, Report, Terminal, Text}
+  alias Barytherium.{Client, Error, TestBroker}
+  alias Barytherium.Tail.{Format, Options, Output, Report, Terminal}
+  alias Barytherium.Text
 
   @second 1_000
 
@@ -135,7 +136,7 @@ defmodule Barytherium.Tail.Session do
 
     with :ok <- save(state.file, frames, time),
          {:ok, output} <- Output.messages(state.output, frames, time) do
-      # `{:error, :stale}`: the connection has ended, and the broker will deliver them again.
+      # If it is stale, the connection has ended, and the broker will deliver them again.
       if state.options.ack, do: Client.ack(state.client, frames)
       {:ok, %{state | output: output, bytes: bytes, messages: state.messages + length(frames)}}
     end
@@ -156,19 +157,20 @@ defmodule Barytherium.Tail.Session do
 
   defp event({:connected, _info}, state), do: {:noreply, notice(state, "Connected again")}
 
-  defp event({:connection_failure, reason}, %{subscriptions: []} = state),
-    do: fail("cannot connect: " <> Report.reason(reason), state)
+  defp event({:connection_failure, error}, %{subscriptions: []} = state),
+    do: fail("cannot connect: " <> Exception.message(error), state)
 
-  defp event({:connection_failure, reason}, state),
-    do: {:noreply, notice(state, "Cannot connect: #{Report.reason(reason)}. Trying again")}
+  defp event({:connection_failure, error}, state),
+    do: {:noreply, notice(state, "Cannot connect: #{Exception.message(error)}. Trying again")}
 
-  defp event({:disconnected, reason}, %{subscriptions: []} = state),
-    do: fail("disconnected: " <> Report.reason(reason), state)
+  defp event({:disconnected, error}, %{subscriptions: []} = state),
+    do: fail("disconnected: " <> Exception.message(error), state)
 
-  defp event({:disconnected, reason}, state),
-    do: {:noreply, notice(state, "Disconnected: #{Report.reason(reason)}. Connecting again")}
+  defp event({:disconnected, error}, state),
+    do: {:noreply, notice(state, "Disconnected: #{Exception.message(error)}. Connecting again")}
 
-  defp event({:error, frame}, state), do: {:noreply, notice(state, Report.reason(frame))}
+  defp event({:error, frame}, state),
+    do: {:noreply, notice(state, Exception.message(Error.new(frame)))}
 
   defp subscribe([], state) do
     Process.send_after(self(), :second, @second)
@@ -183,8 +185,8 @@ defmodule Barytherium.Tail.Session do
       {:ok, number} ->
         subscribe(others, %{state | subscriptions: [number | state.subscriptions]})
 
-      {:error, reason} ->
-        fail("cannot subscribe to #{destination}: #{Report.reason(reason)}", state)
+      {:error, error} ->
+        fail("cannot subscribe to #{destination}: #{Exception.message(error)}", state)
     end
   end
 

@@ -97,8 +97,7 @@ defmodule Barytherium.Network.ServersTest do
     ClientCase.confirm(peer, :send)
     assert Task.await(publishing) == :ok
     assert %{connections: 1} = Client.status(client)
-    reason = :unsupported_version
-    event = {:connection_failure, reason}
+    event = {:connection_failure, Barytherium.Error.new(:unsupported_version)}
     assert_receive {:barytherium, :client, {^event, ^client}}
   end
 

@@ -2,7 +2,8 @@ defmodule Barytherium.Tail.FormatTest do
   use ExUnit.Case, async: true
 
   alias Barytherium.Frame
-  alias Barytherium.Tail.{Format, Text}
+  alias Barytherium.Tail.Format
+  alias Barytherium.Text
 
   @time ~U[2024-05-06 07:08:09.012345Z]
   @plain %{all: false, colors: false}

@@ -1,7 +1,6 @@
 defmodule Barytherium.Tail.ReportTest do
   use ExUnit.Case, async: true
 
-  alias Barytherium.Frame
   alias Barytherium.Tail.Report
 
   test "counts and rates" do
@@ -13,15 +12,5 @@ defmodule Barytherium.Tail.ReportTest do
 
     assert Report.rate(0, 0, 1) == "0 messages/s, 0 B/s"
     assert Report.rate(999, 1_500, 1_000) == "999 messages/s, 1.5 kB/s"
-  end
-
-  test "reasons" do
-    assert Report.reason(:econnrefused) == "econnrefused"
-    assert Report.reason(:closed) =~ "closed"
-    error = &%Frame{command: :error, headers: &1, body: &2}
-    assert Report.reason(error.([{"message", "no"}], "")) == "the broker says: no"
-    assert Report.reason(error.([{"message", "no"}], "no\nmore")) == "the broker says: no"
-    assert Report.reason(error.([], "why\nstack trace")) == "the broker says: why"
-    assert byte_size(Report.reason(error.([], String.duplicate("x", 5_000)))) < 600
   end
 end

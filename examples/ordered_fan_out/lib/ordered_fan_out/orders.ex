@@ -49,9 +49,12 @@ defmodule OrderedFanOut.Orders do
 
   defp acknowledge({:finished, frame}, client) do
     case Client.ack(client, frame) do
-      :ok -> IO.puts("acknowledged up to: #{frame.body}")
+      :ok ->
+        IO.puts("acknowledged up to: #{frame.body}")
+
       # The connection that it came on has ended.
-      {:error, :stale} -> IO.puts("will be delivered again: #{frame.body}")
+      {:error, %Barytherium.Error{reason: :stale}} ->
+        IO.puts("will be delivered again: #{frame.body}")
     end
   end
 end

@@ -16,8 +16,8 @@ defmodule SupervisedConsumer.Orders do
 
   # The consumer connects again by itself.
   @impl true
-  def handle_disconnected(reason, state) do
-    IO.puts("not connected: #{inspect(reason)}")
+  def handle_disconnected(error, state) do
+    IO.puts("not connected: #{Exception.message(error)}")
     {:ok, state}
   end
 end

@@ -54,8 +54,8 @@ defmodule OffBroadway.Barytherium.Acknowledger do
     case write(action, client, frames) do
       :ok -> :ok
       # The broker delivers these again.
-      {:error, :stale} -> :ok
-      {:error, reason} -> Logger.warning("messages were not acknowledged: #{reason}")
+      {:error, %Barytherium.Error{reason: :stale}} -> :ok
+      {:error, error} -> Logger.warning("messages were not acknowledged: #{Exception.message(error)}")
     end
   rescue
     # The broker has left out the header to acknowledge by.

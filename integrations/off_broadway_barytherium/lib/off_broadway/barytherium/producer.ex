@@ -106,7 +106,7 @@ defmodule OffBroadway.Barytherium.Producer do
 
   # The broker delivers what was not acknowledged again.
   def handle_info(
-        {:barytherium, :client, {{:disconnected, _reason}, _client}},
+        {:barytherium, :client, {{:disconnected, _error}, _client}},
         %{acknowledger: ack_data} = state
       )
       when ack_data != nil,

@@ -1,6 +1,6 @@
-defmodule Barytherium.Tail.Text do
+defmodule Barytherium.Text do
   @moduledoc false
-  # Makes text from a peer harmless for a terminal. Control characters could move the cursor, change the
+  # Makes text from a peer harmless for a terminal or a log. Control characters could move the cursor, change the
   # window's title or make text look like something else, so they are shown as escapes.
 
   @doc "For one line: line ends and tabs are escaped too."

@@ -1,7 +1,7 @@
-defmodule Barytherium.Tail.TextTest do
+defmodule Barytherium.TextTest do
   use ExUnit.Case, async: true
 
-  alias Barytherium.Tail.Text
+  alias Barytherium.Text
 
   test "control characters are shown as escapes" do
     assert Text.line("a\e[2Jb\0\x7F") == "a\\x1b[2Jb\\x00\\x7f"

@@ -24,7 +24,8 @@ defmodule Chaos do
   end
 
   @publishers 4
-  @consumers 4
+  @consumers 2
+  @subscribers 3
   @batch 20
   # The most seconds that it may take until everything is handled after the last fault.
   @patience 60
@@ -118,10 +119,49 @@ defmodule Chaos do
       for n <- 1..@publishers,
           do: {Client, opts ++ [name: :"publisher#{n}", backoff: {10, 200}]}
 
-    [
-      {Handler, opts ++ [init_arg: handled, concurrency: @consumers, shutdown: 5_000]}
-      | publishers
-    ]
+    consumer = [init_arg: handled, concurrency: @consumers, shutdown: 5_000]
+
+    consumers =
+      for handlers <- [1, 3],
+          do: {Handler, opts ++ consumer ++ [name: :"handlers#{handlers}", handlers: handlers]}
+
+    # They use the publishers' clients, and end all the time.
+    subscribers =
+      for n <- 1..@subscribers do
+        start = {Task, :start_link, [__MODULE__, :subscribe, [:"publisher#{n}", handled]]}
+        %{id: {:subscriber, n}, start: start, restart: :permanent}
+      end
+
+    publishers ++ consumers ++ subscribers
+  end
+
+  def subscribe(client, handled) do
+    opts = [ack: Enum.random([:client, :client_individual]), prefetch: 10]
+
+    case Client.subscribe(client, "/queue/chaos", opts) do
+      {:ok, subscription} ->
+        Process.send_after(self(), :over, :rand.uniform(300))
+        take(client, subscription, handled)
+
+      {:error, _error} ->
+        Process.sleep(50)
+    end
+  catch
+    # The client was killed.
+    :exit, _reason -> Process.sleep(50)
+  end
+
+  defp take(client, subscription, handled) do
+    receive do
+      {:barytherium, :messages, {frames, ^subscription}} ->
+        for frame <- frames, do: :ets.insert(handled, {frame.body})
+        # Some are left for others.
+        if :rand.uniform(5) > 1, do: Client.ack(client, frames)
+        take(client, subscription, handled)
+
+      :over ->
+        if :rand.uniform(2) == 1, do: Client.unsubscribe(client, subscription)
+    end
   end
 
   # Unique messages, until there are no more faults. What is not confirmed is left alone.

@@ -21,6 +21,9 @@ defmodule Barytherium.Consumer do
   and never waits for a callback. So a callback may also publish with a receipt through that client, which is
   in the `info` of `c:handle_connected/2`.
 
+  Callbacks that wait for something else, a database for example, can run in parallel: `handlers: n` has n
+  processes for the messages of one connection, `concurrency: n` has n connections.
+
   ## Handling messages
 
   `c:handle_message/2` handles one message, or `c:handle_batch/2` all that have arrived together, at

@@ -134,15 +134,17 @@ defmodule Barytherium.QueueBroker do
   @impl true
   def handle_info({:DOWN, _monitor, :process, pid, _reason}, state) do
     {%{unacked: unacked}, connections} = Map.pop!(state.connections, pid)
-    state = %{state | connections: connections}
+    {:noreply, requeue(unacked, %{state | connections: connections})}
+  end
 
+  # To others, the oldest first.
+  defp requeue(unacked, state) do
     state =
       Enum.reduce(unacked, state, fn {_id, destination, body, _subscription}, state ->
         update_in(state.queues[destination], &[{body, true} | &1 || []])
       end)
 
-    {:noreply,
-     unacked |> Enum.map(&elem(&1, 1)) |> Enum.uniq() |> Enum.reduce(state, &dispatch/2)}
+    unacked |> Enum.map(&elem(&1, 1)) |> Enum.uniq() |> Enum.reduce(state, &dispatch/2)
   end
 
   defp frame(%Frame{command: command, headers: headers, body: body}, pid, state) do
@@ -179,9 +181,14 @@ defmodule Barytherium.QueueBroker do
   end
 
   defp frame(:unsubscribe, %{"id" => id}, _body, pid, state) do
-    if is_map_key(state.connections[pid].subscriptions, id),
-      do: elem(pop_in(state.connections[pid].subscriptions[id]), 1),
-      else: violation({:unsubscribe, id}, state)
+    case pop_in(state.connections[pid].subscriptions[id]) do
+      {nil, state} ->
+        violation({:unsubscribe, id}, state)
+
+      {_subscription, state} ->
+        {given_back, kept} = Enum.split_with(state.connections[pid].unacked, &(elem(&1, 3) == id))
+        requeue(given_back, put_in(state.connections[pid].unacked, kept))
+    end
   end
 
   defp frame(command, headers, _body, pid, state) when command in [:ack, :nack] do

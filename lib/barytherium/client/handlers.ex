@@ -4,7 +4,7 @@ defmodule Barytherium.Client.Handlers do
   # of connections, and never waits for it. `nil` stands for a client without a consumer.
 
   alias Barytherium.Client.{Backoff, Session}
-  alias Barytherium.Consumer.Worker
+  alias Barytherium.Consumer.{Dealer, Worker}
   alias Barytherium.Network
 
   # Milliseconds before a process that has crashed is started again. The pause doubles with each crash, until
@@ -24,7 +24,7 @@ defmodule Barytherium.Client.Handlers do
     # `Barytherium.Consumer.Handler` looks at it.
     settings = Map.put(settings, :stop_at, :atomics.new(1, []))
 
-    with {:ok, pid} <- Worker.start_link(self(), settings) do
+    with {:ok, pid} <- module(settings).start_link(self(), settings) do
       backoff = Backoff.new(@pauses)
       {:ok, %__MODULE__{settings: settings, pid: pid, since: now(), backoff: backoff}}
     end
@@ -33,9 +33,12 @@ defmodule Barytherium.Client.Handlers do
   @doc "Starts it again, if it has ended."
   @spec ensure(t()) :: t()
   def ensure(%__MODULE__{pid: nil, settings: settings} = handlers),
-    do: %{handlers | pid: Worker.start_again(self(), settings), since: now()}
+    do: %{handlers | pid: module(settings).start_again(self(), settings), since: now()}
 
   def ensure(handlers), do: handlers
+
+  defp module(%{handlers: 1}), do: Worker
+  defp module(_several), do: Dealer
 
   @spec running?(t()) :: boolean()
   def running?(handlers), do: handlers != nil and handlers.pid != nil

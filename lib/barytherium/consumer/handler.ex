@@ -35,6 +35,8 @@ defmodule Barytherium.Consumer.Handler do
     :nack_headers,
     # Where the client puts the deadline when the consumer stops.
     :stop_at,
+    # The process that deals out the messages, if there are several with callbacks.
+    dealer: nil,
     session: nil,
     # The mode of the subscription, or nil if there are several.
     mode: nil,

@@ -18,9 +18,16 @@ defmodule Barytherium.Consumer.Options do
       {{:secret, {:is, &__MODULE__.any?/1, "any term"}}, nil, "The argument of `c:init/1`."},
     concurrency:
       {:count, 1,
-       "The number of connections. Each has a process of its own. For a queue they are competing " <>
+       "The number of connections. Each has processes of its own. For a queue they are competing " <>
          "consumers: messages are handled in parallel, and in no particular order. Not for a " <>
          "`client-id`, which a broker accepts only once."},
+    handlers:
+      {:count, 1,
+       "The number of processes that handle the messages of a connection. Each message goes to one that is " <>
+         "free, so they are handled in parallel, and in no particular order. Each process has its own state, " <>
+         "and all callbacks but those for messages are called in each of them. For slow callbacks: dealing out a " <>
+         "message costs some microseconds. Not for `ack: :client`. With STOMP 1.0 all messages go to one " <>
+         "of them, except on RabbitMQ."},
     shutdown:
       {:time, 10_000,
        "Milliseconds that stopping may take: handling what has arrived, acknowledging, and " <>
@@ -71,9 +78,11 @@ defmodule Barytherium.Consumer.Options do
       |> ClientOptions.settings!(Keyword.keys(@schema))
       |> Map.put(:subscriptions, subscriptions(options.subscribe))
 
+    if options.handlers > 1, do: Enum.each(client.subscriptions, &check_parallel!/1)
+
     worker =
       options
-      |> Map.take([:on_exception, :nack_headers])
+      |> Map.take([:on_exception, :nack_headers, :handlers])
       # Reports and states show it otherwise.
       |> Map.merge(%{module: module, init_arg: fn -> options.init_arg end})
 
@@ -105,6 +114,14 @@ defmodule Barytherium.Consumer.Options do
       {number, %{subscription: subscription, pid: nil, target: nil, monitor: nil, ending: false}}
     end
   end
+
+  defp check_parallel!({_number, %{subscription: %{ack: :client}}}) do
+    raise ArgumentError,
+          "option :handlers: with ack: :client an acknowledgement would cover messages that other " <>
+            "processes have not handled"
+  end
+
+  defp check_parallel!(_other), do: :ok
 
   defp destination({destination, opts}), do: {destination, opts}
   defp destination(destination), do: {destination, []}

@@ -46,14 +46,15 @@ defmodule Barytherium.Consumer.Worker do
       client: client,
       on_exception: settings.on_exception,
       nack_headers: settings.nack_headers,
-      stop_at: settings.stop_at
+      stop_at: settings.stop_at,
+      dealer: settings[:dealer]
     }
   end
 
   @impl true
   def handle_cast({:barytherium, :frames, {messages, sender}}, handler) do
     case Handler.handle(handler, messages, sender) do
-      {:ok, handler} -> {:noreply, handler}
+      {:ok, handler} -> {:noreply, free(handler)}
       {:stop, handler} -> {:stop, {:shutdown, :exception}, handler}
     end
   end
@@ -86,6 +87,13 @@ defmodule Barytherium.Consumer.Worker do
   # A callback of GenServer since Elixir 1.17. OTP has called it before.
   @impl {:format_status, 1} in GenServer.behaviour_info(:callbacks)
   def format_status(status), do: status |> Map.replace(:message, "...") |> Map.replace(:log, [])
+
+  defp free(%Handler{dealer: nil} = handler), do: handler
+
+  defp free(%Handler{dealer: dealer} = handler) do
+    send(dealer, {:free, self()})
+    handler
+  end
 
   defp event(callback, argument, %Handler{module: module} = handler) do
     if function_exported?(module, callback, 2) do

@@ -52,10 +52,15 @@ defmodule OffBroadway.Barytherium.Acknowledger do
 
   defp carry_out(action, client, frames) do
     case write(action, client, frames) do
-      :ok -> :ok
+      :ok ->
+        :ok
+
       # The broker delivers these again.
-      {:error, %Barytherium.Error{reason: :stale}} -> :ok
-      {:error, error} -> Logger.warning("messages were not acknowledged: #{Exception.message(error)}")
+      {:error, %Barytherium.Error{reason: :stale}} ->
+        :ok
+
+      {:error, error} ->
+        Logger.warning("messages were not acknowledged: #{Exception.message(error)}")
     end
   rescue
     # The broker has left out the header to acknowledge by.

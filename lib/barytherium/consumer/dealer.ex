@@ -1,0 +1,138 @@
+defmodule Barytherium.Consumer.Dealer do
+  @moduledoc false
+  # With the option `handlers: n` this process is in the place of the one `Barytherium.Consumer.Worker`. It
+  # starts n of them, and gives each message to one that is free. While none is free it takes nothing from its
+  # mailbox, so the receive loop sees that they are behind.
+  use GenServer, restart: :temporary
+
+  alias Barytherium.Consumer.Worker
+
+  # `several?`: whether more than one may handle the messages of this connection.
+  @enforce_keys [:workers, :free, :batches?]
+  defstruct [:workers, :free, :batches?, several?: true, finishing?: false]
+
+  @doc "Starts it for the calling client. Returns when the callback `init/1` has, in all of them."
+  @spec start_link(pid(), map()) :: GenServer.on_start()
+  def start_link(client, settings), do: GenServer.start_link(__MODULE__, {client, settings})
+
+  @doc "Starts it again. The callbacks `init/1` run afterwards."
+  @spec start_again(pid(), map()) :: pid()
+  def start_again(client, settings) do
+    {:ok, pid} = GenServer.start_link(__MODULE__, {:again, client, settings})
+    pid
+  end
+
+  @impl true
+  def init(args) do
+    # It is told when a worker ends. They do not trap exits, so they end with it.
+    Process.flag(:trap_exit, true)
+    start(args)
+  end
+
+  defp start({:again, client, settings}) do
+    settings = Map.put(settings, :dealer, self())
+
+    {:ok,
+     new(for(_number <- 1..settings.handlers, do: Worker.start_again(client, settings)), settings)}
+  end
+
+  defp start({client, settings}),
+    do: start(settings.handlers, client, Map.put(settings, :dealer, self()), [])
+
+  defp start(0, _client, settings, workers), do: {:ok, new(workers, settings)}
+
+  defp start(count, client, settings, workers) do
+    case Worker.start_link(client, settings) do
+      {:ok, pid} -> start(count - 1, client, settings, [pid | workers])
+      {:error, reason} -> {:stop, reason}
+    end
+  end
+
+  defp new(workers, %{module: module}) do
+    batches? = function_exported?(module, :handle_batch, 2)
+    %__MODULE__{workers: workers, free: workers, batches?: batches?}
+  end
+
+  @impl true
+  def handle_cast({:barytherium, :frames, {messages, sender}}, dealer),
+    do: deal(messages, share(messages, dealer), sender, dealer)
+
+  # An acknowledgement that covers earlier messages would cover those that others have not handled.
+  def handle_cast({:client, {:session, session}} = event, dealer) do
+    cumulative? = Enum.any?(session.modes, &match?({_id, :client}, &1))
+    {:noreply, tell(event, %{dealer | several?: not cumulative?})}
+  end
+
+  # All messages were dealt.
+  def handle_cast({:client, :finish} = event, dealer),
+    do: {:noreply, tell(event, %{dealer | finishing?: true})}
+
+  def handle_cast(event, dealer), do: {:noreply, tell(event, dealer)}
+
+  @impl true
+  def handle_info({:free, worker}, dealer), do: {:noreply, freed(worker, dealer)}
+  def handle_info({:EXIT, pid, reason}, dealer), do: ended(pid, reason, dealer)
+
+  def handle_info(message, dealer) do
+    Enum.each(dealer.workers, &send(&1, message))
+    {:noreply, dealer}
+  end
+
+  @impl true
+  def handle_call(_stray, _from, dealer), do: {:noreply, dealer}
+
+  defp tell(event, dealer) do
+    Enum.each(dealer.workers, &GenServer.cast(&1, event))
+    dealer
+  end
+
+  # How many messages a worker gets at a time. A batch is for all that are free to have a part of it.
+  defp share(messages, %{batches?: true, workers: workers}),
+    do: ceil(length(messages) / length(workers))
+
+  defp share(_messages, _dealer), do: 1
+
+  defp deal([], _share, _sender, dealer), do: {:noreply, dealer}
+
+  defp deal(messages, share, sender, dealer) do
+    case next(dealer) do
+      [worker | _others] ->
+        {now, later} = Enum.split(messages, share)
+        GenServer.cast(worker, {:barytherium, :frames, {now, sender}})
+        deal(later, share, sender, %{dealer | free: List.delete(dealer.free, worker)})
+
+      [] ->
+        receive do
+          {:free, worker} -> deal(messages, share, sender, freed(worker, dealer))
+          {:EXIT, pid, reason} -> ended(pid, reason, dealer)
+        end
+    end
+  end
+
+  defp next(%{several?: true, free: free}), do: free
+
+  defp next(%{free: free, workers: [first | _others]}),
+    do: if(first in free, do: [first], else: [])
+
+  # Whoever was free first is the next.
+  defp freed(worker, dealer), do: %{dealer | free: dealer.free ++ [worker]}
+
+  defp ended(pid, :shutdown, %{finishing?: true, workers: workers} = dealer) do
+    case List.delete(workers, pid) do
+      [] -> {:stop, :shutdown, dealer}
+      workers -> {:noreply, %{dealer | workers: workers}}
+    end
+  end
+
+  # A worker, which has logged why, or the client.
+  defp ended(_pid, {:shutdown, _why} = reason, dealer), do: {:stop, reason, dealer}
+  defp ended(_pid, _reason, dealer), do: {:stop, {:shutdown, :callback_process}, dealer}
+
+  @impl true
+  def terminate(_reason, dealer), do: Enum.each(dealer.workers, &Process.exit(&1, :kill))
+
+  @doc false
+  # The message may hold bodies.
+  @impl {:format_status, 1} in GenServer.behaviour_info(:callbacks)
+  def format_status(status), do: status |> Map.replace(:message, "...") |> Map.replace(:log, [])
+end

@@ -3,7 +3,17 @@ defmodule Barytherium.Client.Closing do
   # How a client ends: first the broker answers what was asked, then a consumer's process handles what has
   # arrived, then there is a DISCONNECT. The functions run in the client, and take its data.
 
-  alias Barytherium.Client.{Connecting, Events, Exchange, Handlers, Requests, Writing}
+  alias Barytherium.Client.{
+    Connecting,
+    Events,
+    Exchange,
+    Handlers,
+    Requests,
+    Session,
+    State,
+    Writing
+  }
+
   alias Barytherium.Connection.Deadline
 
   # Milliseconds that the network process may take to write what is left when the client is stopped.
@@ -15,7 +25,7 @@ defmodule Barytherium.Client.Closing do
   @longest_callback 1_000
 
   @doc "Begins to close, for the caller of `Barytherium.Client.close/2`."
-  @spec close(:gen_statem.from(), non_neg_integer(), map()) ::
+  @spec close(:gen_statem.from(), non_neg_integer(), State.t()) ::
           :gen_statem.event_handler_result(atom())
   def close(from, timeout, data) do
     Process.send_after(self(), :close_timeout, timeout)
@@ -27,7 +37,7 @@ defmodule Barytherium.Client.Closing do
   Begins to stop a consumer's client: its process handles what has arrived, for `handling` milliseconds at
   most, and then there are `farewell` milliseconds to disconnect.
   """
-  @spec stop(:gen_statem.from(), non_neg_integer(), non_neg_integer(), atom(), map()) ::
+  @spec stop(:gen_statem.from(), non_neg_integer(), non_neg_integer(), atom(), State.t()) ::
           :gen_statem.event_handler_result(atom())
   def stop(from, handling, farewell, state, data) do
     Process.send_after(self(), :close_timeout, handling + farewell)
@@ -44,7 +54,7 @@ defmodule Barytherium.Client.Closing do
   end
 
   @doc "The time for handling is over."
-  @spec handling_timeout(map()) :: :gen_statem.event_handler_result(atom())
+  @spec handling_timeout(State.t()) :: :gen_statem.event_handler_result(atom())
   def handling_timeout(data) do
     data = %{data | handlers: Handlers.kill(data.handlers)}
     close_if_done(:closing, Exchange.fail_all(:timeout, data))
@@ -53,7 +63,7 @@ defmodule Barytherium.Client.Closing do
   # When nothing more comes for subscriptions without acknowledgements, a consumer's process handles what has
   # arrived until then. When that is done, and the broker has answered everything, the DISCONNECT is written.
   @doc "Goes on with closing, if the client closes."
-  @spec close_if_done(atom(), map()) :: :gen_statem.event_handler_result(atom())
+  @spec close_if_done(atom(), State.t()) :: :gen_statem.event_handler_result(atom())
   def close_if_done(state, %{closing: {_from, deadline, farewell}} = data)
       when state in [:connected, :closing] do
     cond do
@@ -61,16 +71,17 @@ defmodule Barytherium.Client.Closing do
         {:next_state, :closing, data}
 
       Handlers.running?(data.handlers) ->
-        {:next_state, :closing, %{data | handlers: Handlers.finish(data.handlers, data.network)}}
+        {:next_state, :closing,
+         %{data | handlers: Handlers.finish(data.handlers, State.network(data))}}
 
       not Requests.none?(data.requests) ->
         {:next_state, :closing, data}
 
-      data.network == nil or data.session == nil ->
+      not match?(%{network: network, session: %Session{}} when network != nil, data.connection) ->
         closed(:closed, data)
 
       true ->
-        Writing.close_network(data.network, min(Deadline.left(deadline), farewell))
+        Writing.close_network(data.connection.network, min(Deadline.left(deadline), farewell))
         {:next_state, :closing, data}
     end
   end
@@ -79,7 +90,7 @@ defmodule Barytherium.Client.Closing do
 
   # The connection has ended while the consumer's process still handles what has arrived.
   @doc "The connection has ended while the client closes."
-  @spec closed(atom(), map()) :: :gen_statem.event_handler_result(atom())
+  @spec closed(atom(), State.t()) :: :gen_statem.event_handler_result(atom())
   def closed(reason, %{handlers: handlers} = data)
       when handlers != nil and handlers.pid != nil do
     data = Connecting.release(%{data | reason: reason})
@@ -98,19 +109,22 @@ defmodule Barytherium.Client.Closing do
       end
 
     data = Connecting.release(%{data | reason: reason})
-    if data.since, do: Events.closed(reason, System.monotonic_time() - data.since, data)
+
+    with %{since: since} when since != nil <- data.connection,
+         do: Events.closed(reason, System.monotonic_time() - since, data)
+
     {:stop_and_reply, :normal, {:reply, from, reply}, Connecting.reset(data)}
   end
 
   @doc "Ends the connection at once. Nobody waits for what may still have to be written."
-  @spec abandon(map()) :: map()
-  def abandon(%{network: nil} = data), do: data
-
-  def abandon(%{network: network} = data) do
+  @spec abandon(State.t()) :: State.t()
+  def abandon(%{connection: %{network: network}} = data) when network != nil do
     Process.unlink(network)
     Process.exit(network, :kill)
-    %{data | network: nil}
+    put_in(data.connection.network, nil)
   end
+
+  def abandon(data), do: data
 
   @doc "Its acknowledgements and a DISCONNECT are written before the application, or the VM, stops."
   @spec stop_and_wait(nil | pid()) :: :ok

@@ -3,12 +3,22 @@ defmodule Barytherium.Client.Connecting do
   # How a client connects, and what follows when a connection has ended. The functions run in the client,
   # and take its data.
 
-  alias Barytherium.Client.{Backoff, Events, Exchange, Handlers, Renewals, Session}
+  alias Barytherium.Client.{
+    Backoff,
+    Connection,
+    Events,
+    Exchange,
+    Handlers,
+    Renewals,
+    Session,
+    State
+  }
+
   alias Barytherium.{Frame, Native, Network}
   alias Barytherium.Network.Sender
 
   @doc "Begins with the first broker, or a random one."
-  @spec new_round(map()) :: map()
+  @spec new_round(State.t()) :: State.t()
   def new_round(%{settings: settings} = data) do
     round = if settings.shuffle, do: Enum.shuffle(settings.endpoints), else: settings.endpoints
     %{data | round: round}
@@ -18,7 +28,7 @@ defmodule Barytherium.Client.Connecting do
   Fetches the credentials, in a process of its own, because that may take long or raise. The client gets
   `{:greeter, pid, :ready | :failed}`. The process keeps them until `greet/2`.
   """
-  @spec start_greeter(map()) :: pid()
+  @spec start_greeter(State.t()) :: pid()
   def start_greeter(%{settings: settings, endpoint: endpoint}) do
     client = self()
     spawn(fn -> fetch(client, fn -> settings.connect_headers.(endpoint) end) end)
@@ -41,65 +51,75 @@ defmodule Barytherium.Client.Connecting do
   end
 
   @doc "Writes CONNECT."
-  @spec greet(pid(), map()) :: term()
-  def greet(sender, %{greeter: greeter}), do: send(greeter, {:greet, sender})
+  @spec greet(pid(), State.t()) :: term()
+  def greet(sender, %{connection: %{greeter: greeter}}), do: send(greeter, {:greet, sender})
 
-  @spec stop_greeter(map()) :: :ok | true
-  def stop_greeter(%{greeter: nil}), do: :ok
-  def stop_greeter(%{greeter: greeter}), do: Process.exit(greeter, :kill)
+  @spec stop_greeter(State.t()) :: :ok | true
+  def stop_greeter(%{connection: %{greeter: greeter}}) when greeter != nil,
+    do: Process.exit(greeter, :kill)
+
+  def stop_greeter(_data), do: :ok
 
   # The credentials come first: a function that fetches them may take longer than a broker waits for CONNECT.
   @doc "Begins an attempt at the next broker of the round."
-  @spec connect(map()) :: :gen_statem.event_handler_result(atom())
+  @spec connect(State.t()) :: :gen_statem.event_handler_result(atom())
   def connect(%{round: [endpoint | round]} = data) do
     data = %{
       data
       | endpoint: endpoint,
         round: round,
-        verdict: nil,
-        started: System.monotonic_time(),
         attempts: data.attempts + 1
     }
 
     greeter = start_greeter(data)
+    connection = %Connection{greeter: greeter, started: System.monotonic_time()}
     timeout = {{:timeout, :credentials}, data.settings.credentials_timeout, greeter}
-    {:next_state, :connecting, %{data | greeter: greeter}, timeout}
+    {:next_state, :connecting, %{data | connection: connection}, timeout}
   end
 
   @doc "The credentials are there, or cannot be had."
-  @spec greeted(:ready | :failed, map()) :: :gen_statem.event_handler_result(atom())
+  @spec greeted(:ready | :failed, State.t()) :: :gen_statem.event_handler_result(atom())
   def greeted(:failed, data), do: ended(:credentials, data)
 
   def greeted(:ready, %{endpoint: %{host: host, port: port, opts: opts}} = data) do
     routes = Native.new_routes()
     {:ok, network} = Network.start_link(self(), host, port, opts.(), routes)
-    {:keep_state, %{data | network: network, routes: routes}, {{:timeout, :credentials}, :cancel}}
+    connection = %{data.connection | network: network, routes: routes}
+    {:keep_state, %{data | connection: connection}, {{:timeout, :credentials}, :cancel}}
   end
 
   # The network process ends the connection otherwise, and says why.
   @doc "Whether the server has answered with a version that was offered."
-  @spec offered?(Frame.t(), map()) :: boolean()
+  @spec offered?(Frame.t(), State.t()) :: boolean()
   def offered?(frame, data),
     do: Frame.announced_version(frame) in data.settings.versions
 
   @doc "The broker has accepted the login."
-  @spec connected(Frame.t(), map()) :: :gen_statem.event_handler_result(atom())
+  @spec connected(Frame.t(), State.t()) :: :gen_statem.event_handler_result(atom())
   def connected(frame, data) do
     {ending, subscriptions} = data.subscriptions |> Map.values() |> Enum.split_with(& &1.ending)
     data = Enum.reduce(ending, data, &Exchange.forget(&1.subscription.number, &2))
     subscriptions = Enum.sort_by(subscriptions, & &1.subscription.number)
     waiting = Enum.sort(data.waiting)
 
+    %{sender: sender, routes: routes} = connection = data.connection
+    session = Session.new(sender, routes, frame)
+    connection = %{connection | session: session, since: System.monotonic_time()}
+
     data = %{
       data
-      | session: Session.new(data.sender, data.routes, frame),
+      | connection: connection,
         connections: data.connections + 1,
-        since: System.monotonic_time(),
         waiting: %{}
     }
 
     # With this the process with the callbacks knows all of them before the first message can come.
-    Handlers.session(data.handlers, data.session, Enum.map(subscriptions, & &1.subscription))
+    Handlers.session(
+      data.handlers,
+      data.connection.session,
+      Enum.map(subscriptions, & &1.subscription)
+    )
+
     Events.connected(frame, data)
 
     data = Renewals.write(subscriptions, data)
@@ -115,10 +135,10 @@ defmodule Barytherium.Client.Connecting do
   end
 
   @doc "A connection, or an attempt, has ended."
-  @spec ended(atom(), map()) :: :gen_statem.event_handler_result(atom())
+  @spec ended(atom(), State.t()) :: :gen_statem.event_handler_result(atom())
   def ended(reason, data) do
-    reason = data.verdict || reason
-    lasted = data.since && System.monotonic_time() - data.since
+    reason = data.connection.verdict || reason
+    lasted = data.connection.since && System.monotonic_time() - data.connection.since
     # A broker that does not even take the subscriptions is as good as one that cannot be reached.
     worked? = lasted != nil and not Renewals.any?(data)
     attempts = if worked?, do: 0, else: data.attempts
@@ -159,25 +179,31 @@ defmodule Barytherium.Client.Connecting do
   end
 
   @doc "Waits until the process with the callbacks is started again."
-  @spec wait(map()) :: :gen_statem.event_handler_result(atom())
+  @spec wait(State.t()) :: :gen_statem.event_handler_result(atom())
   def wait(data) do
     {wait, handlers} = Handlers.pause(data.handlers)
     disconnected(wait, %{data | handlers: handlers})
   end
 
   @doc "Gives up everything that belongs to the connection."
-  @spec release(map()) :: map()
+  @spec release(State.t()) :: State.t()
   def release(data) do
     stop_greeter(data)
 
     # This process is its parent, so it ends; if it is connected, after what was written and a DISCONNECT.
-    if data.network, do: Process.exit(data.network, :shutdown)
-    for {_id, %{monitor: monitor}} <- data.transactions, do: Process.demonitor(monitor, [:flush])
-    Exchange.fail_all(:unconfirmed, %{data | transactions: %{}})
+    if network = State.network(data), do: Process.exit(network, :shutdown)
+    data = if data.connection, do: end_transactions(data), else: data
+    Exchange.fail_all(:unconfirmed, data)
+  end
+
+  defp end_transactions(data) do
+    for {_id, %{monitor: monitor}} <- data.connection.transactions,
+        do: Process.demonitor(monitor, [:flush])
+
+    put_in(data.connection.transactions, %{})
   end
 
   @doc "Forgets the connection."
-  @spec reset(map()) :: map()
-  def reset(data),
-    do: %{data | network: nil, routes: nil, sender: nil, greeter: nil, session: nil, since: nil}
+  @spec reset(State.t()) :: State.t()
+  def reset(data), do: %{data | connection: nil}
 end

@@ -5,11 +5,14 @@ defmodule Barytherium.Client.Events do
 
   require Logger
 
-  alias Barytherium.Client.{Endpoint, Handlers, Options}
+  alias Barytherium.Client.{Endpoint, Handlers, Options, Session, State}
   alias Barytherium.{Error, Frame, Telemetry}
 
-  @spec connected(Frame.t(), map()) :: :ok
-  def connected(%Frame{headers: headers}, %{session: session, endpoint: endpoint} = data) do
+  @spec connected(Frame.t(), State.t()) :: :ok
+  def connected(
+        %Frame{headers: headers},
+        %{connection: %{session: session}, endpoint: endpoint} = data
+      ) do
     info = %{
       client: self(),
       endpoint: Endpoint.to_string(endpoint),
@@ -18,11 +21,16 @@ defmodule Barytherium.Client.Events do
       headers: headers
     }
 
-    Telemetry.client(:connected, %{duration: System.monotonic_time() - data.started}, info)
+    Telemetry.client(
+      :connected,
+      %{duration: System.monotonic_time() - data.connection.started},
+      info
+    )
+
     notify({:connected, info}, data)
   end
 
-  @spec disconnected(atom() | Frame.t(), integer(), map()) :: :ok
+  @spec disconnected(atom() | Frame.t(), integer(), State.t()) :: :ok
   def disconnected(reason, lasted, data) do
     Logger.warning("Barytherium lost #{Endpoint.to_string(data.endpoint)}: #{message(reason)}")
     Telemetry.client(:disconnected, %{duration: lasted}, metadata(reason, data))
@@ -30,25 +38,25 @@ defmodule Barytherium.Client.Events do
   end
 
   @doc "The connection was closed as `Barytherium.Client.close/2` asked."
-  @spec closed(atom(), integer(), map()) :: :ok
+  @spec closed(atom(), integer(), State.t()) :: :ok
   def closed(reason, lasted, data) do
     Telemetry.client(:disconnected, %{duration: lasted}, metadata(reason, data))
     to_listener({:disconnected, Error.new(reason)}, data)
   end
 
-  @spec connection_failure(atom() | Frame.t(), map()) :: :ok
+  @spec connection_failure(atom() | Frame.t(), State.t()) :: :ok
   def connection_failure(reason, data) do
     Logger.warning(
       "Barytherium has no connection to #{Endpoint.to_string(data.endpoint)}: #{message(reason)}"
     )
 
-    duration = System.monotonic_time() - data.started
+    duration = System.monotonic_time() - data.connection.started
     Telemetry.client(:connection_failure, %{duration: duration}, metadata(reason, data))
     notify({:connection_failure, Error.new(reason)}, data)
   end
 
   @doc "A server of STOMP 1.0 does not say which subscription a message is for."
-  @spec by_destination(map()) :: :ok
+  @spec by_destination(State.t()) :: :ok
   def by_destination(data) do
     Logger.info(
       "#{Endpoint.to_string(data.endpoint)} does not say which subscription a message is for, so " <>
@@ -57,7 +65,7 @@ defmodule Barytherium.Client.Events do
   end
 
   @doc "A message came that belongs to no subscription: the answer in a temporary queue, for example."
-  @spec unexpected(Frame.t(), map()) :: :ok
+  @spec unexpected(Frame.t(), State.t()) :: :ok
   def unexpected(frame, %{settings: %{listener: nil}} = data) do
     Logger.warning(
       "#{Endpoint.to_string(data.endpoint)} sent a message that belongs to no subscription, and there is " <>
@@ -73,10 +81,10 @@ defmodule Barytherium.Client.Events do
   end
 
   @doc "An ERROR frame has arrived."
-  @spec error(Frame.t(), map()) :: :ok
+  @spec error(Frame.t(), State.t()) :: :ok
   def error(frame, data) do
     # That a connection was refused is logged by its network process.
-    if data.session,
+    if State.session(data),
       do: Logger.error("#{Endpoint.to_string(data.endpoint)} #{message(frame)}")
 
     Telemetry.client(:error, %{}, Map.put(metadata(frame, data), :frame, frame))
@@ -84,7 +92,7 @@ defmodule Barytherium.Client.Events do
   end
 
   @doc "A subscription could not be made on a new connection."
-  @spec not_renewed(map(), atom() | Frame.t(), map()) :: :ok
+  @spec not_renewed(Session.subscription(), atom() | Frame.t(), State.t()) :: :ok
   def not_renewed(%{destination: destination}, reason, data) do
     Logger.error("Barytherium cannot subscribe to #{destination}: #{message(reason)}")
 
@@ -109,19 +117,21 @@ defmodule Barytherium.Client.Events do
     Logger.error("Barytherium cannot log in: a function for the credentials failed (#{what})")
   end
 
-  @spec status(atom(), map()) :: Barytherium.Client.status()
+  @spec status(atom(), State.t()) :: Barytherium.Client.status()
   def status(state, data) do
+    session = State.session(data)
+
     %{
       state: state,
       endpoint: data.endpoint && Endpoint.to_string(data.endpoint),
-      version: data.session && data.session.version,
-      server: data.session && data.session.server,
+      version: session && session.version,
+      server: session && session.server,
       error: data.reason && Error.new(data.reason),
       failures: data.backoff.failures,
       connections: data.connections,
       subscriptions: map_size(data.subscriptions),
       unconfirmed: map_size(data.requests.open),
-      network: data.network
+      network: State.network(data)
     }
   end
 

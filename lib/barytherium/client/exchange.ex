@@ -11,6 +11,7 @@ defmodule Barytherium.Client.Exchange do
     Requeue,
     Routing,
     Session,
+    State,
     Transaction,
     Writing
   }
@@ -37,39 +38,45 @@ defmodule Barytherium.Client.Exchange do
           | :nobody
 
   @doc "Answers a call that needs a connection, without one."
-  @spec refuse(action(), :gen_statem.from(), map()) :: map()
+  @spec refuse(action(), :gen_statem.from(), State.t()) :: State.t()
   def refuse({:write, frames, _sender, _deadline}, from, data),
     do: answer({:caller, from}, {:error, :disconnected, indexes(frames)}, data)
 
   def refuse(_action, from, data), do: reply(from, {:error, :disconnected}, data)
 
   @doc "Does what needs a connection."
-  @spec perform(action(), :gen_statem.from(), map()) :: map()
-  def perform(:sender, from, data), do: reply(from, {:ok, data.sender}, data)
-  def perform(:session, from, data), do: reply(from, {:ok, data.session}, data)
+  @spec perform(action(), :gen_statem.from(), State.t()) :: State.t()
+  def perform(:sender, from, data), do: reply(from, {:ok, data.connection.sender}, data)
+  def perform(:session, from, data), do: reply(from, {:ok, data.connection.session}, data)
 
   # The client writes BEGIN, and ABORT if the caller ends: nobody else would.
   def perform({:begin, id}, {pid, _tag} = from, data) do
-    Sender.write(data.sender, [Transaction.frame(id, :begin)])
+    Sender.write(data.connection.sender, [Transaction.frame(id, :begin)])
     monitor = :erlang.monitor(:process, pid, tag: {:transaction, id})
     transaction = %{monitor: monitor, acknowledged: []}
-    reply(from, {:ok, data.session}, put_in(data.transactions[id], transaction))
+
+    reply(
+      from,
+      {:ok, data.connection.session},
+      put_in(data.connection.transactions[id], transaction)
+    )
   end
 
   # A transaction can only be finished on the connection on which it was begun.
   def perform({:write, frames, sender, _deadline}, from, data)
-      when sender != nil and sender != data.sender,
+      when sender != nil and sender != data.connection.sender,
       do: answer({:caller, from}, {:error, :disconnected, indexes(frames)}, data)
 
   def perform({:write, frames, _sender, deadline}, from, data),
     do: Writing.submit(frames, {:caller, from}, deadline, data)
 
   @doc "Writes UNSUBSCRIBE frames, if there is a connection."
-  @spec write_unsubscribe([map()], from(), timeout(), atom(), map()) :: map()
+  @spec write_unsubscribe([State.subscription()], from(), timeout(), atom(), State.t()) ::
+          State.t()
   def write_unsubscribe(entries, from, timeout, :connected, data) do
     {entries, silent} = Enum.split_with(entries, & &1.subscription.receipt)
     {frames, data} = end_all(silent, data)
-    if frames != [], do: Sender.write(data.sender, frames)
+    if frames != [], do: Sender.write(data.connection.sender, frames)
     {frames, data} = end_all(entries, data)
 
     if frames != [],
@@ -82,16 +89,16 @@ defmodule Barytherium.Client.Exchange do
 
   defp end_all(entries, data) do
     {frames, session} =
-      Enum.map_reduce(entries, data.session, &Session.unsubscribe(&2, &1.subscription))
+      Enum.map_reduce(entries, data.connection.session, &Session.unsubscribe(&2, &1.subscription))
 
-    {frames, %{data | session: session}}
+    {frames, put_in(data.connection.session, session)}
   end
 
   @doc """
   Ends a subscription of a client. It is kept until the broker's receipt, because the last messages of
   one without acknowledgements are still delivered.
   """
-  @spec unsubscribe(map(), from(), timeout(), atom(), map()) :: map()
+  @spec unsubscribe(State.subscription(), from(), timeout(), atom(), State.t()) :: State.t()
   def unsubscribe(
         %{subscription: %{number: number} = subscription} = entry,
         from,
@@ -106,13 +113,13 @@ defmodule Barytherium.Client.Exchange do
     data = put_in(data.subscriptions[number], entry)
     from = {:unsubscribe, from, number}
 
-    if state == :connected and Session.subscribed?(data.session, subscription) and
-         Requeue.needed?(data.session, subscription),
+    if state == :connected and Session.subscribed?(data.connection.session, subscription) and
+         Requeue.needed?(data.connection.session, subscription),
        do: Requeue.begin(subscription, from, timeout, data),
        else: write_unsubscribe([entry], from, timeout, state, data)
   end
 
-  @spec forget(pos_integer(), map()) :: map()
+  @spec forget(pos_integer(), State.t()) :: State.t()
   def forget(number, data) do
     {entry, subscriptions} = Map.pop(data.subscriptions, number)
 
@@ -125,7 +132,7 @@ defmodule Barytherium.Client.Exchange do
   end
 
   @doc "Handles a RECEIPT or ERROR frame."
-  @spec control(Frame.t(), map()) :: map()
+  @spec control(Frame.t(), State.t()) :: State.t()
   def control(%Frame{command: :receipt, headers: headers}, data) do
     case Requests.confirm(data.requests, receipt_id(headers)) do
       {:open, requests} -> %{data | requests: requests}
@@ -137,7 +144,7 @@ defmodule Barytherium.Client.Exchange do
   # After any other the connection is over (STOMP 1.2, "ERROR"). Not every broker closes it.
   def control(%Frame{command: :error} = frame, data) do
     # Like a message of a subscription that has ended, which is dropped.
-    if Session.late_message?(data.session, frame), do: data, else: refusal(frame, data)
+    if Session.late_message?(data.connection.session, frame), do: data, else: refusal(frame, data)
   end
 
   def control(%Frame{command: :message} = frame, data) do
@@ -161,25 +168,33 @@ defmodule Barytherium.Client.Exchange do
     end
   end
 
-  defp error(frame, %{session: nil} = data), do: %{data | verdict: frame}
-  defp error(frame, data), do: Writing.hang_up(frame, fail_all(frame, %{data | verdict: frame}))
+  defp error(frame, %{connection: %{session: nil}} = data),
+    do: put_in(data.connection.verdict, frame)
+
+  defp error(frame, data),
+    do: Writing.hang_up(frame, fail_all(frame, put_in(data.connection.verdict, frame)))
 
   @doc "Acknowledges messages, in a transaction unless that is nil."
   @spec acknowledge(
           {:ack | :nack, [Frame.t()], Frame.frame_headers()},
           nil | String.t(),
           atom(),
-          map()
+          State.t()
         ) ::
           {:ok | {:error, atom()}, map()}
-  def acknowledge({command, messages, headers}, id, state, %{verdict: nil} = data)
-      when state in [:connected, :closing] and data.session != nil and
-             (id == nil or is_map_key(data.transactions, id)) do
-    done = if id, do: data.transactions[id].acknowledged, else: []
+  def acknowledge(
+        {command, messages, headers},
+        id,
+        state,
+        %{connection: %{verdict: nil, session: %Session{}} = connection} = data
+      )
+      when state in [:connected, :closing] and
+             (id == nil or is_map_key(connection.transactions, id)) do
+    done = if id, do: data.connection.transactions[id].acknowledged, else: []
 
-    case Acknowledgements.acknowledge(data.session, command, messages, headers, done) do
+    case Acknowledgements.acknowledge(data.connection.session, command, messages, headers, done) do
       {:ok, frames, acknowledged} ->
-        if frames != [], do: Sender.write(data.sender, frames)
+        if frames != [], do: Sender.write(data.connection.sender, frames)
         {:ok, acknowledged(id, acknowledged, data)}
 
       error ->
@@ -190,30 +205,28 @@ defmodule Barytherium.Client.Exchange do
   def acknowledge(_what, _transaction, _state, data), do: {{:error, :stale}, data}
 
   defp acknowledged(nil, acknowledged, data) do
-    Acknowledgements.done(data.session, acknowledged)
+    Acknowledgements.done(data.connection.session, acknowledged)
     data
   end
 
   # They are not, if the transaction is aborted.
   defp acknowledged(id, acknowledged, data),
-    do: update_in(data.transactions[id].acknowledged, &(acknowledged ++ &1))
+    do: update_in(data.connection.transactions[id].acknowledged, &(acknowledged ++ &1))
 
   @doc "A transaction is about to be committed."
-  @spec commit(String.t(), map()) :: map()
+  @spec commit(String.t(), State.t()) :: State.t()
   def commit(id, data) do
-    with %{^id => %{acknowledged: acknowledged}} <- data.transactions,
-         do: Acknowledgements.done(data.session, acknowledged)
+    with %{transactions: %{^id => %{acknowledged: acknowledged}}} <- data.connection,
+         do: Acknowledgements.done(data.connection.session, acknowledged)
 
     data
   end
 
   @doc "A first message has come to a subscription. Not every broker sends a receipt for SUBSCRIBE."
-  @spec first_message(binary(), map()) :: map()
-  def first_message(_key, %{session: nil} = data), do: data
-
-  def first_message(key, data) do
-    if is_map_key(data.session.destinations, key), do: Events.by_destination(data)
-    number = Session.number_of(data.session, key)
+  @spec first_message(binary(), State.t()) :: State.t()
+  def first_message(key, %{connection: %{session: %Session{}}} = data) do
+    if is_map_key(data.connection.session.destinations, key), do: Events.by_destination(data)
+    number = Session.number_of(data.connection.session, key)
 
     case Requests.find_by(data.requests, &subscribes?(&1, number)) do
       nil -> data
@@ -221,12 +234,14 @@ defmodule Barytherium.Client.Exchange do
     end
   end
 
+  def first_message(_key, data), do: data
+
   defp subscribes?({{:subscribe, _from, number}, _timer}, number), do: true
   defp subscribes?({{:renewal, %{number: number}}, _timer}, number), do: true
   defp subscribes?(_other, _number), do: false
 
   @doc "A request is done without receipts."
-  @spec written(pos_integer(), map()) :: map()
+  @spec written(pos_integer(), State.t()) :: State.t()
   def written(number, data) do
     case Requests.take(data.requests, number) do
       {:ok, from, _left, requests} -> finish(from, :ok, %{data | requests: requests})
@@ -235,29 +250,32 @@ defmodule Barytherium.Client.Exchange do
   end
 
   @doc "A transaction has ended."
-  @spec transaction_over(String.t(), map()) :: map()
-  def transaction_over(id, data) do
-    {transaction, transactions} = Map.pop(data.transactions, id)
-    if transaction, do: Process.demonitor(transaction.monitor, [:flush])
-    %{data | transactions: transactions}
+  @spec transaction_over(String.t(), State.t()) :: State.t()
+  def transaction_over(id, %{connection: %{transactions: transactions}} = data)
+      when is_map_key(transactions, id) do
+    {%{monitor: monitor}, data} = pop_in(data.connection.transactions[id])
+    Process.demonitor(monitor, [:flush])
+    data
   end
 
+  def transaction_over(_id, data), do: data
+
   @doc "Ends a transaction whose process has ended."
-  @spec abort(String.t(), map()) :: map()
+  @spec abort(String.t(), State.t()) :: State.t()
   def abort(id, data) do
-    if is_map_key(data.transactions, id) and data.verdict == nil,
-      do: Sender.write(data.sender, [Transaction.frame(id, :abort)])
+    with %{verdict: nil, sender: sender, transactions: %{^id => _transaction}} <- data.connection,
+         do: Sender.write(sender, [Transaction.frame(id, :abort)])
 
     transaction_over(id, data)
   end
 
   @doc "Answers all requests whose receipts have not arrived."
-  @spec fail_all(atom() | Frame.t(), map()) :: map()
+  @spec fail_all(atom() | Frame.t(), State.t()) :: State.t()
   def fail_all(reason, data),
     do: data.requests |> Requests.numbers() |> Enum.reduce(data, &fail(&1, reason, &2))
 
   @doc "Answers a request, if its receipts have not arrived."
-  @spec fail(pos_integer(), atom() | Frame.t(), map()) :: map()
+  @spec fail(pos_integer(), atom() | Frame.t(), State.t()) :: State.t()
   def fail(number, reason, data) do
     case Requests.take(data.requests, number) do
       {:ok, from, left, requests} ->
@@ -275,7 +293,8 @@ defmodule Barytherium.Client.Exchange do
   end
 
   @doc "Passes on the result of a request: `:ok`, or why and which of its frames were not confirmed."
-  @spec answer(from(), :ok | {:error, atom() | Frame.t(), [non_neg_integer()]}, map()) :: map()
+  @spec answer(from(), :ok | {:error, atom() | Frame.t(), [non_neg_integer()]}, State.t()) ::
+          State.t()
   def answer({:caller, from}, result, data), do: reply(from, result, data)
   def answer(from, _result, data) when from in [:nobody, :quiescing], do: data
 
@@ -307,11 +326,15 @@ defmodule Barytherium.Client.Exchange do
   def answer(%Requeue{from: from}, error, data), do: answer(from, error, data)
 
   # After a time-out the broker may still carry out the SUBSCRIBE.
-  defp withdraw(%{subscription: subscription}, reason, %{session: %Session{} = session} = data) do
+  defp withdraw(
+         %{subscription: subscription},
+         reason,
+         %{connection: %{session: %Session{} = session}} = data
+       ) do
     Routing.delete(subscription, data)
     {frame, session} = Session.unsubscribe(session, subscription)
     if reason == :timeout, do: Sender.write(session.sender, [frame])
-    %{data | session: session}
+    put_in(data.connection.session, session)
   end
 
   # The subscriber has ended, or there is no connection.
@@ -328,17 +351,17 @@ defmodule Barytherium.Client.Exchange do
   Ends the subscriptions whose messages need no acknowledgement. Their last messages come before the
   receipt, and still go to their processes.
   """
-  @spec quiesce(timeout(), map()) :: map()
+  @spec quiesce(timeout(), State.t()) :: State.t()
   def quiesce(timeout, data) do
     autos =
       for {_number, %{subscription: %{ack: :auto} = subscription} = entry} <- data.subscriptions,
-          Session.subscribed?(data.session, subscription),
+          Session.subscribed?(data.connection.session, subscription),
           do: entry
 
     write_unsubscribe(autos, :quiescing, timeout, :connected, data)
   end
 
   @doc "Whether the last messages of subscriptions that end may still come."
-  @spec quiescing?(map()) :: boolean()
+  @spec quiescing?(State.t()) :: boolean()
   def quiescing?(data), do: Requests.count(data.requests, &match?({:quiescing, _timer}, &1)) > 0
 end

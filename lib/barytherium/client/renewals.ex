@@ -6,7 +6,7 @@ defmodule Barytherium.Client.Renewals do
   # with a back-off of its own, so that it does not take the others with it each time. The functions run in the
   # client, and take its data.
 
-  alias Barytherium.Client.{Backoff, Events, Requests, Writing}
+  alias Barytherium.Client.{Backoff, Events, Requests, Session, State, Writing}
   alias Barytherium.Frame
 
   # Milliseconds that the receipt for a renewed subscription may take.
@@ -16,22 +16,22 @@ defmodule Barytherium.Client.Renewals do
   @pauses {1_000, 300_000}
 
   @doc "Writes the subscriptions of a new connection."
-  @spec write([map()], map()) :: map()
+  @spec write([State.subscription()], State.t()) :: State.t()
   def write(entries, data) do
     {suspects, others} = entries |> Enum.reject(& &1[:refused]) |> Enum.split_with(& &1[:suspect])
     suspects = for %{subscription: %{number: number}} <- suspects, do: number
-    next(Enum.reduce(others, %{data | suspects: suspects}, &write_one/2))
+    next(Enum.reduce(others, put_in(data.connection.suspects, suspects), &write_one/2))
   end
 
   defp write_one(%{subscription: subscription}, data),
     do: Writing.subscribe(subscription, {:renewal, subscription}, @timeout, data)
 
   # The next suspect, when nothing else is waited for.
-  defp next(%{suspects: [number | suspects], verdict: nil} = data) do
+  defp next(%{connection: %{suspects: [number | suspects], verdict: nil}} = data) do
     if any?(data) do
       data
     else
-      data = %{data | suspects: suspects}
+      data = put_in(data.connection.suspects, suspects)
 
       case data.subscriptions do
         %{^number => %{ending: false} = entry} -> write_one(entry, data)
@@ -43,14 +43,15 @@ defmodule Barytherium.Client.Renewals do
   defp next(data), do: data
 
   @doc "Whether subscriptions of the connection have not been confirmed yet."
-  @spec any?(map()) :: boolean()
+  @spec any?(State.t()) :: boolean()
   def any?(data), do: count(data) > 0
 
   defp count(data),
     do: Requests.count(data.requests, &match?({{:renewal, _subscription}, _timer}, &1))
 
   @doc "The broker's answer, or that there is none."
-  @spec answer(map(), :ok | {:error, atom() | Frame.t(), list()}, map()) :: map()
+  @spec answer(Session.subscription(), :ok | {:error, atom() | Frame.t(), list()}, State.t()) ::
+          State.t()
   def answer(%{number: number}, :ok, data),
     do: next(update(number, data, &Map.drop(&1, [:suspect, :pauses])))
 
@@ -83,10 +84,13 @@ defmodule Barytherium.Client.Renewals do
   end
 
   @doc "It is time to try a refused subscription again."
-  @spec again(pos_integer(), atom(), map()) :: map()
+  @spec again(pos_integer(), atom(), State.t()) :: State.t()
   def again(number, state, data) do
     data = update(number, data, &Map.delete(&1, :refused))
-    if state == :connected, do: next(%{data | suspects: data.suspects ++ [number]}), else: data
+
+    if state == :connected,
+      do: next(update_in(data.connection.suspects, &(&1 ++ [number]))),
+      else: data
   end
 
   defp update(number, data, change) do

@@ -11,7 +11,7 @@ defmodule Barytherium.Client.Requeue do
   #
   # If that one message has come in between, again. The functions run in the client, and take its data.
 
-  alias Barytherium.Client.{Acknowledgements, Routing, Session, Transaction, Writing}
+  alias Barytherium.Client.{Acknowledgements, Routing, Session, State, Transaction, Writing}
   alias Barytherium.Connection.Deadline
   alias Barytherium.{Frame, Native}
   alias Barytherium.Network.Sender
@@ -41,7 +41,7 @@ defmodule Barytherium.Client.Requeue do
     do: Session.rabbitmq?(session) and ack != :auto and number not in session.forgotten
 
   @doc "Begins."
-  @spec begin(Session.subscription(), term(), timeout(), map()) :: map()
+  @spec begin(Session.subscription(), term(), timeout(), State.t()) :: State.t()
   def begin(subscription, from, timeout, data) do
     # What still comes is noted here.
     Routing.delete(subscription, data)
@@ -52,8 +52,13 @@ defmodule Barytherium.Client.Requeue do
       deadline: Deadline.in_ms(timeout)
     }
 
-    {unsubscribe, session} = Session.unsubscribe(data.session, subscription)
-    write([unsubscribe, resubscribe(session, subscription)], requeue, %{data | session: session})
+    {unsubscribe, session} = Session.unsubscribe(data.connection.session, subscription)
+
+    write(
+      [unsubscribe, resubscribe(session, subscription)],
+      requeue,
+      put_in(data.connection.session, session)
+    )
   end
 
   # To whoever acknowledges a message the subscription has ended.
@@ -66,15 +71,15 @@ defmodule Barytherium.Client.Requeue do
     do: Writing.write_now(frames, requeue, Deadline.left(requeue.deadline), data)
 
   @doc "A message without a route. It may be one of a subscription that ends."
-  @spec late(Frame.t(), map()) :: map()
+  @spec late(Frame.t(), State.t()) :: State.t()
   def late(%Frame{} = message, data) do
-    number = data.session && Session.number(data.session, message)
+    number = data.connection.session && Session.number(data.connection.session, message)
 
     case data.subscriptions do
       %{^number => %{late: late}} ->
         put_in(
           data.subscriptions[number].late,
-          Acknowledgements.ids(data.session, message) ++ late
+          Acknowledgements.ids(data.connection.session, message) ++ late
         )
 
       _other ->
@@ -83,7 +88,7 @@ defmodule Barytherium.Client.Requeue do
   end
 
   @doc "The broker has confirmed a step. `:done`: it was the last one."
-  @spec confirmed(t(), map()) :: {:more | :done, map()}
+  @spec confirmed(t(), State.t()) :: {:more | :done, State.t()}
   def confirmed(%__MODULE__{step: :resubscribed} = requeue, data) do
     id = Transaction.new_id()
     requeue = %{requeue | step: :begun, transaction: id}
@@ -97,15 +102,25 @@ defmodule Barytherium.Client.Requeue do
       Enum.chunk_every(ids, @most_in_transaction) ++ if(ids == [], do: [[]], else: [])
 
     others = for ids <- others, do: {Transaction.new_id(), ids}
-    for {id, _ids} <- others, do: Sender.write(data.sender, [Transaction.frame(id, :begin)])
+
+    for {id, _ids} <- others,
+        do: Sender.write(data.connection.sender, [Transaction.frame(id, :begin)])
+
     transactions = [{requeue.transaction, first} | others]
-    nacks = for {id, ids} <- transactions, nack <- nacks(ids, id, data.session), do: nack
-    if nacks != [], do: Sender.write(data.sender, nacks)
-    {unsubscribe, session} = Session.unsubscribe(data.session, subscription)
+
+    nacks =
+      for {id, ids} <- transactions, nack <- nacks(ids, id, data.connection.session), do: nack
+
+    if nacks != [], do: Sender.write(data.connection.sender, nacks)
+    {unsubscribe, session} = Session.unsubscribe(data.connection.session, subscription)
     commits = for {id, _ids} <- transactions, do: Transaction.frame(id, :commit)
 
     {:more,
-     write([unsubscribe | commits], %{requeue | step: :committed}, %{data | session: session})}
+     write(
+       [unsubscribe | commits],
+       %{requeue | step: :committed},
+       put_in(data.connection.session, session)
+     )}
   end
 
   def confirmed(%__MODULE__{step: :committed, subscription: subscription} = requeue, data) do
@@ -113,13 +128,15 @@ defmodule Barytherium.Client.Requeue do
       {:done, data}
     else
       again = %{requeue | step: :resubscribed, round: requeue.round + 1}
-      {:more, write([resubscribe(data.session, subscription)], again, data)}
+      {:more, write([resubscribe(data.connection.session, subscription)], again, data)}
     end
   end
 
   defp take(%{number: number} = subscription, data) do
-    id = Session.id(data.session, subscription)
-    noted = for message <- Native.take_unacknowledged(data.routes, id), do: {id, message}
+    id = Session.id(data.connection.session, subscription)
+
+    noted =
+      for message <- Native.take_unacknowledged(data.connection.routes, id), do: {id, message}
 
     {noted ++ Enum.reverse(data.subscriptions[number].late),
      put_in(data.subscriptions[number].late, [])}

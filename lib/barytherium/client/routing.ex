@@ -4,15 +4,15 @@ defmodule Barytherium.Client.Routing do
   # `Barytherium.Native.put_route/5`); what has no route comes to the client. The functions run in the
   # client, and take its data.
 
-  alias Barytherium.Client.{Acknowledgements, Events, Handlers, Session}
+  alias Barytherium.Client.{Acknowledgements, Events, Handlers, Session, State}
   alias Barytherium.Frame
   alias Barytherium.Native
 
   @doc "To be called before SUBSCRIBE is written, so that every message has its route."
-  @spec put(Session.subscription(), map()) :: :ok
+  @spec put(Session.subscription(), State.t()) :: :ok
   def put(subscription, %{handlers: %Handlers{pid: pid}} = data) when pid != nil,
     # The consumer's process knows by the sender which connection a message is from.
-    do: put(subscription, pid, data.sender, false, data)
+    do: put(subscription, pid, data.connection.sender, false, data)
 
   def put(%{number: number} = subscription, data) do
     with %{target: target} when is_pid(target) <- data.subscriptions[number],
@@ -21,39 +21,39 @@ defmodule Barytherium.Client.Routing do
     :ok
   end
 
-  defp put(subscription, pid, origin, kept?, %{session: session} = data) do
+  defp put(subscription, pid, origin, kept?, %{connection: %{session: session, routes: routes}}) do
     noted =
       Acknowledgements.noted(session, session.modes[Session.id(session, subscription)], kept?)
 
     for key <- Session.keys(session, subscription),
-        do: Native.put_route(data.routes, key, pid, origin, noted)
+        do: Native.put_route(routes, key, pid, origin, noted)
 
     :ok
   end
 
-  @spec delete(Session.subscription(), map()) :: :ok
-  def delete(_subscription, %{session: nil}), do: :ok
-
-  def delete(subscription, data) do
-    for key <- Session.keys(data.session, subscription),
-        do: Native.delete_route(data.routes, key)
-
+  @spec delete(Session.subscription(), State.t()) :: :ok
+  def delete(subscription, %{connection: %{session: %Session{} = session, routes: routes}}) do
+    for key <- Session.keys(session, subscription), do: Native.delete_route(routes, key)
     :ok
   end
+
+  def delete(_subscription, _data), do: :ok
 
   @doc """
   Whether somebody waits for a receipt. It may come behind messages that their process does not take, so the
   receive loop reads on then, up to 8 times the usual limit.
   """
-  @spec urgent(boolean(), map()) :: :ok
-  def urgent(_urgent, %{routes: nil}), do: :ok
-  def urgent(urgent, %{routes: routes}), do: Native.set_urgent(routes, urgent)
+  @spec urgent(boolean(), State.t()) :: :ok
+  def urgent(urgent, %{connection: %{routes: routes}}) when routes != nil,
+    do: Native.set_urgent(routes, urgent)
+
+  def urgent(_urgent, _data), do: :ok
 
   @doc "A message that has no route."
-  @spec unexpected(Frame.t(), map()) :: :ok
+  @spec unexpected(Frame.t(), State.t()) :: :ok
   def unexpected(frame, data) do
     # Otherwise its subscription has ended. The broker delivers it again to another subscriber.
-    if data.session == nil or Session.number(data.session, frame) == nil,
+    if data.connection.session == nil or Session.number(data.connection.session, frame) == nil,
       do: Events.unexpected(frame, data),
       else: :ok
   end
@@ -91,7 +91,7 @@ defmodule Barytherium.Client.Routing do
   end
 
   @doc "The subscription has ended."
-  @spec end_target(map()) :: :ok
+  @spec end_target(State.subscription()) :: :ok
   def end_target(%{pid: pid, target: target}) do
     if target != pid, do: send(target, :stop)
     :ok

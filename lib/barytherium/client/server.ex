@@ -20,8 +20,9 @@ defmodule Barytherium.Client.Server do
     Exchange,
     Handlers,
     Renewals,
-    Requests,
     Routing,
+    Session,
+    State,
     Writing
   }
 
@@ -47,42 +48,7 @@ defmodule Barytherium.Client.Server do
     # With this, `terminate/3` runs when the parent ends.
     Process.flag(:trap_exit, true)
 
-    data = %{
-      settings: settings,
-      # The process that runs a consumer's callbacks; nil for a client of its own.
-      handlers: nil,
-      subscriptions: settings[:subscriptions] || %{},
-      # Subscriptions that are still to be renewed, one at a time, see `Renewals`.
-      suspects: [],
-      next_subscription: map_size(settings[:subscriptions] || %{}) + 1,
-      backoff: settings.backoff,
-      # The brokers that are left to try before the next wait, and the one in use.
-      round: [],
-      endpoint: nil,
-      network: nil,
-      routes: nil,
-      sender: nil,
-      greeter: nil,
-      session: nil,
-      # Why the connection is about to end, if this side knows: an ERROR frame or an atom.
-      verdict: nil,
-      # When the attempt to connect began and when it succeeded, in native time units.
-      started: nil,
-      since: nil,
-      # Why the last connection, or attempt, ended, and how many attempts have failed since one succeeded.
-      reason: nil,
-      attempts: 0,
-      # Transactions of callers: the monitors of their processes, and what they acknowledge.
-      transactions: %{},
-      connections: 0,
-      requests: %Requests{},
-      # Calls that wait for a connection, by the order in which they came. Those that are not patient wait
-      # for the present attempts only.
-      waiting: %{},
-      next_waiting: 1,
-      closing: nil
-    }
-
+    data = State.new(settings)
     Process.put(@client_key, true)
 
     case Handlers.start(settings[:consumer]) do
@@ -106,17 +72,27 @@ defmodule Barytherium.Client.Server do
     Connecting.connect(Connecting.new_round(data))
   end
 
-  def handle_event(:cast, {:greeter, greeter, result}, :connecting, %{greeter: greeter} = data),
-    do: Connecting.greeted(result, data)
+  def handle_event(
+        :cast,
+        {:greeter, greeter, result},
+        :connecting,
+        %{connection: %{greeter: greeter}} = data
+      ),
+      do: Connecting.greeted(result, data)
 
-  def handle_event({:timeout, :credentials}, greeter, :connecting, %{greeter: greeter} = data) do
+  def handle_event(
+        {:timeout, :credentials},
+        greeter,
+        :connecting,
+        %{connection: %{greeter: greeter}} = data
+      ) do
     Connecting.stop_greeter(data)
     Connecting.greeted(:failed, data)
   end
 
   def handle_event(:cast, {:barytherium, :connect, {:ok, sender}}, :connecting, data) do
     Connecting.greet(sender, data)
-    {:keep_state, %{data | sender: sender}}
+    {:keep_state, put_in(data.connection.sender, sender)}
   end
 
   def handle_event(:cast, {:barytherium, :connect, {:error, reason}}, :connecting, data),
@@ -128,7 +104,7 @@ defmodule Barytherium.Client.Server do
         :cast,
         {:barytherium, :frames, {[%Frame{command: :connected} = frame], sender}},
         :connecting,
-        %{sender: sender} = data
+        %{connection: %{sender: sender}} = data
       ),
       do:
         if(Connecting.offered?(frame, data),
@@ -140,7 +116,7 @@ defmodule Barytherium.Client.Server do
         :cast,
         {:barytherium, :frames, {frames, sender}},
         state,
-        %{sender: sender} = data
+        %{connection: %{sender: sender}} = data
       ),
       do: Closing.close_if_done(state, Enum.reduce(frames, data, &Exchange.control/2))
 
@@ -157,9 +133,14 @@ defmodule Barytherium.Client.Server do
       do: Connecting.ended(reason, data)
 
   # The network process has crashed, so there will be no report.
-  def handle_event(:info, {:EXIT, network, _reason}, state, %{network: network} = data)
+  def handle_event(
+        :info,
+        {:EXIT, network, _reason},
+        state,
+        %{connection: %{network: network}} = data
+      )
       when network != nil do
-    data = %{data | network: nil}
+    data = put_in(data.connection.network, nil)
     if state == :closing, do: Closing.closed(:closed, data), else: Connecting.ended(:closed, data)
   end
 
@@ -238,7 +219,7 @@ defmodule Barytherium.Client.Server do
     entry = Map.put(entry, :target, Routing.target(pid))
     data = put_in(%{data | next_subscription: number + 1}.subscriptions[number], entry)
 
-    if state == :connected and data.verdict == nil,
+    if state == :connected and data.connection.verdict == nil,
       do:
         {:keep_state, Writing.subscribe(subscription, {:subscribe, from, number}, timeout, data)},
       else: {:keep_state, data, {:reply, from, {:ok, {self(), number}}}}
@@ -278,8 +259,13 @@ defmodule Barytherium.Client.Server do
 
   # Closing
 
-  def handle_event({:call, from}, {:close, timeout}, :connected, %{verdict: nil} = data),
-    do: Closing.close(from, timeout, data)
+  def handle_event(
+        {:call, from},
+        {:close, timeout},
+        :connected,
+        %{connection: %{verdict: nil}} = data
+      ),
+      do: Closing.close(from, timeout, data)
 
   def handle_event({:call, from}, {:stop, handling, farewell}, state, data),
     do: Closing.stop(from, handling, farewell, state, data)
@@ -305,7 +291,7 @@ defmodule Barytherium.Client.Server do
     data = Exchange.fail_all(:unconfirmed, data)
     for {_number, call} <- data.waiting, do: Exchange.refuse(call.action, call.from, data)
     Connecting.stop_greeter(data)
-    Closing.stop_and_wait(data.network)
+    Closing.stop_and_wait(State.network(data))
   end
 
   @impl true
@@ -322,12 +308,17 @@ defmodule Barytherium.Client.Server do
   defp not_written(_connection_has_ended), do: :unconfirmed
 
   # When its end is decided, nothing more is written on a connection.
-  defp when_connected(action, from, _wait, :connected, %{verdict: nil} = data),
+  defp when_connected(action, from, _wait, :connected, %{connection: %{verdict: nil}} = data),
     do: {:keep_state, Exchange.perform(action, from, data)}
 
   # While a consumer handles what has arrived before it stops, its callbacks may still publish.
-  defp when_connected(action, from, _wait, :closing, %{verdict: nil, session: session} = data)
-       when session != nil do
+  defp when_connected(
+         action,
+         from,
+         _wait,
+         :closing,
+         %{connection: %{verdict: nil, session: %Session{}}} = data
+       ) do
     if Handlers.running?(data.handlers),
       do: {:keep_state, Exchange.perform(action, from, data)},
       else: {:keep_state, Exchange.refuse(action, from, data)}

@@ -3,7 +3,7 @@ defmodule Barytherium.Client.Writing do
   # Frames of a client that it waits for the receipts of. Their results go through
   # `Barytherium.Client.Exchange.answer/3`. The functions run in the client, and take and return its data.
 
-  alias Barytherium.Client.{Requests, Routing, Session}
+  alias Barytherium.Client.{Requests, Routing, Session, State}
   alias Barytherium.Connection.Deadline
   alias Barytherium.{Frame, Network}
   alias Barytherium.Network.Sender
@@ -12,19 +12,19 @@ defmodule Barytherium.Client.Writing do
   @hang_up_timeout 1_000
 
   @doc "Writes frames when there is room for them."
-  @spec submit([Frame.t()], Requests.from(), Deadline.t(), map()) :: map()
+  @spec submit([Frame.t()], Requests.from(), Deadline.t(), State.t()) :: State.t()
   def submit(frames, from, deadline, data) do
-    submit = &Sender.submit(data.session.sender, &1, {:request, &2}, deadline)
+    submit = &Sender.submit(data.connection.session.sender, &1, {:request, &2}, deadline)
     write(frames, from, Deadline.left(deadline), data, submit)
   end
 
   # The sender only logs what it cannot write.
   @doc "Writes frames that do not wait for room behind messages."
-  @spec write_now([Frame.t()], Requests.from(), timeout(), map()) :: map()
+  @spec write_now([Frame.t()], Requests.from(), timeout(), State.t()) :: State.t()
   def write_now(frames, from, timeout, data) do
     write(frames, from, timeout, data, fn frames, number ->
-      if Enum.all?(frames, &writable?(&1, data.session.dialect)),
-        do: Sender.write(data.sender, frames),
+      if Enum.all?(frames, &writable?(&1, data.connection.session.dialect)),
+        do: Sender.write(data.connection.sender, frames),
         else: send(self(), {:not_written, {:request, number}, :unescapable})
     end)
   end
@@ -46,10 +46,10 @@ defmodule Barytherium.Client.Writing do
   end
 
   @doc "Writes the SUBSCRIBE of a subscription, after its route is there."
-  @spec subscribe(Session.subscription(), Requests.from(), timeout(), map()) :: map()
+  @spec subscribe(Session.subscription(), Requests.from(), timeout(), State.t()) :: State.t()
   def subscribe(subscription, from, timeout, data) do
-    {frame, session} = Session.subscribe(data.session, subscription)
-    data = %{data | session: session}
+    {frame, session} = Session.subscribe(data.connection.session, subscription)
+    data = put_in(data.connection.session, session)
     Routing.put(subscription, data)
 
     if subscription.receipt,
@@ -59,16 +59,16 @@ defmodule Barytherium.Client.Writing do
 
   defp write_without_receipt(frames, from, timeout, data) do
     write(frames, from, timeout, data, fn _with_receipts, number ->
-      Sender.write(data.sender, frames)
+      Sender.write(data.connection.sender, frames)
       send(self(), {:written, number})
     end)
   end
 
   @doc "Ends the connection. Its network process reports the end like any other."
-  @spec hang_up(atom() | Frame.t(), map()) :: map()
-  def hang_up(verdict, %{network: network} = data) do
+  @spec hang_up(atom() | Frame.t(), State.t()) :: State.t()
+  def hang_up(verdict, %{connection: %{network: network}} = data) do
     close_network(network, @hang_up_timeout)
-    %{data | verdict: verdict}
+    put_in(data.connection.verdict, verdict)
   end
 
   @spec close_network(pid(), timeout()) :: pid()

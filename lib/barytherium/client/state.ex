@@ -1,0 +1,97 @@
+defmodule Barytherium.Client.State do
+  @moduledoc false
+  # What `Barytherium.Client.Server` knows.
+
+  alias Barytherium.Client.{Backoff, Connection, Endpoint, Exchange, Handlers, Options}
+  alias Barytherium.Client.{Requests, Session}
+  alias Barytherium.Connection.Deadline
+  alias Barytherium.Frame
+
+  @enforce_keys [:settings, :handlers, :subscriptions, :next_subscription, :backoff]
+  defstruct [
+    :settings,
+    :handlers,
+    :subscriptions,
+    :next_subscription,
+    :backoff,
+    # The brokers that are left to try before the next wait, and the one in use.
+    round: [],
+    endpoint: nil,
+    # nil while there is no attempt to connect.
+    connection: nil,
+    # Why the last connection, or attempt, ended, and how many attempts have failed since one succeeded.
+    reason: nil,
+    attempts: 0,
+    connections: 0,
+    requests: %Requests{},
+    # Calls that wait for a connection, by the order in which they came.
+    waiting: %{},
+    next_waiting: 1,
+    # Who closes the client, by when, and how many milliseconds of that are for disconnecting.
+    closing: nil
+  ]
+
+  @type t :: %__MODULE__{
+          settings: Options.settings(),
+          handlers: Handlers.t(),
+          subscriptions: %{pos_integer() => subscription()},
+          next_subscription: pos_integer(),
+          backoff: Backoff.t(),
+          round: [Endpoint.t()],
+          endpoint: nil | Endpoint.t(),
+          connection: nil | Connection.t(),
+          reason: nil | atom() | Frame.t(),
+          attempts: non_neg_integer(),
+          connections: non_neg_integer(),
+          requests: Requests.t(),
+          waiting: %{pos_integer() => waiting()},
+          next_waiting: pos_integer(),
+          closing: nil | {:gen_statem.from(), Deadline.t(), timeout()}
+        }
+
+  @typedoc """
+  A subscription, and the process that gets its messages: `target`, which passes them on if `pid` is on another
+  node. Both are nil for a consumer's. See `Barytherium.Client.Renewals` about refused ones, and
+  `Barytherium.Client.Requeue` about `late`.
+  """
+  @type subscription :: %{
+          required(:subscription) => Session.subscription(),
+          required(:pid) => nil | pid(),
+          required(:target) => nil | pid(),
+          required(:monitor) => nil | reference(),
+          required(:ending) => boolean(),
+          optional(:suspect) => true,
+          optional(:refused) => true,
+          optional(:pauses) => Backoff.t(),
+          optional(:late) => [Barytherium.Client.Acknowledgements.id()]
+        }
+
+  @typedoc "One that is not patient waits for the present attempt to connect only."
+  @type waiting :: %{
+          from: :gen_statem.from(),
+          action: Exchange.action(),
+          timer: reference(),
+          patient: boolean()
+        }
+
+  @spec new(map()) :: t()
+  def new(settings) do
+    subscriptions = settings[:subscriptions] || %{}
+
+    %__MODULE__{
+      settings: settings,
+      handlers: nil,
+      subscriptions: subscriptions,
+      next_subscription: map_size(subscriptions) + 1,
+      backoff: settings.backoff
+    }
+  end
+
+  @spec session(t()) :: nil | Session.t()
+  def session(%__MODULE__{connection: nil}), do: nil
+  def session(%__MODULE__{connection: %{session: session}}), do: session
+
+  @spec network(t()) :: nil | pid()
+  def network(%__MODULE__{connection: nil}), do: nil
+  def network(%__MODULE__{connection: %{network: network}}), do: network
+end

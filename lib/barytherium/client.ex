@@ -38,7 +38,7 @@ defmodule Barytherium.Client do
 
   alias Barytherium.Client.{Options, Outbound, Server, Transaction}
   alias Barytherium.Connection.Deadline
-  alias Barytherium.{Error, Frame, Network, Schema, Telemetry}
+  alias Barytherium.{Error, Frame, Network, Schema, Secret, Telemetry}
   alias Barytherium.Network.Sender
 
   # Milliseconds that a request may take, unless its options say otherwise.
@@ -149,18 +149,19 @@ defmodule Barytherium.Client do
   @spec child_spec(keyword()) :: Supervisor.child_spec()
   def child_spec(opts) do
     {name, _opts} = pop_name(opts)
-    # A supervisor's reports show the arguments. The function hides them.
+
     %{
       id: name || __MODULE__,
-      start: {__MODULE__, :start_child, [fn -> opts end]},
+      start: {__MODULE__, :start_child, [Secret.new(opts)]},
       restart: :transient,
       shutdown: @shutdown
     }
   end
 
   @doc false
-  @spec start_child((... -> keyword())) :: GenServer.on_start()
-  def start_child(opts), do: start_link(opts.())
+  # A supervisor's reports show the arguments.
+  @spec start_child(Secret.t(keyword())) :: GenServer.on_start()
+  def start_child(opts), do: start_link(Secret.reveal(opts))
 
   @doc """
   Sends a message (STOMP 1.2, "SEND") and waits for the broker's receipt. `:ok` means that the broker

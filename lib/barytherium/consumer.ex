@@ -81,7 +81,7 @@ defmodule Barytherium.Consumer do
 
   alias Barytherium.Client
   alias Barytherium.Consumer.{Options, Terminator}
-  alias Barytherium.Frame
+  alias Barytherium.{Frame, Secret}
 
   @type state :: term()
   @type result :: {:ack | :nack | :noreply, state()} | {:nack, Frame.frame_headers(), state()}
@@ -149,8 +149,7 @@ defmodule Barytherium.Consumer do
 
     clients =
       for number <- 1..settings.concurrency do
-        # Reports of the supervisor show the arguments. The function hides them.
-        %{id: number, start: {__MODULE__, :start_client, [fn -> settings.client end]}}
+        %{id: number, start: {__MODULE__, :start_client, [Secret.new(settings.client)]}}
       end
 
     terminator = %{
@@ -173,7 +172,7 @@ defmodule Barytherium.Consumer do
 
     %{
       id: Keyword.get(opts, :name, module),
-      start: {__MODULE__, :start_child, [fn -> {module, opts} end]},
+      start: {__MODULE__, :start_child, [module, Secret.new(opts)]},
       type: :supervisor
     }
   end
@@ -185,15 +184,13 @@ defmodule Barytherium.Consumer do
   end
 
   @doc false
-  @spec start_child((... -> {module(), keyword()})) :: Supervisor.on_start()
-  def start_child(arguments) do
-    {module, opts} = arguments.()
-    start_link(module, opts)
-  end
+  # A supervisor's reports show the arguments.
+  @spec start_child(module(), Secret.t(keyword())) :: Supervisor.on_start()
+  def start_child(module, opts), do: start_link(module, Secret.reveal(opts))
 
   @doc false
-  @spec start_client((... -> map())) :: GenServer.on_start()
-  def start_client(settings), do: Client.start_server(nil, settings.())
+  @spec start_client(Secret.t(map())) :: GenServer.on_start()
+  def start_client(settings), do: Client.start_server(nil, Secret.reveal(settings))
 
   @doc "The `Barytherium.Client` of each connection, for `Barytherium.Client.status/1` and `stats/1`."
   @spec clients(Supervisor.supervisor()) :: [pid()]

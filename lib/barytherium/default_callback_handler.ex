@@ -22,7 +22,7 @@ defmodule Barytherium.DefaultCallbackHandler do
 
   require Logger
 
-  alias Barytherium.{Connection, Frame, Network}
+  alias Barytherium.{Connection, Frame, Network, Secret}
   alias Barytherium.Network.Sender
 
   @doc """
@@ -57,8 +57,8 @@ defmodule Barytherium.DefaultCallbackHandler do
     state = %{
       host: host,
       port: port,
-      # Logs show the state. The function hides the headers, which may hold a passcode.
-      connect_headers: fn -> headers end,
+      # They may hold a passcode.
+      connect_headers: Secret.new(headers),
       connected_frames: connected_frames,
       version: "1.0"
     }
@@ -70,13 +70,13 @@ defmodule Barytherium.DefaultCallbackHandler do
   @spec child_spec(tuple() | list()) :: Supervisor.child_spec()
   def child_spec(args) do
     args = if is_tuple(args), do: Tuple.to_list(args), else: args
-    # A supervisor's reports show the start arguments. The function hides them.
-    %{super([]) | start: {__MODULE__, :start_child, [fn -> args end]}}
+    %{super([]) | start: {__MODULE__, :start_child, [Secret.new(args)]}}
   end
 
   @doc false
-  @spec start_child((... -> list())) :: GenServer.on_start()
-  def start_child(args), do: apply(__MODULE__, :start_link, args.())
+  # A supervisor's reports show the arguments.
+  @spec start_child(Secret.t(list())) :: GenServer.on_start()
+  def start_child(args), do: apply(__MODULE__, :start_link, Secret.reveal(args))
 
   @impl true
   def init({%{host: host, port: port} = state, opts}) do
@@ -87,7 +87,11 @@ defmodule Barytherium.DefaultCallbackHandler do
   @impl true
   def handle_cast({:barytherium, :connect, {:ok, sender_pid}}, state) do
     Logger.info("Connected to #{inspect(state.host)}:#{state.port}")
-    Sender.write(sender_pid, [%Frame{command: :connect, headers: state.connect_headers.()}])
+
+    Sender.write(sender_pid, [
+      %Frame{command: :connect, headers: Secret.reveal(state.connect_headers)}
+    ])
+
     {:noreply, state}
   end
 

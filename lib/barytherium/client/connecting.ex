@@ -9,12 +9,13 @@ defmodule Barytherium.Client.Connecting do
     Events,
     Exchange,
     Handlers,
+    Options,
     Renewals,
     Session,
     State
   }
 
-  alias Barytherium.{Frame, Native, Network}
+  alias Barytherium.{Frame, Native, Network, Secret}
   alias Barytherium.Network.Sender
 
   @doc "Begins with the first broker, or a random one."
@@ -31,13 +32,14 @@ defmodule Barytherium.Client.Connecting do
   @spec start_greeter(State.t()) :: pid()
   def start_greeter(%{settings: settings, endpoint: endpoint}) do
     client = self()
-    spawn(fn -> fetch(client, fn -> settings.connect_headers.(endpoint) end) end)
+    spawn(fn -> fetch(client, settings, endpoint) end)
   end
 
-  defp fetch(client, headers) do
+  defp fetch(client, settings, endpoint) do
     # It ends with the client.
     monitor = Process.monitor(client)
-    {frame, _cost} = Frame.prepare(%Frame{command: :connect, headers: headers.()})
+    headers = Options.connect_headers(settings, endpoint)
+    {frame, _cost} = Frame.prepare(%Frame{command: :connect, headers: headers})
     :gen_statem.cast(client, {:greeter, self(), :ready})
 
     receive do
@@ -83,7 +85,7 @@ defmodule Barytherium.Client.Connecting do
 
   def greeted(:ready, %{endpoint: %{host: host, port: port, opts: opts}} = data) do
     routes = Native.new_routes()
-    {:ok, network} = Network.start_link(self(), host, port, opts.(), routes)
+    {:ok, network} = Network.start_link(self(), host, port, Secret.reveal(opts), routes)
     connection = %{data.connection | network: network, routes: routes}
     {:keep_state, %{data | connection: connection}, {{:timeout, :credentials}, :cancel}}
   end

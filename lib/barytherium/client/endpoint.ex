@@ -1,9 +1,8 @@
 defmodule Barytherium.Client.Endpoint do
   @moduledoc false
-  # A broker that a client can connect to. Everything that may be secret is inside functions, so that no
-  # crash report and no state shows it.
+  # A broker that a client can connect to.
 
-  alias Barytherium.{Network, Schema}
+  alias Barytherium.{Network, Schema, Secret}
 
   @form "stomp://user:pass@host:port/vhost, or stomp+ssl://... for TLS"
   @ports %{"stomp" => 61_613, "stomp+ssl" => 61_614}
@@ -16,8 +15,8 @@ defmodule Barytherium.Client.Endpoint do
           port: :inet.port_number(),
           secure: boolean(),
           vhost: nil | String.t(),
-          credentials: (... -> {nil | String.t(), nil | String.t()}),
-          opts: (... -> [Barytherium.Connection.option()])
+          credentials: Secret.t({nil | String.t(), nil | String.t()}),
+          opts: Secret.t([Barytherium.Connection.option()])
         }
 
   @doc "How a URL has to look."
@@ -27,23 +26,21 @@ defmodule Barytherium.Client.Endpoint do
   @doc "Parses a URL, or `{url, options}` with options of `Barytherium.Network` for this broker only."
   @spec parse(term()) :: {:ok, t()} | :error
   def parse({url, opts}) when is_list(opts) do
-    with {:ok, endpoint} <- parse(url), do: {:ok, %{endpoint | opts: fn -> opts end}}
+    with {:ok, endpoint} <- parse(url), do: {:ok, %{endpoint | opts: Secret.new(opts)}}
   end
 
   def parse(url) when is_binary(url) do
     with {:ok, %URI{scheme: scheme, host: host, query: nil, fragment: nil} = uri}
          when is_binary(host) and host != "" <- URI.new(url),
          {:ok, default_port} <- Map.fetch(@ports, scheme) do
-      credentials = credentials(uri.userinfo)
-
       {:ok,
        %__MODULE__{
          host: host,
          port: uri.port || default_port,
          secure: scheme == "stomp+ssl",
          vhost: vhost(uri.path),
-         credentials: fn -> credentials end,
-         opts: fn -> [] end
+         credentials: Secret.new(credentials(uri.userinfo)),
+         opts: Secret.new([])
        }}
     else
       _not_such_a_url -> :error
@@ -70,7 +67,7 @@ defmodule Barytherium.Client.Endpoint do
   """
   @spec complete!(t(), [term()], [term()]) :: t()
   def complete!(%__MODULE__{} = endpoint, common, ssl) do
-    own = endpoint.opts.()
+    own = Secret.reveal(endpoint.opts)
     names = Enum.map(own, &Schema.name/1)
     common = if endpoint.secure, do: common ++ ssl, else: common
 
@@ -81,7 +78,7 @@ defmodule Barytherium.Client.Endpoint do
     opts = [{:secure, endpoint.secure} | own] ++ Enum.reject(common, &(Schema.name(&1) in names))
     Network.Options.check!(opts)
     Barytherium.Connection.check_address!(endpoint.host, endpoint.port)
-    %{endpoint | opts: fn -> opts end}
+    %{endpoint | opts: Secret.new(opts)}
   end
 
   @doc "The endpoint for logs and metadata. It shows no credentials."

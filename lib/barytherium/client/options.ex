@@ -3,7 +3,7 @@ defmodule Barytherium.Client.Options do
   # The options of `Barytherium.Client.start_link/1` and of `Barytherium.Client.subscribe/3`.
 
   alias Barytherium.Client.{Backoff, Endpoint, Outbound}
-  alias Barytherium.{Network, Schema}
+  alias Barytherium.{Network, Schema, Secret}
 
   @secret {:secret,
            {:is, &__MODULE__.secret?/1,
@@ -120,7 +120,7 @@ defmodule Barytherium.Client.Options do
           versions: [String.t(), ...],
           max_attempts: pos_integer() | :infinity,
           credentials_timeout: non_neg_integer(),
-          connect_headers: (Endpoint.t() -> Barytherium.Frame.frame_headers()),
+          connect: Secret.t(map()),
           backoff: Backoff.t(),
           listener: nil | pid()
         }
@@ -151,7 +151,7 @@ defmodule Barytherium.Client.Options do
       versions: options.versions,
       max_attempts: options.max_attempts,
       credentials_timeout: options.credentials_timeout,
-      connect_headers: connect_headers(options),
+      connect: Secret.new(Map.take(options, [:login, :passcode, :vhost, :headers, :heart_beat])),
       backoff: Backoff.new(options.backoff),
       listener: options.listener
     }
@@ -185,22 +185,20 @@ defmodule Barytherium.Client.Options do
     endpoint
   end
 
-  # The headers of CONNECT. Functions for credentials are called when this one is.
-  defp connect_headers(options) do
+  @doc "The headers of CONNECT. Calls the functions for the credentials."
+  @spec connect_headers(settings(), Endpoint.t()) :: Barytherium.Frame.frame_headers()
+  def connect_headers(settings, endpoint) do
+    options = Secret.reveal(settings.connect)
     {sends, wants} = options.heart_beat
+    {login, passcode} = Secret.reveal(endpoint.credentials)
+    login = login || reveal(options.login)
+    passcode = passcode || reveal(options.passcode)
 
-    common = [
-      {"accept-version", options.versions |> Enum.sort() |> Enum.join(",")},
+    [
+      {"host", endpoint.vhost || options.vhost || "/"},
+      {"accept-version", settings.versions |> Enum.sort() |> Enum.join(",")},
       {"heart-beat", "#{sends},#{wants}"}
-    ]
-
-    fn endpoint ->
-      {login, passcode} = endpoint.credentials.()
-      login = login || reveal(options.login)
-      passcode = passcode || reveal(options.passcode)
-      host = {"host", endpoint.vhost || options.vhost || "/"}
-      [host | common] ++ header("login", login) ++ header("passcode", passcode) ++ options.headers
-    end
+    ] ++ header("login", login) ++ header("passcode", passcode) ++ options.headers
   end
 
   defp header(_name, nil), do: []

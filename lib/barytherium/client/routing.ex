@@ -4,7 +4,7 @@ defmodule Barytherium.Client.Routing do
   # `Barytherium.Native.put_route/5`); what has no route comes to the client. The functions run in the
   # client, and take its data.
 
-  alias Barytherium.Client.{Acknowledgements, Events, Handlers, Session, State}
+  alias Barytherium.Client.{Acknowledgements, Events, Handlers, Relay, Session, State}
   alias Barytherium.Frame
   alias Barytherium.Native
 
@@ -59,41 +59,17 @@ defmodule Barytherium.Client.Routing do
   end
 
   @doc """
-  The process that gets the messages of a subscriber: itself, or on another node, which native code cannot reach,
-  a process that sends them on. If that node does not read, only this process waits.
+  The process that gets the messages of a subscriber: itself, or if it is on another node, a process
+  that sends them on.
   """
   @spec target(pid()) :: pid()
   def target(subscriber) when node(subscriber) == node(), do: subscriber
 
-  def target(subscriber) do
-    client = self()
-
-    spawn(fn ->
-      Process.monitor(client)
-      Process.monitor(subscriber)
-      relay(subscriber)
-    end)
-  end
-
-  defp relay(subscriber) do
-    receive do
-      {:barytherium, :messages, _messages} = message ->
-        send(subscriber, message)
-        relay(subscriber)
-
-      # After everything that came before.
-      {:DOWN, _monitor, :process, _pid, _reason} ->
-        :ok
-
-      :stop ->
-        :ok
-    end
-  end
+  def target(subscriber), do: Relay.start(subscriber)
 
   @doc "The subscription has ended."
   @spec end_target(State.subscription()) :: :ok
   def end_target(%{pid: pid, target: target}) do
-    if target != pid, do: send(target, :stop)
-    :ok
+    if target != pid, do: Relay.stop(target), else: :ok
   end
 end

@@ -295,12 +295,12 @@ defmodule Barytherium.Client.Server do
   end
 
   @impl true
-  # Events may hold bodies.
+  # Events may hold bodies. What hides secrets from Elixir's reports does not hide them from Erlang's.
   def format_status(status) do
     status
     |> Map.replace_lazy(:queue, fn queue -> for {type, _event} <- queue, do: {type, :hidden} end)
     |> Map.replace(:log, [])
-    |> Map.replace_lazy(:data, &Map.drop(&1, [:waiting, :settings, :handlers]))
+    |> Map.replace_lazy(:data, &Map.drop(&1, [:waiting, :settings, :handlers, :endpoint, :round]))
   end
 
   defp not_written(:timeout), do: :not_written

@@ -4,7 +4,7 @@ defmodule Barytherium.Consumer.Options do
 
   alias Barytherium.Client.Options, as: ClientOptions
   alias Barytherium.Client.Outbound
-  alias Barytherium.Schema
+  alias Barytherium.{Schema, Secret}
 
   @schema [
     subscribe: {
@@ -83,8 +83,7 @@ defmodule Barytherium.Consumer.Options do
     worker =
       options
       |> Map.take([:on_exception, :nack_headers, :handlers])
-      # Reports and states show it otherwise.
-      |> Map.merge(%{module: module, init_arg: fn -> options.init_arg end})
+      |> Map.merge(%{module: module, init_arg: Secret.new(options.init_arg)})
 
     client = Map.put(client, :consumer, worker)
     Map.merge(options, %{name: name, client: client})

@@ -6,6 +6,7 @@ defmodule Barytherium.Consumer.Worker do
   use GenServer, restart: :temporary
 
   alias Barytherium.Consumer.Handler
+  alias Barytherium.Secret
 
   @doc "Starts it for the calling client. Returns when the callback `init/1` has."
   @spec start_link(pid(), map()) :: GenServer.on_start()
@@ -36,7 +37,9 @@ defmodule Barytherium.Consumer.Worker do
   end
 
   defp first_state(%{module: module, init_arg: arg}) do
-    if function_exported?(module, :init, 1), do: module.init(arg.()), else: {:ok, arg.()}
+    if function_exported?(module, :init, 1),
+      do: module.init(Secret.reveal(arg)),
+      else: {:ok, Secret.reveal(arg)}
   end
 
   defp state(client, settings, user_state) do

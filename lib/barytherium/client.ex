@@ -109,8 +109,8 @@ defmodule Barytherium.Client do
     start_server(name, Options.settings!(opts))
   end
 
-  defp pop_name(opts) when is_list(opts) do
-    {names, opts} = Enum.split_with(opts, &match?({:name, _name}, &1))
+  defp pop_name(opts) do
+    {names, opts} = opts |> Schema.effective() |> Enum.split_with(&match?({:name, _name}, &1))
 
     case names do
       [] ->
@@ -130,17 +130,16 @@ defmodule Barytherium.Client do
     end
   end
 
-  defp pop_name(_other), do: raise(ArgumentError, "the options are not a list")
-
   @doc false
   # With `:consumer` and `:subscriptions` in the settings, for `Barytherium.Consumer`.
   @spec start_server(nil | term(), map()) :: GenServer.on_start()
-  def start_server(nil, settings), do: :gen_statem.start_link(Server, settings, [])
+  # The server links itself to the caller. See `Barytherium.Network.start_link/4`.
+  def start_server(nil, settings), do: :gen_statem.start(Server, {self(), settings}, [])
 
   def start_server(name, settings) when is_atom(name),
-    do: :gen_statem.start_link({:local, name}, Server, settings, [])
+    do: :gen_statem.start({:local, name}, Server, {self(), settings}, [])
 
-  def start_server(name, settings), do: :gen_statem.start_link(name, Server, settings, [])
+  def start_server(name, settings), do: :gen_statem.start(name, Server, {self(), settings}, [])
 
   # Longer than a connection may take to write what is left.
   @shutdown 15_000

@@ -81,7 +81,7 @@ defmodule Barytherium.Consumer do
 
   alias Barytherium.Client
   alias Barytherium.Consumer.{Options, Terminator}
-  alias Barytherium.{Frame, Secret}
+  alias Barytherium.{Frame, Schema, Secret}
 
   @type state :: term()
   @type result :: {:ack | :nack | :noreply, state()} | {:nack, Frame.frame_headers(), state()}
@@ -180,7 +180,7 @@ defmodule Barytherium.Consumer do
   # The message does not show them, because one may be a password.
   defp merge!(defaults, opts) do
     unless Keyword.keyword?(opts), do: raise(ArgumentError, "the options are not a keyword list")
-    Keyword.merge(defaults, opts)
+    Keyword.merge(defaults, Schema.effective(opts))
   end
 
   @doc false

@@ -64,8 +64,12 @@ defmodule Barytherium.Network do
     # A mistake in the arguments raises in the caller.
     init = %{callback_handler: callback_pid, host: host, port: port, opts: opts}
     {init, _options} = check!(init)
-    GenServer.start_link(__MODULE__, init)
+    start(init)
   end
+
+  # A parent that ends would make a GenServer end with the same reason, and log that as a crash of its own. So
+  # this one has no parent, but a link.
+  defp start(init), do: GenServer.start(__MODULE__, Map.put(init, :parent, self()))
 
   @doc false
   # The same, with a table of routes (`Barytherium.Native.new_routes/0`): the messages of a subscription
@@ -74,7 +78,7 @@ defmodule Barytherium.Network do
           GenServer.on_start()
   def start_link(callback_pid, host, port, opts, routes) do
     init = %{callback_handler: callback_pid, host: host, port: port, opts: opts, routes: routes}
-    GenServer.start_link(__MODULE__, init)
+    start(init)
   end
 
   @doc false
@@ -168,6 +172,9 @@ defmodule Barytherium.Network do
     # With this, `terminate/2` also runs when a linked callback process ends. It sends what was
     # written.
     Process.flag(:trap_exit, true)
+    # Users may also start this process with GenServer's functions.
+    init = Map.put_new(init, :parent, nil)
+    if init.parent, do: Process.link(init.parent)
     {init, options} = check!(init)
     Process.monitor(init.callback_handler)
 
@@ -254,6 +261,8 @@ defmodule Barytherium.Network do
     {:reply, agreed, %{state | is_agreed: true}, :hibernate}
   end
 
+  def handle_call(_stray, _from, state), do: {:reply, {:error, :unknown_call}, state}
+
   # When the receipt arrives, or the socket ends, so does the receiver, which reports it here.
   defp write_disconnect(%{sender_pid: sender_pid, socket: socket, last_receipt: receipt}) do
     if Sender.disconnect(sender_pid, [{"receipt", receipt}]) == :not_connected,
@@ -278,6 +287,8 @@ defmodule Barytherium.Network do
     callback(state, {:disconnect, reason})
     Telemetry.disconnect(state, reason, read_stats(state))
     Enum.each(state.closing, &GenServer.reply(&1, :ok))
+    # Nothing depends on it any more, whatever it ends with.
+    if state.receiver_pid, do: Process.unlink(state.receiver_pid)
     Ending.hang_up(state)
 
     {:noreply,
@@ -306,6 +317,17 @@ defmodule Barytherium.Network do
 
     {:noreply, %{state | reason: reason}}
   end
+
+  def handle_cast({:write, _frames, _cost}, state) do
+    Logger.error(
+      "Sender.write/2 was called with the network process. The sender is the pid in " <>
+        "{:barytherium, :connect, {:ok, sender_pid}}"
+    )
+
+    {:noreply, state}
+  end
+
+  def handle_cast(_stray, state), do: {:noreply, state}
 
   @impl true
   def handle_info({:connector, pid, result}, %{connector: pid} = state),
@@ -358,7 +380,9 @@ defmodule Barytherium.Network do
   # Timers that are no longer needed, and exits of processes that have done their work.
   def handle_info({:connect_timeout, _connector}, state), do: {:noreply, state}
   def handle_info(:end_receiver, state), do: {:noreply, state}
-  def handle_info({:EXIT, _pid, _reason}, state), do: {:noreply, state}
+  def handle_info({:EXIT, pid, _reason}, %{parent: pid} = state), do: {:stop, :shutdown, state}
+  def handle_info({:EXIT, _pid, :normal}, state), do: {:noreply, state}
+  def handle_info({:EXIT, _pid, reason}, state), do: {:stop, ending(reason), state}
 
   def handle_info(_stray, state) do
     Logger.debug("Barytherium ignores a message to a network process")
@@ -370,6 +394,10 @@ defmodule Barytherium.Network do
   def terminate(_reason, %{socket: nil} = state), do: stop_connector(state)
 
   def terminate(_reason, state), do: Ending.finish(state)
+
+  # Whoever has ended logs a crash.
+  defp ending({:shutdown, _why} = reason), do: reason
+  defp ending(_reason), do: :shutdown
 
   defp stop_connector(state) do
     Connector.stop(state.connector)

@@ -49,19 +49,15 @@ defmodule Barytherium.Schema do
 
   @doc """
   Splits options into a map of those in the schema, with their defaults, and the others. Raises
-  `ArgumentError` for an invalid value, and for an option that is given twice.
+  `ArgumentError` for an invalid value. See `effective/1`.
   """
   @spec split([term()], t()) :: {%{atom() => term()}, [term()]}
-  def split(opts, schema) when is_list(opts) do
-    refuse_twice!(opts)
-    {ours, others} = Enum.split_with(opts, &ours?(&1, schema))
+  def split(opts, schema) do
+    {ours, others} = opts |> effective() |> Enum.split_with(&ours?(&1, schema))
     Enum.each(ours, &validate!(&1, schema))
     defaults = Map.new(schema, fn {name, {_type, default, _text}} -> {name, default} end)
     {Enum.into(ours, defaults), others}
   end
-
-  # The message does not show them, because one may be a password.
-  def split(_other, _schema), do: raise(ArgumentError, "the options are not a list")
 
   @doc "Raises `ArgumentError` unless all options are in the schema. Returns them with the defaults."
   @spec all!([term()], t()) :: %{atom() => term()}
@@ -72,15 +68,19 @@ defmodule Barytherium.Schema do
     end
   end
 
-  # Of two equal names, some code would use the first value and other code the last.
-  defp refuse_twice!(opts) do
-    names = for option <- opts, name = name(option), name != :raw, do: name
+  @doc "The options that count: of several with the same name the first, unless it is nil, which means the default."
+  @spec effective([term()]) :: [term()]
+  def effective(opts) when is_list(opts) do
+    if List.improper?(opts), do: raise(ArgumentError, "the options are not a list")
 
-    case names -- Enum.uniq(names) do
-      [] -> :ok
-      [name | _more] -> raise ArgumentError, "option #{shown(name)} is given twice"
-    end
+    # There may be several raw options of the socket.
+    opts
+    |> Enum.uniq_by(&if(name(&1) == :raw, do: &1, else: name(&1)))
+    |> Enum.reject(&match?({_name, nil}, &1))
   end
+
+  # The message does not show them, because one may be a password.
+  def effective(_other), do: raise(ArgumentError, "the options are not a list")
 
   @doc "The name of an option, which is an atom or a tuple."
   @spec name(term()) :: term()

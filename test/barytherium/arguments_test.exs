@@ -17,7 +17,6 @@ defmodule Barytherium.ArgumentsTest do
           {"a host with a NUL", ["a\0b", 1, []], "not a host"},
           {"a path that is too long", [{:local, String.duplicate("x", 200)}, 0, []], "path"},
           {"options that are not a list", ["localhost", 1, %{}], "not a list"},
-          {"an option given twice", ["localhost", 1, [secure: true, secure: false]], "twice"},
           {"an address as a string", ["localhost", 1, [ip: "127.0.0.1"]], ":ip"},
           {"a flag that is not a boolean", ["localhost", 1, [nodelay: "yes"]], ":nodelay"},
           {"an unknown backend", ["localhost", 1, [inet_backend: :foo]], ":inet_backend"}

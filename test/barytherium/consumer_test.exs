@@ -672,8 +672,6 @@ defmodule Barytherium.ConsumerTest do
 
   test "mistakes in the options raise" do
     for {opts, message} <- [
-          {[url: "stomp://h", subscribe: nil],
-           ~r/invalid value for option :subscribe|:subscribe is missing/},
           {[url: "stomp://h", subscribe: {"/a", ak: :auto}], ~r/unknown option :ak; .*:ack/},
           {[url: "stomp://h", concurrency: 0], ~r/:concurrency/},
           {[url: "stomp://h", max_attempts: 3], ~r/never gives up/},

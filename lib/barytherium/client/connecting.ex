@@ -192,8 +192,10 @@ defmodule Barytherium.Client.Connecting do
   def release(data) do
     stop_greeter(data)
 
-    # This process is its parent, so it ends; if it is connected, after what was written and a DISCONNECT.
-    if network = State.network(data), do: Process.exit(network, :shutdown)
+    # It ends; if it is connected, after what was written and a DISCONNECT.
+    network = State.network(data)
+    if network, do: Process.exit(network, :shutdown)
+    data = if network, do: put_in(data.former[network], true), else: data
     data = if data.connection, do: end_transactions(data), else: data
     Exchange.fail_all(:unconfirmed, data)
   end

@@ -31,8 +31,14 @@ defmodule Barytherium.Client.Relay do
   def handle_info({:DOWN, _monitor, :process, _pid, _reason}, subscriber),
     do: {:stop, :normal, subscriber}
 
+  def handle_info(_stray, subscriber), do: {:noreply, subscriber}
+
+  @impl true
+  def handle_call(_stray, _from, subscriber), do: {:reply, {:error, :unknown_call}, subscriber}
+
   @impl true
   def handle_cast(:stop, subscriber), do: {:stop, :normal, subscriber}
+  def handle_cast(_stray, subscriber), do: {:noreply, subscriber}
 
   @doc false
   # The message may hold bodies.

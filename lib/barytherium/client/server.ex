@@ -42,13 +42,13 @@ defmodule Barytherium.Client.Server do
          do: Keyword.has_key?(dictionary, @client_key)
   end
 
-  @spec init(map()) :: :gen_statem.init_result(atom())
+  @spec init({pid(), map()}) :: :gen_statem.init_result(atom())
   @impl true
-  def init(settings) do
+  def init({parent, settings}) do
     # With this, `terminate/3` runs when the parent ends.
     Process.flag(:trap_exit, true)
-
-    data = State.new(settings)
+    Process.link(parent)
+    data = State.new(parent, settings)
     Process.put(@client_key, true)
 
     case Handlers.start(settings[:consumer]) do
@@ -155,6 +155,19 @@ defmodule Barytherium.Client.Server do
       :disconnected -> Connecting.wait(data)
       _connected -> Connecting.ended(Handlers.reason(reason), data)
     end
+  end
+
+  # An earlier network, which has done its work.
+  def handle_event(:info, {:EXIT, pid, _reason}, _state, data)
+      when is_map_key(data.former, pid),
+      do: {:keep_state, %{data | former: Map.delete(data.former, pid)}}
+
+  def handle_event(:info, {:EXIT, pid, _reason}, _state, %{parent: pid}), do: {:stop, :shutdown}
+  def handle_event(:info, {:EXIT, _pid, :normal}, _state, _data), do: :keep_state_and_data
+
+  # Whoever has ended logs a crash.
+  def handle_event(:info, {:EXIT, _pid, reason}, _state, _data) do
+    if match?({:shutdown, _why}, reason), do: {:stop, reason}, else: {:stop, :shutdown}
   end
 
   # Receipts and errors
@@ -281,6 +294,9 @@ defmodule Barytherium.Client.Server do
   def handle_event(:info, :close_timeout, :closing, %{closing: {from, _, _}} = data) do
     {:stop_and_reply, :normal, {:reply, from, {:error, :timeout}}, Closing.abandon(data)}
   end
+
+  def handle_event({:call, from}, _stray, _state, _data),
+    do: {:keep_state_and_data, {:reply, from, {:error, :unknown_call}}}
 
   # Reports about an earlier connection, exits of processes that have done their work, and strays.
   def handle_event(_type, _event, _state, _data), do: :keep_state_and_data

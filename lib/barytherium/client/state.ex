@@ -7,8 +7,9 @@ defmodule Barytherium.Client.State do
   alias Barytherium.Connection.Deadline
   alias Barytherium.Frame
 
-  @enforce_keys [:settings, :handlers, :subscriptions, :next_subscription, :backoff]
+  @enforce_keys [:parent, :settings, :handlers, :subscriptions, :next_subscription, :backoff]
   defstruct [
+    :parent,
     :settings,
     :handlers,
     :subscriptions,
@@ -19,6 +20,8 @@ defmodule Barytherium.Client.State do
     endpoint: nil,
     # nil while there is no attempt to connect.
     connection: nil,
+    # Network processes of earlier connections, which still write what is left.
+    former: %{},
     # Why the last connection, or attempt, ended, and how many attempts have failed since one succeeded.
     reason: nil,
     attempts: 0,
@@ -32,6 +35,7 @@ defmodule Barytherium.Client.State do
   ]
 
   @type t :: %__MODULE__{
+          parent: pid(),
           settings: Options.settings(),
           handlers: Handlers.t(),
           subscriptions: %{pos_integer() => subscription()},
@@ -40,6 +44,7 @@ defmodule Barytherium.Client.State do
           round: [Endpoint.t()],
           endpoint: nil | Endpoint.t(),
           connection: nil | Connection.t(),
+          former: %{pid() => true},
           reason: nil | atom() | Frame.t(),
           attempts: non_neg_integer(),
           connections: non_neg_integer(),
@@ -74,11 +79,12 @@ defmodule Barytherium.Client.State do
           patient: boolean()
         }
 
-  @spec new(map()) :: t()
-  def new(settings) do
+  @spec new(pid(), map()) :: t()
+  def new(parent, settings) do
     subscriptions = settings[:subscriptions] || %{}
 
     %__MODULE__{
+      parent: parent,
       settings: settings,
       handlers: nil,
       subscriptions: subscriptions,

@@ -8,17 +8,17 @@ defmodule Barytherium.Consumer.Dealer do
   alias Barytherium.Consumer.Worker
 
   # `several?`: whether more than one may handle the messages of this connection.
-  @enforce_keys [:workers, :free, :batches?]
-  defstruct [:workers, :free, :batches?, several?: true, finishing?: false]
+  @enforce_keys [:client, :workers, :free, :batches?]
+  defstruct [:client, :workers, :free, :batches?, several?: true, finishing?: false]
 
   @doc "Starts it for the calling client. Returns when the callback `init/1` has, in all of them."
   @spec start_link(pid(), map()) :: GenServer.on_start()
-  def start_link(client, settings), do: GenServer.start_link(__MODULE__, {client, settings})
+  def start_link(client, settings), do: GenServer.start(__MODULE__, {client, settings})
 
   @doc "Starts it again. The callbacks `init/1` run afterwards."
   @spec start_again(pid(), map()) :: pid()
   def start_again(client, settings) do
-    {:ok, pid} = GenServer.start_link(__MODULE__, {:again, client, settings})
+    {:ok, pid} = GenServer.start(__MODULE__, {:again, client, settings})
     pid
   end
 
@@ -26,20 +26,24 @@ defmodule Barytherium.Consumer.Dealer do
   def init(args) do
     # It is told when a worker ends. They do not trap exits, so they end with it.
     Process.flag(:trap_exit, true)
+    # See `Barytherium.Network.start_link/4`.
+    args |> client() |> Process.link()
     start(args)
   end
 
+  defp client({:again, client, _settings}), do: client
+  defp client({client, _settings}), do: client
+
   defp start({:again, client, settings}) do
     settings = Map.put(settings, :dealer, self())
-
-    {:ok,
-     new(for(_number <- 1..settings.handlers, do: Worker.start_again(client, settings)), settings)}
+    workers = for _number <- 1..settings.handlers, do: Worker.start_again(client, settings)
+    {:ok, new(client, workers, settings)}
   end
 
   defp start({client, settings}),
     do: start(settings.handlers, client, Map.put(settings, :dealer, self()), [])
 
-  defp start(0, _client, settings, workers), do: {:ok, new(workers, settings)}
+  defp start(0, client, settings, workers), do: {:ok, new(client, workers, settings)}
 
   defp start(count, client, settings, workers) do
     case Worker.start_link(client, settings) do
@@ -48,9 +52,9 @@ defmodule Barytherium.Consumer.Dealer do
     end
   end
 
-  defp new(workers, %{module: module}) do
+  defp new(client, workers, %{module: module}) do
     batches? = function_exported?(module, :handle_batch, 2)
-    %__MODULE__{workers: workers, free: workers, batches?: batches?}
+    %__MODULE__{client: client, workers: workers, free: workers, batches?: batches?}
   end
 
   @impl true
@@ -71,7 +75,9 @@ defmodule Barytherium.Consumer.Dealer do
 
   @impl true
   def handle_info({:free, worker}, dealer), do: {:noreply, freed(worker, dealer)}
-  def handle_info({:EXIT, pid, reason}, dealer), do: ended(pid, reason, dealer)
+
+  def handle_info({:EXIT, pid, reason}, dealer),
+    do: if(ours?(pid, reason, dealer), do: ended(pid, reason, dealer), else: {:noreply, dealer})
 
   def handle_info(message, dealer) do
     Enum.each(dealer.workers, &send(&1, message))
@@ -79,7 +85,7 @@ defmodule Barytherium.Consumer.Dealer do
   end
 
   @impl true
-  def handle_call(_stray, _from, dealer), do: {:noreply, dealer}
+  def handle_call(_stray, _from, dealer), do: {:reply, {:error, :unknown_call}, dealer}
 
   defp tell(event, dealer) do
     Enum.each(dealer.workers, &GenServer.cast(&1, event))
@@ -103,8 +109,13 @@ defmodule Barytherium.Consumer.Dealer do
 
       [] ->
         receive do
-          {:free, worker} -> deal(messages, share, sender, freed(worker, dealer))
-          {:EXIT, pid, reason} -> ended(pid, reason, dealer)
+          {:free, worker} ->
+            deal(messages, share, sender, freed(worker, dealer))
+
+          {:EXIT, pid, reason} ->
+            if ours?(pid, reason, dealer),
+              do: ended(pid, reason, dealer),
+              else: deal(messages, share, sender, dealer)
         end
     end
   end
@@ -116,6 +127,10 @@ defmodule Barytherium.Consumer.Dealer do
 
   # Whoever was free first is the next.
   defp freed(worker, dealer), do: %{dealer | free: dealer.free ++ [worker]}
+
+  # A process that has ended normally ends no other, unless that depends on it.
+  defp ours?(pid, reason, %{client: client, workers: workers}),
+    do: reason != :normal or pid in [client | workers]
 
   defp ended(pid, :shutdown, %{finishing?: true, workers: workers} = dealer) do
     case List.delete(workers, pid) do

@@ -73,6 +73,11 @@ defmodule Barytherium.Consumer.Options do
     if Keyword.has_key?(rest, :max_attempts),
       do: raise(ArgumentError, "option :max_attempts: a consumer never gives up")
 
+    for {name, _value} <- rest, name in [:ack, :prefetch, :durable, :receipt] do
+      raise ArgumentError,
+            "option #{inspect(name)} is one of a subscription: subscribe: {destination, #{name}: ...}"
+    end
+
     client =
       rest
       |> ClientOptions.settings!(Keyword.keys(@schema))

@@ -14,18 +14,30 @@ defmodule Barytherium.Consumer.Terminator do
 
   @doc "Starts it for the calling supervisor."
   @spec start_link(non_neg_integer()) :: GenServer.on_start()
-  def start_link(shutdown), do: GenServer.start_link(__MODULE__, {self(), shutdown})
+  def start_link(shutdown), do: GenServer.start(__MODULE__, {self(), shutdown})
 
   @doc "Milliseconds that it may take to stop."
   @spec shutdown(non_neg_integer()) :: pos_integer()
   def shutdown(shutdown), do: shutdown + @margin
 
   @impl true
-  def init(state) do
+  def init({supervisor, _shutdown} = state) do
     # With this, `terminate/2` runs when the supervisor stops this process.
     Process.flag(:trap_exit, true)
+    # See `Barytherium.Network.start_link/4`.
+    Process.link(supervisor)
     {:ok, state}
   end
+
+  @impl true
+  def handle_call(_stray, _from, state), do: {:reply, {:error, :unknown_call}, state}
+
+  @impl true
+  def handle_cast(_stray, state), do: {:noreply, state}
+
+  @impl true
+  def handle_info({:EXIT, pid, _reason}, {pid, _shutdown} = state), do: {:stop, :shutdown, state}
+  def handle_info(_stray, state), do: {:noreply, state}
 
   @impl true
   def terminate(_reason, {supervisor, shutdown}) do

@@ -83,7 +83,7 @@ defmodule Barytherium.Consumer.Worker do
   def handle_info(message, handler), do: {:noreply, event(:handle_info, message, handler)}
 
   @impl true
-  def handle_call(_stray, _from, handler), do: {:noreply, handler}
+  def handle_call(_stray, _from, handler), do: {:reply, {:error, :unknown_call}, handler}
 
   @doc false
   # The message may hold bodies.

@@ -54,11 +54,13 @@ defmodule Barytherium.Network.Options do
 
   @doc "The options in `opts` that `Barytherium.Connection.connect/3` takes."
   @spec connecting([term()]) :: [term()]
-  def connecting(opts), do: Enum.reject(opts, &(Schema.name(&1) in @not_connecting))
+  def connecting(opts),
+    do: opts |> Schema.effective() |> Enum.reject(&(Schema.name(&1) in @not_connecting))
 
   @doc "The options in `opts` that the receive loop takes."
   @spec receiving([term()]) :: keyword()
-  def receiving(opts), do: Enum.filter(opts, &(Schema.name(&1) in @receiving))
+  def receiving(opts),
+    do: opts |> Schema.effective() |> Enum.filter(&(Schema.name(&1) in @receiving))
 
   @doc "The options of the native connection, from the state of a receive loop."
   @spec connection(map(), boolean(), nil | reference()) :: map()

@@ -137,7 +137,10 @@ defmodule Barytherium.Network.ReceiveLoop do
   def handle_cast(_stray, loop), do: ignore(loop)
 
   @impl true
-  def handle_call(_stray, _from, loop), do: ignore(loop)
+  def handle_call(_stray, from, loop) do
+    GenServer.reply(from, {:error, :unknown_call})
+    ignore(loop)
+  end
 
   # A message cancels the timeout of a GenServer, so the timeout is set again.
   defp ignore(%{paused: nil, next: :turn} = loop), do: {:noreply, loop, @longest_queueing}

@@ -62,7 +62,7 @@ defmodule Barytherium.Network.SendLoop do
   end
 
   @impl true
-  def handle_cast({:write, frames, cost}, state),
+  def handle_cast({:write, frames, cost}, state) when is_list(frames),
     do: {:noreply, accept({frames, cost, nil}, state)}
 
   def handle_cast({:submit, frames, cost, from, deadline}, state),
@@ -120,7 +120,7 @@ defmodule Barytherium.Network.SendLoop do
     {:noreply, queue(disconnect_write(headers, from), state)}
   end
 
-  def handle_call(_stray, _from, state), do: {:noreply, state}
+  def handle_call(_stray, _from, state), do: {:reply, {:error, :unknown_call}, state}
 
   # STOMP 1.1, "Protocol Negotiation".
   defp offered(connect_headers) do

@@ -79,7 +79,7 @@ defmodule Barytherium.Network.Writer do
   end
 
   @impl true
-  def handle_call(_stray, _from, state), do: {:noreply, state}
+  def handle_call(_stray, _from, state), do: {:reply, {:error, :unknown_call}, state}
 
   @impl true
   def handle_info(_stray, state), do: {:noreply, state}

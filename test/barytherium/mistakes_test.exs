@@ -1,0 +1,162 @@
+defmodule Barytherium.MistakesTest do
+  # What a person meets who mistypes, migrates, or reads a log.
+  use Barytherium.ClientCase, async: false
+
+  import Barytherium.NetworkCase, only: [connect: 0, connect: 2]
+
+  alias Barytherium.{Consumer, Network}
+  alias Barytherium.Network.Sender
+
+  defmodule Handler do
+    use Barytherium.Consumer, subscribe: "/queue/a", backoff: {10, 10}
+
+    @impl true
+    def handle_message(_frame, state), do: {:ack, state}
+  end
+
+  describe "options" do
+    test "of which several have the same name, the first counts, and nil means the default" do
+      for opts <- [
+            [secure: nil],
+            [secure: false, secure: true, cacertfile: nil],
+            [send_timeout: 100, send_timeout: "wrong", buffer: nil]
+          ] do
+        {network, peer} = connect(self(), opts)
+        assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, _sender}}}
+        assert %{tls: nil} = Network.stats(network)
+        Peer.close(peer)
+      end
+    end
+
+    test "of a client and of a consumer, likewise" do
+      {listener, url} = broker()
+      opts = [url: url, url: "wrong", login: nil, ssl: nil, name: nil, subscribe: nil]
+      start_supervised!({Client, Keyword.delete(opts, :subscribe)})
+      accept_connected(listener)
+      start_supervised!({Handler, opts})
+      peer = accept_connected(listener)
+      {headers, ""} = confirm(peer, :subscribe)
+      assert headers["destination"] == "/queue/a"
+    end
+  end
+
+  test "an option of a subscription among those of a consumer is told where it belongs" do
+    assert_raise ArgumentError, ~r/subscribe: {destination, prefetch: \.\.\.}/, fn ->
+      Handler.start_link(url: "stomp://localhost", prefetch: 5)
+    end
+  end
+
+  defp processes do
+    {listener, url} = broker()
+    client = start_supervised!({Client, url: url})
+    accept_connected(listener)
+    consumer = start_supervised!({Handler, url: url, handlers: 2})
+    confirm(accept_connected(listener), :subscribe)
+    [below] = Consumer.clients(consumer)
+
+    others =
+      for {:terminator, pid, _type, _modules} <- Supervisor.which_children(consumer), do: pid
+
+    [client, below] ++ others ++ Enum.flat_map([client, below], &linked(&1, consumer))
+  end
+
+  # The network with its sender and receiver, and the processes with the callbacks.
+  defp linked(client, consumer) do
+    %{network: network} = Client.status(client)
+    eventually(fn -> :sys.get_state(network).receiver_pid != nil end)
+    {_state, data} = :sys.get_state(client)
+    handlers = if data.handlers, do: data.handlers.pid
+    %{sender_pid: sender, receiver_pid: receiver} = :sys.get_state(network)
+    workers = if handlers, do: :sys.get_state(handlers).workers, else: []
+
+    for pid <- [network, sender, receiver, handlers | workers],
+        pid not in [nil, consumer],
+        do: pid
+  end
+
+  test "strays of every form are harmless, and calls are answered" do
+    pids = processes()
+
+    for pid <- pids, stray <- [:stray, {:write, 1, 2}, {:client, :stray}, {:barytherium, :x}] do
+      GenServer.cast(pid, stray)
+      send(pid, stray)
+      send(pid, {:EXIT, self(), :normal})
+      Process.exit(pid, :normal)
+      assert GenServer.call(pid, stray) == {:error, :unknown_call}
+    end
+
+    assert Enum.all?(pids, &Process.alive?/1)
+  end
+
+  test "Sender.write/2 to the network process is logged, and harmless" do
+    {network, peer} = connect()
+    assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, _sender}}}
+
+    log =
+      capture_log(fn ->
+        Sender.write(network, [%Frame{command: :ack}])
+        :sys.get_state(network)
+      end)
+
+    assert log =~ "called with the network process"
+    Peer.close(peer)
+    assert_receive {:"$gen_cast", {:barytherium, :disconnect, :closed}}
+  end
+
+  for reason <- [:shutdown, {:shutdown, :why}, :crash] do
+    test "an exit signal with #{inspect(reason)} ends a network after what was written" do
+      Process.flag(:trap_exit, true)
+      {network, peer} = connect()
+      assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, sender}}}
+      Sender.write(sender, [%Frame{command: :connect, headers: [{"accept-version", "1.2"}]}])
+      Peer.send(peer, "CONNECTED\nversion:1.2\n\n\0")
+      assert_receive {:"$gen_cast", {:barytherium, :frames, _connected}}
+      Sender.write(sender, [%Frame{command: :send, headers: [{"destination", "/a"}]}])
+
+      log =
+        capture_log(fn ->
+          spawn(fn -> Process.exit(network, unquote(Macro.escape(reason))) end)
+          assert_receive {:EXIT, ^network, ended}
+          assert ended in [:shutdown, {:shutdown, :why}]
+        end)
+
+      refute log =~ "terminating"
+      {bytes, _how} = Peer.read_all(peer)
+      assert bytes =~ "SEND"
+      assert bytes =~ "DISCONNECT"
+    end
+  end
+
+  for {what, module} <- [network: Network, client: Client] do
+    test "a process that ends with a reason is one crash in the log, and not two (#{what})" do
+      {listener, url} = broker()
+
+      log =
+        capture_log(fn ->
+          test = self()
+
+          {owner, monitor} =
+            spawn_monitor(fn ->
+              {:ok, pid} =
+                case unquote(module) do
+                  Network -> Network.start_link(self(), "127.0.0.1", Peer.port(listener))
+                  Client -> Client.start_link(url: url)
+                end
+
+              send(test, {:started, pid})
+              receive do: (:crash -> exit(:some_reason))
+            end)
+
+          assert_receive {:started, pid}
+          ended = Process.monitor(pid)
+          Peer.accept(listener)
+          send(owner, :crash)
+          assert_receive {:DOWN, ^monitor, :process, ^owner, :some_reason}
+          assert_receive {:DOWN, ^ended, :process, ^pid, :shutdown}
+        end)
+
+      refute log =~ "terminating"
+      refute log =~ "some_reason"
+    end
+  end
+end

@@ -209,7 +209,8 @@ defmodule Barytherium.Connection do
     do: :closed
 
   def reason({:tls_alert, {alert, text}}, peer) do
-    Logger.error("TLS: #{peer}: #{text}")
+    hint = if alert == :unexpected_message, do: " (does the server speak TLS on this port?)"
+    Logger.error("TLS: #{peer}: #{text}#{hint}")
     Tls.reason(alert, text)
   end
 

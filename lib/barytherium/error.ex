@@ -69,12 +69,24 @@ defmodule Barytherium.Error do
   @spec message(t()) :: String.t()
   def message(%__MODULE__{reason: :refused, frame: %Frame{body: body} = frame}) do
     first_line = body |> String.split("\n", parts: 2) |> hd()
-    said = [Frame.header(frame, "message", ""), first_line]
-    said = said |> Enum.map(&String.trim/1) |> Enum.reject(&(&1 == "")) |> Enum.uniq()
-    "the broker says: " <> (said |> Enum.join(": ") |> binary_slice(0, @longest) |> Text.line())
+    "the broker says: " <> said(Frame.header(frame, "message", ""), first_line)
   end
 
   def message(%__MODULE__{reason: reason}), do: "#{@texts[reason] || posix(reason)} (#{reason})"
+
+  @doc false
+  # The `message` header of an ERROR, and the first line of its body. A broker may repeat what it does not
+  # understand.
+  @spec said(binary(), binary()) :: String.t()
+  def said(message, first_line) do
+    [message, first_line]
+    |> Enum.map(&String.trim/1)
+    |> Enum.reject(&(&1 == "" or String.contains?(String.downcase(&1), "passcode")))
+    |> Enum.uniq()
+    |> Enum.join(": ")
+    |> binary_slice(0, @longest)
+    |> Text.line()
+  end
 
   defp posix(reason) do
     case :inet.format_error(reason) do

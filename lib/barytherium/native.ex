@@ -52,7 +52,8 @@ defmodule Barytherium.Native do
              | :panic
              | :truncated
              | {:tls, String.t()}
-             | {:refused | :unfinished_error, binary()}
+             | {:refused, binary(), binary()}
+             | {:unfinished_error, binary()}
              | failure()}
           | {:owed, step()}
           | {:relay, [{GenServer.server(), term()}], step()}

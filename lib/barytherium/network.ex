@@ -33,7 +33,7 @@ defmodule Barytherium.Network do
 
   require Logger
 
-  alias Barytherium.{Connection, Frame, Native, Schema, Telemetry}
+  alias Barytherium.{Connection, Frame, Native, Schema, Secret, Telemetry}
   alias Barytherium.Network.{Connector, Ending, Options, Receiver, Sender, WriteCounters}
 
   @longest_wait Schema.longest_wait()
@@ -92,8 +92,13 @@ defmodule Barytherium.Network do
   @spec child_spec(tuple() | list()) :: Supervisor.child_spec()
   def child_spec(args) do
     args = if is_tuple(args), do: Tuple.to_list(args), else: args
-    %{super([]) | start: {__MODULE__, :start_link, args}}
+    # A supervisor's reports show the arguments, among which may be a key or a password.
+    %{super([]) | start: {__MODULE__, :start_child, [Secret.new(args)]}}
   end
+
+  @doc false
+  @spec start_child(Secret.t(list())) :: GenServer.on_start()
+  def start_child(args), do: apply(__MODULE__, :start_link, Secret.reveal(args))
 
   defp check!(%{callback_handler: callback, host: host, port: port, opts: opts} = init) do
     options = Options.check!(opts)

@@ -555,7 +555,7 @@ defmodule Barytherium.ClientTest do
   end
 
   describe "ack and nack" do
-    defp messages(client, peer, id, bodies) do
+    defp messages(peer, id, bodies) do
       for body <- bodies do
         message(peer, id, body)
         assert_receive {:barytherium, :messages, {[frame], _subscription}}
@@ -566,7 +566,7 @@ defmodule Barytherium.ClientTest do
     test "of single messages" do
       {client, peer, _listener} = connected()
       {_subscription, %{"id" => id}} = subscribed(client, peer)
-      [first, second, third] = messages(client, peer, id, ["1", "2", "3"])
+      [first, second, third] = messages(peer, id, ["1", "2", "3"])
       assert Client.ack(client, [first, third]) == :ok
       assert Client.nack(client, second, [{"requeue", "false"}]) == :ok
       assert {%{"id" => "a-1"}, ""} = expect(peer, :ack)
@@ -578,7 +578,7 @@ defmodule Barytherium.ClientTest do
     test "of a list with ack: :client write one frame" do
       {client, peer, _listener} = connected()
       {_subscription, %{"id" => id}} = subscribed(client, peer, ack: :client)
-      assert Client.ack(client, messages(client, peer, id, ["1", "2", "3"])) == :ok
+      assert Client.ack(client, messages(peer, id, ["1", "2", "3"])) == :ok
       assert {%{"id" => "a-3"}, ""} = expect(peer, :ack)
       assert_silent(peer)
     end
@@ -586,7 +586,7 @@ defmodule Barytherium.ClientTest do
     test "by the negotiated version" do
       {client, peer, _listener} = connected([], [{"version", "1.0"}])
       {_subscription, %{"id" => id}} = subscribed(client, peer)
-      [message] = messages(client, peer, id, ["1"])
+      [message] = messages(peer, id, ["1"])
       assert Client.ack(client, message) == :ok
       {headers, ""} = expect(peer, :ack)
       assert headers == Map.take(Frame.headers_to_map(message.headers), ["message-id"])
@@ -596,13 +596,13 @@ defmodule Barytherium.ClientTest do
     test "of an earlier connection, of another client and of an ended subscription are stale" do
       {client, peer, listener} = connected()
       {subscription, %{"id" => id}} = subscribed(client, peer)
-      [message] = messages(client, peer, id, ["1"])
+      [message] = messages(peer, id, ["1"])
       Peer.close(peer)
       lost(client)
       assert Client.ack(client, message) == {:error, %Barytherium.Error{reason: :stale}}
       peer = accept_connected(listener)
       {%{"id" => id}, ""} = confirm(peer, :subscribe)
-      [newer] = messages(client, peer, id, ["2"])
+      [newer] = messages(peer, id, ["2"])
       assert Client.ack(client, [newer, message]) == {:error, %Barytherium.Error{reason: :stale}}
       assert Client.nack(client, message) == {:error, %Barytherium.Error{reason: :stale}}
       assert_silent(peer)
@@ -615,7 +615,7 @@ defmodule Barytherium.ClientTest do
     test "of a subscription without acknowledgements raises" do
       {client, peer, _listener} = connected()
       {_subscription, %{"id" => id}} = subscribed(client, peer, ack: :auto)
-      [message] = messages(client, peer, id, ["1"])
+      [message] = messages(peer, id, ["1"])
       assert_raise ArgumentError, ~r/ack: :auto/, fn -> Client.ack(client, message) end
     end
   end
@@ -760,7 +760,7 @@ defmodule Barytherium.ClientTest do
     test "nothing more is written on a connection, and callers are told" do
       {client, peer, _listener} = connected()
       {_subscription, %{"id" => id}} = subscribed(client, peer)
-      [message] = messages(client, peer, id, ["1"])
+      [message] = messages(peer, id, ["1"])
       reply(peer, :error, [{"message", "enough"}])
       assert_receive {:barytherium, :client, {{:error, %Frame{}}, ^client}}
 
@@ -876,7 +876,7 @@ defmodule Barytherium.ClientTest do
       {client, peer, _listener} = connected()
       {_subscription, %{"id" => auto}} = subscribed(client, peer, ack: :auto)
       {_subscription, %{"id" => id}} = subscribed(client, peer)
-      [message] = messages(client, peer, id, ["1"])
+      [message] = messages(peer, id, ["1"])
       publishing = async(fn -> Client.publish(client, "/queue/a", "") end)
       {headers, ""} = expect(peer, :send)
       closing = async(fn -> Client.close(client) end)
@@ -974,7 +974,7 @@ defmodule Barytherium.ClientTest do
   test "mistakes in the options raise, and the message shows no password" do
     for {opts, message} <- [
           {[], ~r/option :url is missing/},
-          {[url: "http://me:hunter2@h"], ~r/invalid value for option :url, and not a URL/},
+          {[url: "http://me:hunter2@h"], ~r/option :url: there is no scheme/},
           {[url: "stomp://h", urls: ["stomp://h"]], ~r/both given/},
           {[url: "stomp://h", passcode: :hunter2],
            ~r/invalid value for option :passcode, and not/},

@@ -197,7 +197,7 @@ defmodule Barytherium.ConsumerTest do
       assert log =~ "** (throw)"
       assert log =~ "** (MatchError)"
       assert log =~ "only_atoms/1"
-      assert log =~ "returned something else"
+      assert log =~ "handle_message/2 returned "
       for body <- ["secret", "\"match", "\"argument"], do: refute(log =~ body)
     end
 

@@ -159,4 +159,89 @@ defmodule Barytherium.MistakesTest do
       refute log =~ "some_reason"
     end
   end
+
+  describe "a URL" do
+    for {url, text} <- [
+          {"amqp://h", ~r/no scheme "amqp", but stomp and stomp\+ssl/},
+          {"stomps://h", ~r/no scheme "stomps"/},
+          {"stomp+tls://h", ~r/no scheme "stomp\+tls"/},
+          {"h:61613", ~r/not a URL: stomp:/},
+          {"stomp://me:p@hunter2:/w@h", ~r/write %40 for @/},
+          {"stomp://me:hunter2#@h", ~r/write %40 for @/},
+          {"stomp://me:hunter2%@h", ~r/% that encodes nothing: write %25/},
+          {"stomp://h/%zz", ~r/% that encodes nothing/},
+          {"stomp://h:", ~r/port is missing/},
+          {"stomp://me:hunter2@h:/v", ~r/port is missing/},
+          {"stomp://", ~r/not a URL/}
+        ] do
+      test "#{url} is refused, and why" do
+        for opts <- [[url: unquote(url)], [urls: ["stomp://good", unquote(url)]]] do
+          error = assert_raise ArgumentError, fn -> Client.start_link(opts) end
+          assert Exception.message(error) =~ unquote(Macro.escape(text))
+          refute Exception.message(error) =~ "hunter2"
+        end
+      end
+    end
+
+    test "takes the place of a host and a port" do
+      for opts <- [[host: "h"], [url: "stomp://h", port: 61_613]] do
+        assert_raise ArgumentError, ~r/the broker is in option :url/, fn ->
+          Client.start_link(opts)
+        end
+      end
+    end
+  end
+
+  describe "the log" do
+    test "has the first line of an ERROR's body, and no passcode" do
+      for {body, there, not_there} <- [
+            {"Access refused for user 'me'\nmore", "Bad CONNECT: Access refused for user 'me'",
+             "more"},
+            {"passcode:hunter2", "Bad CONNECT", "hunter2"}
+          ] do
+        {listener, url} = broker()
+        client = start_supervised!({Client, url: url, backoff: {60_000, 60_000}})
+
+        log =
+          capture_log(fn ->
+            {peer, _connect} = accept(listener)
+            reply(peer, :error, [{"message", "Bad CONNECT"}], body)
+            eventually(fn -> Client.status(client).error != nil end)
+          end)
+
+        assert [_, _, _] = String.split(log, there)
+        refute log =~ not_there
+        stop_supervised!(Client)
+      end
+    end
+
+    test "says that a peer speaks TLS" do
+      log =
+        capture_log(fn ->
+          {_network, peer} = connect()
+          assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, _sender}}}
+          Peer.send(peer, <<0x15, 3, 3, 0, 2, 2, 10>>)
+          assert_receive {:"$gen_cast", {:barytherium, :disconnect, :parse_error}}
+        end)
+
+      assert log =~ "speaks TLS"
+    end
+
+    for tls <- [:native, :otp] do
+      test "says that a peer does not speak TLS (#{tls})" do
+        listener = Peer.listen(:tcp)
+        opts = [secure: true, tls: unquote(tls), verify: :verify_none]
+
+        log =
+          capture_log(fn ->
+            {:ok, _network} = Network.start_link(self(), "127.0.0.1", Peer.port(listener), opts)
+            peer = Peer.accept(listener)
+            Peer.send(peer, "ERROR\nmessage:Bad command\n\n\0")
+            assert_receive {:"$gen_cast", {:barytherium, :connect, {:error, :unexpected_message}}}
+          end)
+
+        assert log =~ ~r/speak TLS on this port/
+      end
+    end
+  end
 end

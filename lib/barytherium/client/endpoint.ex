@@ -23,31 +23,75 @@ defmodule Barytherium.Client.Endpoint do
   @spec form() :: String.t()
   def form, do: @form
 
-  @doc "Parses a URL, or `{url, options}` with options of `Barytherium.Network` for this broker only."
-  @spec parse(term()) :: {:ok, t()} | :error
+  @doc """
+  Parses a URL, or `{url, options}` with options of `Barytherium.Network` for this broker only. The text of an
+  error shows nothing of the URL but its scheme.
+  """
+  @spec parse(term()) :: {:ok, t()} | {:error, String.t()}
   def parse({url, opts}) when is_list(opts) do
     with {:ok, endpoint} <- parse(url), do: {:ok, %{endpoint | opts: Secret.new(opts)}}
   end
 
   def parse(url) when is_binary(url) do
-    with {:ok, %URI{scheme: scheme, host: host, query: nil, fragment: nil} = uri}
+    with {:ok, scheme} <- scheme(url),
+         {:ok, %URI{host: host, query: nil, fragment: nil} = uri}
          when is_binary(host) and host != "" <- URI.new(url),
-         {:ok, default_port} <- Map.fetch(@ports, scheme) do
+         :ok <- port(url),
+         :ok <- escapes(uri) do
       {:ok,
        %__MODULE__{
          host: host,
-         port: uri.port || default_port,
+         port: uri.port || @ports[scheme],
          secure: scheme == "stomp+ssl",
          vhost: vhost(uri.path),
          credentials: Secret.new(credentials(uri.userinfo)),
          opts: Secret.new([])
        }}
     else
-      _not_such_a_url -> :error
+      {:wrong, text} -> {:error, text}
+      _not_such_a_url -> {:error, reserved(url)}
     end
   end
 
-  def parse(_other), do: :error
+  def parse(_other), do: {:error, "not a URL: " <> @form}
+
+  defp scheme(url) do
+    case String.split(url, "://", parts: 2) do
+      [scheme, _rest] when is_map_key(@ports, scheme) ->
+        {:ok, scheme}
+
+      [scheme, _rest] ->
+        schemes = @ports |> Map.keys() |> Enum.join(" and ")
+        {:wrong, "there is no scheme #{inspect(scheme)}, but #{schemes}: #{@form}"}
+
+      _none ->
+        {:wrong, "not a URL: " <> @form}
+    end
+  end
+
+  defp port(url) do
+    cond do
+      # The password has one, and what follows it is no port.
+      length(String.split(url, "@")) > 2 -> {:wrong, reserved(url)}
+      url =~ ~r{^[^/]*//[^/]*:(/|$)} -> {:wrong, "the port is missing after the colon"}
+      true -> :ok
+    end
+  end
+
+  # `URI.decode/1` leaves a % as it is.
+  defp escapes(%URI{userinfo: userinfo, path: path}) do
+    if "#{userinfo} #{path}" =~ ~r/%(?![0-9A-Fa-f]{2})/,
+      do: {:wrong, "a % that encodes nothing: write %25"},
+      else: :ok
+  end
+
+  defp reserved(url) do
+    if url =~ ~r{//[^@]*@},
+      do:
+        "in the user, the password and the virtual host, write %40 for @, %3A for :, %2F for /, %3F for ?, " <>
+          "%23 for # and %25 for %: #{@form}",
+      else: "not a URL: " <> @form
+  end
 
   defp vhost(path) when path in [nil, "", "/"], do: nil
   defp vhost("/" <> name), do: URI.decode(name)

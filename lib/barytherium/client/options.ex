@@ -11,7 +11,7 @@ defmodule Barytherium.Client.Options do
 
   @schema [
     url: {
-      {:secret, {:is, &__MODULE__.url?/1, "a URL: " <> Endpoint.form()}},
+      {:secret, {:is, &is_binary/1, "a URL: " <> Endpoint.form()}},
       nil,
       "The broker: `stomp://user:pass@host:port/vhost`, or `stomp+ssl://` for TLS. The port " <>
         "defaults to 61613, with TLS to 61614. User, password and virtual host are " <>
@@ -157,6 +157,13 @@ defmodule Barytherium.Client.Options do
     }
   end
 
+  defp check_known!(name, _more) when name in [:host, :port],
+    do:
+      raise(
+        ArgumentError,
+        "option #{inspect(name)}: the broker is in option :url: #{Endpoint.form()}"
+      )
+
   # `Barytherium.Network` would name the nearest of its own options only.
   defp check_known!(name, more) do
     names = Network.Options.names()
@@ -181,8 +188,10 @@ defmodule Barytherium.Client.Options do
   end
 
   defp parsed(url) do
-    {:ok, endpoint} = Endpoint.parse(url)
-    endpoint
+    case Endpoint.parse(url) do
+      {:ok, endpoint} -> endpoint
+      {:error, text} -> raise ArgumentError, "option :url: " <> text
+    end
   end
 
   @doc "The headers of CONNECT. Calls the functions for the credentials."
@@ -227,10 +236,7 @@ defmodule Barytherium.Client.Options do
   def secret?(value), do: (is_binary(value) and value != "") or is_function(value, 0)
 
   @doc false
-  def url?(value), do: is_binary(value) and Endpoint.parse(value) != :error
-
-  @doc false
-  def urls?([_ | _] = urls), do: Enum.all?(urls, &(Endpoint.parse(&1) != :error))
+  def urls?([_ | _] = urls), do: not List.improper?(urls)
   def urls?(_other), do: false
 
   @doc false

@@ -6,6 +6,7 @@ defmodule Barytherium.Consumer.Handler do
 
   alias Barytherium.Client.{Acknowledgements, Outbound, Session}
   alias Barytherium.Connection.Deadline
+  alias Barytherium.Consumer.FailureLog
   alias Barytherium.{Frame, Telemetry}
   alias Barytherium.Network.Sender
 
@@ -50,6 +51,7 @@ defmodule Barytherium.Consumer.Handler do
     # Exceptions one after the other, and messages that were left unacknowledged on this connection.
     failures: 0,
     left: 0,
+    log: %{},
     # Whether telemetry events are wanted.
     observed: false,
     # Acknowledgements that have not been written, the latest first.
@@ -131,7 +133,11 @@ defmodule Barytherium.Consumer.Handler do
           each(messages, succeeded(handler), state, acks, left - 1)
 
         exception ->
-          failed(exception, [message], messages, %{handler | state: state, acks: acks})
+          failed(exception, :handle_message, [message], messages, %{
+            handler
+            | state: state,
+              acks: acks
+          })
       end
     else
       each(messages, handler, state, acks, left)
@@ -161,7 +167,7 @@ defmodule Barytherium.Consumer.Handler do
         {:ok, %{succeeded(handler) | state: state, acks: acks}}
 
       exception ->
-        failed(exception, messages, [], handler)
+        failed(exception, :handle_batch, messages, [], handler)
     end
   end
 
@@ -243,10 +249,12 @@ defmodule Barytherium.Consumer.Handler do
   defp checked({commands, state}, messages) when is_list(commands) and is_list(messages) do
     if length(commands) == length(messages) and :bad not in Enum.map(commands, &checked/1),
       do: {commands, state},
-      else: {:exception, :error, :bad_return_value, []}
+      else: bad_return_value({commands, state})
   end
 
-  defp checked(_other, _argument), do: {:exception, :error, :bad_return_value, []}
+  defp checked(other, _argument), do: bad_return_value(other)
+
+  defp bad_return_value(value), do: {:exception, :error, {:bad_return_value, value}, []}
 
   defp checked(command) when command in [:ack, :nack, :noreply], do: command
 
@@ -258,8 +266,8 @@ defmodule Barytherium.Consumer.Handler do
   defp checked(_other), do: :bad
 
   # Refuses the messages, or leaves them unacknowledged, and goes on with the others.
-  defp failed({:exception, kind, reason, stacktrace}, failed, messages, handler) do
-    log(kind, normalize(kind, reason), stacktrace, handler)
+  defp failed(exception, callback, failed, messages, handler) do
+    handler = %{handler | log: FailureLog.log(handler.log, handler.module, callback, exception)}
     {next, handler} = give_back(failed, handler)
 
     if next == :stop or handler.on_exception == :restart do
@@ -318,37 +326,6 @@ defmodule Barytherium.Consumer.Handler do
     do: Map.get(modes, Session.subscription_id(session, message), :auto)
 
   defp mode(%{mode: mode}, _message), do: mode
-
-  defp log(kind, reason, stacktrace, handler) do
-    stacktrace =
-      stacktrace
-      |> Enum.take_while(&(elem(&1, 0) != __MODULE__))
-      |> Enum.map(&without_arguments/1)
-      |> Exception.format_stacktrace()
-
-    Logger.error("#{inspect(handler.module)}: #{describe(kind, reason)}\n#{stacktrace}")
-  end
-
-  # The arguments contain the body. So may an exception, unless its message is all that it has.
-  defp without_arguments({module, function, args, location}) when is_list(args),
-    do: {module, function, length(args), location}
-
-  defp without_arguments(entry), do: entry
-
-  defp normalize(:error, :bad_return_value), do: :bad_return_value
-  defp normalize(kind, reason), do: Exception.normalize(kind, reason)
-
-  defp describe(:error, :bad_return_value),
-    do: "a callback returned something else than Barytherium.Consumer says"
-
-  defp describe(:error, %{__exception__: true} = exception) do
-    if exception |> Map.keys() |> Enum.sort() == [:__exception__, :__struct__, :message],
-      do: Exception.format_banner(:error, exception),
-      else: "** (#{inspect(exception.__struct__)})"
-  end
-
-  defp describe(kind, reason) when is_atom(reason), do: "** (#{kind}) #{inspect(reason)}"
-  defp describe(kind, _reason), do: "** (#{kind})"
 
   # The client sets the deadline there, because nobody looks into the mailbox before the list is done.
   defp look_for_stop(%{deadline: :infinity, stop_at: stop_at} = handler) do

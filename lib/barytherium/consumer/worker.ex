@@ -86,10 +86,15 @@ defmodule Barytherium.Consumer.Worker do
   def handle_call(_stray, _from, handler), do: {:reply, {:error, :unknown_call}, handler}
 
   @doc false
-  # The message may hold bodies.
+  # The message may hold bodies, and the user's state what was given as `init_arg`.
   # A callback of GenServer since Elixir 1.17. OTP has called it before.
   @impl {:format_status, 1} in GenServer.behaviour_info(:callbacks)
-  def format_status(status), do: status |> Map.replace(:message, "...") |> Map.replace(:log, [])
+  def format_status(status) do
+    status
+    |> Map.replace(:message, "...")
+    |> Map.replace(:log, [])
+    |> Map.replace_lazy(:state, &if(&1, do: %{&1 | state: "..."}))
+  end
 
   defp free(%Handler{dealer: nil} = handler), do: handler
 

@@ -4,7 +4,7 @@ defmodule Barytherium.Network.ConnectionLog do
 
   require Logger
 
-  alias Barytherium.{Connection, Native, ParseError, Telemetry}
+  alias Barytherium.{Connection, Error, Native, ParseError, Telemetry}
 
   @doc "The reason of an error of the socket of `loop`. Logs what the atom leaves out."
   @spec reason(term(), map()) :: atom()
@@ -16,7 +16,8 @@ defmodule Barytherium.Network.ConnectionLog do
           | :panic
           | :truncated
           | {:tls, String.t()}
-          | {:refused | :unfinished_error, binary()}
+          | {:refused, binary(), binary()}
+          | {:unfinished_error, binary()}
           | Native.failure(),
           map()
         ) :: :ok
@@ -33,13 +34,21 @@ defmodule Barytherium.Network.ConnectionLog do
 
   def failure({:tls, details}, loop), do: Logger.error("TLS: #{peer(loop)}: #{details}")
 
-  def failure({:refused, message}, loop) do
-    Logger.error("#{peer(loop)} refused the connection: #{inspect(message)}")
+  def failure({:refused, message, line}, loop) do
+    Logger.error("#{peer(loop)} refused the connection: #{Error.said(message, line)}")
     Telemetry.refused(loop, message)
   end
 
   def failure({:unfinished_error, message}, loop),
-    do: Logger.error("#{peer(loop)} ended the connection with an ERROR: #{inspect(message)}")
+    do:
+      Logger.error("#{peer(loop)} ended the connection with an ERROR: #{Error.said(message, "")}")
+
+  # A TLS record: an alert, or the beginning of a handshake.
+  def failure({_rule, 0, <<type, 3, _rest::binary>>, _text}, loop) when type in [0x15, 0x16] do
+    Logger.error(
+      "#{peer(loop)} speaks TLS, and was connected to without: stomp+ssl:// in a URL, or secure: true"
+    )
+  end
 
   def failure(failure, loop) do
     error = ParseError.from_native(failure)

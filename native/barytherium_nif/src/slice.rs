@@ -17,6 +17,9 @@ use crate::step::{Failure, Step};
 use crate::terms::BinaryBody;
 use crate::turn::{self, Place};
 use rustler::{Atom, Env};
+
+/// Bytes of an ERROR's first line that are of use in a log.
+const LONGEST_LINE: usize = 500;
 use std::ops::ControlFlow::{self, Break, Continue};
 use std::time::Duration;
 use stomp::{Event, Session, Turn};
@@ -102,7 +105,7 @@ impl<'a> Slice<'a, '_> {
         if let Some(message) = self.session.decoder().unfinished_error() {
             let message = message.to_vec();
             end.explain(match self.session.awaits_first() {
-                true => Failure::Refused(message),
+                true => Failure::Refused(message, Vec::new()),
                 false => Failure::UnfinishedError(message),
             });
         }
@@ -236,8 +239,9 @@ impl<'a> Slice<'a, '_> {
                 }
                 Ok(Some(Event::Refused(frame))) => {
                     let message = frame.header(b"message").unwrap_or_default().into_owned();
+                    let line = first_line(frame.body.as_ref()).to_vec();
                     self.delivery.push(frame, 0, 0);
-                    let refused = Step::fail(atoms::closed(), Failure::Refused(message));
+                    let refused = Step::fail(atoms::closed(), Failure::Refused(message, line));
                     return Break(self.stop(refused));
                 }
                 Err(error) => {
@@ -272,4 +276,10 @@ impl<'a> Slice<'a, '_> {
             }
         }
     }
+}
+
+/// Some brokers send a stack trace.
+fn first_line(body: &[u8]) -> &[u8] {
+    let line = body.split(|&byte| byte == b'\n').next().unwrap_or_default();
+    &line[..line.len().min(LONGEST_LINE)]
 }

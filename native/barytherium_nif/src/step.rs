@@ -34,8 +34,8 @@ pub struct End {
 pub enum Failure {
     /// The peer broke the protocol.
     Parse(ParseError),
-    /// The peer answered CONNECT with an ERROR, whose `message` header this is.
-    Refused(Vec<u8>),
+    /// The peer answered CONNECT with an ERROR: its `message` header, and the first line of its body.
+    Refused(Vec<u8>, Vec<u8>),
     /// The peer sent a part of an ERROR that says this.
     UnfinishedError(Vec<u8>),
     /// The TLS connection has failed, for a reason that this text explains.
@@ -106,7 +106,9 @@ impl Failure {
             Failure::Truncated => atoms::truncated().encode(env),
             Failure::Tls(details) => (atoms::tls(), details).encode(env),
             Failure::Parse(error) => parse_error(env, error),
-            Failure::Refused(message) => (atoms::refused(), binary(env, message)).encode(env),
+            Failure::Refused(message, line) => {
+                (atoms::refused(), binary(env, message), binary(env, line)).encode(env)
+            }
             Failure::UnfinishedError(message) => {
                 (atoms::unfinished_error(), binary(env, message)).encode(env)
             }

@@ -32,10 +32,15 @@ impl Display for Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
-        Failure {
-            reason: reason(&error),
-            details: error.to_string(),
-        }
+        let reason = reason(&error);
+        let details = match &error {
+            // Bytes that are no record.
+            Error::InvalidMessage(_) if reason == "unexpected_message" => {
+                format!("{error}: the server does not speak TLS on this port")
+            }
+            _ => error.to_string(),
+        };
+        Failure { reason, details }
     }
 }
 

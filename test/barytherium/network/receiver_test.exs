@@ -82,7 +82,7 @@ defmodule Barytherium.Network.ReceiverTest do
             assert_disconnect(:closed, receiver)
           end)
 
-        assert log =~ ~r/127.0.0.1:\d+ refused the connection: "Bad CONNECT"/
+        assert log =~ ~r/127.0.0.1:\d+ refused the connection: Bad CONNECT/
         Peer.assert_closed(peer)
         refute_received {:"$gen_call", _from, _call}
       end

@@ -130,7 +130,7 @@ defmodule Barytherium.Network.ServersTest do
           assert_disconnect(:closed)
         end)
 
-      assert log =~ ~s(refused the connection: "no such user")
+      assert log =~ "refused the connection: no such user"
     end
 
     test "tells why the connection ended" do
@@ -142,7 +142,7 @@ defmodule Barytherium.Network.ServersTest do
           assert_disconnect(:closed)
         end)
 
-      assert log =~ ~s(ended the connection with an ERROR: "shutting down")
+      assert log =~ "ended the connection with an ERROR: shutting down"
     end
 
     test "is no reason when it is this side that ends the connection" do
@@ -178,7 +178,7 @@ defmodule Barytherium.Network.ServersTest do
           assert_disconnect(:timeout)
         end)
 
-      assert log =~ ~s(refused the connection: "no")
+      assert log =~ "refused the connection: no"
     end
   end
 

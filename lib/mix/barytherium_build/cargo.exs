@@ -54,11 +54,12 @@ defmodule Barytherium.Build.Cargo do
   end
 
   defp version(cargo) do
-    {output, _status} = System.cmd(cargo, ["--version"], stderr_to_stdout: true)
+    # rustup may say on stderr what it does first.
+    {output, _status} = System.cmd(cargo, ["--version"])
 
-    case Regex.run(~r/^cargo (\d+\.\d+\.\d+)/, output) do
+    case Regex.run(~r/^cargo (\d+\.\d+\.\d+)/m, output) do
       [_, version] -> version
-      nil -> "broken (#{String.trim(output)})"
+      nil -> "broken (#{inspect(String.trim(output))})"
     end
   end
 
@@ -78,10 +79,27 @@ defmodule Barytherium.Build.Cargo do
     args = args ++ ["--message-format", "json-render-diagnostics"]
     # The environment stays as it is, so RUSTC_WRAPPER and similar settings work. Cargo reads
     # .cargo/config.toml from the directory that it runs in.
-    case System.cmd(cargo, args, cd: @sources) do
+    case System.cmd(cargo, args, cd: @sources, env: linker(target)) do
       {messages, 0} -> library(messages)
-      {_output, status} -> {:error, "cargo could not build #{@crate} (exit status #{status})."}
+      {_output, status} -> {:error, failure(status, target)}
     end
+  end
+
+  # The compiler of a cross build links too. Nerves names it so.
+  defp linker(nil), do: []
+
+  defp linker(target) do
+    name = "CARGO_TARGET_#{target |> String.upcase() |> String.replace("-", "_")}_LINKER"
+    compiler = System.get_env("CC")
+    if compiler && !System.get_env(name), do: [{name, compiler}], else: []
+  end
+
+  defp failure(status, nil), do: "cargo could not build #{@crate} (exit status #{status})."
+
+  defp failure(status, target) do
+    "cargo could not build #{@crate} for #{target} (exit status #{status}). It needs Rust's library for that " <>
+      "(rustup target add #{target}), and in CC a compiler that builds for it. TARGET_ARCH, TARGET_OS and " <>
+      "TARGET_ABI ask for this target."
   end
 
   defp library(messages) do

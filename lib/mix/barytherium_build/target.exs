@@ -38,6 +38,15 @@ defmodule Barytherium.Build.Target do
     end
   end
 
+  @doc """
+  The target that cargo has to build for, or `nil` for that of this system.
+  """
+  @spec cross(String.t(), %{String.t() => String.t()}) :: String.t() | nil
+  def cross(architecture, environment) do
+    triple = triple(architecture, environment)
+    if triple != triple(architecture, %{}), do: triple
+  end
+
   @doc "Whether a VM of this NIF version loads the prebuilt libraries."
   @spec check_nif_version(String.t()) :: :ok | {:error, String.t()}
   def check_nif_version(version) do

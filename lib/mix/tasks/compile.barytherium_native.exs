@@ -18,7 +18,7 @@ defmodule Mix.Tasks.Compile.BarytheriumNative do
   """
   use Mix.Task.Compiler
 
-  alias Barytherium.Build.{Archive, Cargo, Precompiled}
+  alias Barytherium.Build.{Archive, Cargo, Precompiled, Target}
   alias Mix.Task.Compiler.Diagnostic
 
   @sources Path.expand("../../..", __DIR__)
@@ -65,10 +65,12 @@ defmodule Mix.Tasks.Compile.BarytheriumNative do
         given(prebuilt)
 
       {:ok, true} ->
-        built()
+        built(environment)
 
       {:ok, false} ->
-        if File.exists?(checksum_file), do: precompiled(checksum_file, environment), else: built()
+        if File.exists?(checksum_file),
+          do: precompiled(checksum_file, environment),
+          else: built(environment)
     end
   end
 
@@ -101,8 +103,10 @@ defmodule Mix.Tasks.Compile.BarytheriumNative do
   defp library?(<<0xCA, 0xFE, 0xBA, 0xBE, _rest::binary>>), do: true
   defp library?(_bytes), do: false
 
-  defp built do
-    with {:ok, library} <- Cargo.build(target_dir()) do
+  defp built(environment) do
+    %{architecture: architecture} = Precompiled.system()
+
+    with {:ok, library} <- Cargo.build(target_dir(), Target.cross(architecture, environment)) do
       {:ok, File.read!(library)}
     end
   end

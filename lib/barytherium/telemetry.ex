@@ -3,7 +3,7 @@ defmodule Barytherium.Telemetry do
   The events that this library emits with [`:telemetry`](https://hex.pm/packages/telemetry).
 
   They are emitted if the application includes `:telemetry`. This library does not depend on it.
-  `events/0` lists their names, for `:telemetry.attach_many/4`. Durations are in native time units.
+  `events/0` lists their names, for `:telemetry.attach_many/4`. Durations, and `:parse_time`, are in native time units.
 
   ## Connections
 
@@ -13,8 +13,7 @@ defmodule Barytherium.Telemetry do
       Metadata: `:host`, `:port`, `:result` (`:ok` or the reason) and `:network`, the
       pid of the `Barytherium.Network`.
     * `[:barytherium, :disconnect]` - a connection ended. Measurements: the counters of
-      `t:Barytherium.Network.stats/0` except `:last_activity`. Metadata: `:host`, `:port`, `:reason`
-      and `:network`.
+      `t:Barytherium.Network.stats/0`. Metadata: `:host`, `:port`, `:tls`, `:reason` and `:network`.
     * `[:barytherium, :refused]` - the broker answered CONNECT with an ERROR. Measurements: none.
       Metadata: `:message` (the `message` header of the ERROR), `:listener` (the callback process)
       and `:network`.
@@ -93,7 +92,13 @@ defmodule Barytherium.Telemetry do
   @doc false
   @spec disconnect(map(), atom(), Barytherium.Network.stats()) :: :ok
   def disconnect(network, reason, stats) do
-    execute([:disconnect], Map.delete(stats, :last_activity), %{
+    {%{tls: tls, parse_time: parse_time}, counters} =
+      Map.split(stats, [:tls, :parse_time, :last_activity])
+
+    parse_time = System.convert_time_unit(parse_time, :microsecond, :native)
+
+    execute([:disconnect], Map.put(counters, :parse_time, parse_time), %{
+      tls: tls,
       host: network.host,
       port: network.port,
       reason: reason,

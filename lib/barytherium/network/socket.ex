@@ -117,18 +117,4 @@ defmodule Barytherium.Network.Socket do
   @spec monitor(:gen_tcp.socket()) :: monitor()
   def monitor({:"$inet", :gen_tcp_socket, {_pid, socket}}), do: :socket.monitor(socket)
   def monitor(socket), do: :erlang.monitor(:port, socket)
-
-  @doc "Ends the monitor and removes its message from the mailbox."
-  @spec demonitor(:gen_tcp.socket(), monitor()) :: true
-  def demonitor({:"$inet", :gen_tcp_socket, _socket}, monitor) do
-    :socket.cancel_monitor(monitor)
-
-    receive do
-      {:DOWN, ^monitor, _type, _socket, _info} -> true
-    after
-      0 -> true
-    end
-  end
-
-  def demonitor(_socket, monitor), do: Process.demonitor(monitor, [:flush])
 end

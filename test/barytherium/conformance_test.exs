@@ -104,7 +104,7 @@ defmodule Barytherium.ConformanceTest do
   defp feed(_pieces, {:stop, :parse_error, {rule, offset, _excerpt, _text}}, _parser, _peer),
     do: {delivered(), {rule, offset}}
 
-  defp feed(_pieces, {:stop, :closed, {:refused, _message}}, _parser, _peer),
+  defp feed(_pieces, {:stop, :closed, {:refused, _message, _line}}, _parser, _peer),
     do: {delivered(), nil}
 
   defp feed(pieces, {:connected_frame, _frame}, parser, peer) do

@@ -8,11 +8,12 @@ defmodule Barytherium.Network.ReceiveLoop do
   alias Barytherium.{Connection, Schema, Telemetry}
   alias Barytherium.Network.{ConnectionLog, Parser, Sender, Socket}
 
-  # An `:ssl` socket is waited for in `:ssl.recv/3`, where no message is handled. It returns after this
-  # many milliseconds, to check that the listener is alive; with routes earlier, because a client may have
-  # asked for a fence.
+  # An `:ssl` socket that `:ssl.recv/3` reads is waited for there, where no message is handled. It returns after
+  # this many milliseconds, to check that the listener is alive.
   @longest_ssl_wait 5_000
-  @longest_routed_ssl_wait 500
+
+  # How many records, of up to 16 KiB, an active `:ssl` socket sends until it is asked for more.
+  @ssl_records 32
 
   # A connection in the queue for a turn asks again after this many milliseconds. A turn takes one
   # millisecond; a process that has not ended its turn by then is suspended or starved.
@@ -27,20 +28,35 @@ defmodule Barytherium.Network.ReceiveLoop do
     with {:ok, greeting} <- Map.fetch(state, :greeting),
          do: GenServer.cast(state.listener_pid, greeting)
 
-    {:ok, state, {:continue, :open}}
+    # `:ssl` drops what was not read from a passive socket when an alert arrives. So this process becomes the
+    # owner of an active one, and begins when it is.
+    if active_ssl?(state), do: {:ok, state}, else: {:ok, state, {:continue, :open}}
   end
+
+  @doc "Whether the receiver of this socket has to become its owner, and is then told to `open/1`."
+  @spec active_ssl?(map()) :: boolean()
+  def active_ssl?(%{socket: socket} = state),
+    do: Connection.tls(socket) == :otp and Map.has_key?(state, :greeting)
+
+  @doc "The receiver is the owner of its socket."
+  @spec open(pid()) :: :ok
+  def open(receiver), do: GenServer.cast(receiver, {:barytherium, :open})
 
   @impl true
   def handle_continue(:open, %{socket: socket} = state) do
     # An `:ssl` socket has no descriptor with plain bytes. `:ssl` reads from it.
     ssl? = Connection.tls(socket) == :otp
+    ssl = if ssl?, do: if(active_ssl?(state), do: :active, else: :passive)
     caller = with pid when is_pid(pid) <- state[:caller], do: Process.monitor(pid)
 
     # An idle connection keeps this, so it holds nothing that is not needed any more.
     loop = %{
       socket: socket,
-      ssl: ssl?,
-      longest_ssl_wait: if(state[:routes], do: @longest_routed_ssl_wait, else: @longest_ssl_wait),
+      ssl: ssl,
+      # What an active `:ssl` socket has sent, the latest first, whether it sends more, and how it has ended.
+      inbox: [],
+      active: false,
+      ended: nil,
       listener_pid: state.listener_pid,
       network_pid: state.network_pid,
       sender_pid: state.sender_pid,
@@ -121,6 +137,18 @@ defmodule Barytherium.Network.ReceiveLoop do
   def handle_info(:deadline, %{paused: nil} = loop), do: read(:inline, %{loop | timer: nil})
   def handle_info(:deadline, loop), do: {:noreply, %{loop | timer: nil}}
 
+  def handle_info({:ssl, _socket, data}, %{ssl: :active} = loop),
+    do: arrived(%{loop | inbox: [data | loop.inbox]})
+
+  def handle_info({:ssl_passive, _socket}, %{ssl: :active} = loop),
+    do: arrived(%{loop | active: false})
+
+  def handle_info({:ssl_closed, _socket}, %{ssl: :active} = loop),
+    do: arrived(%{loop | ended: loop.ended || :closed})
+
+  def handle_info({:ssl_error, _socket, reason}, %{ssl: :active} = loop),
+    do: arrived(%{loop | ended: loop.ended || reason})
+
   # Time to look at the listener's mailbox, or another connection has handed this over.
   def handle_info({:barytherium, :resume}, %{paused: paused} = loop) when paused != nil,
     do: resume(loop)
@@ -134,6 +162,9 @@ defmodule Barytherium.Network.ReceiveLoop do
   def handle_info(_stray, loop), do: ignore(loop)
 
   @impl true
+  def handle_cast({:barytherium, :open}, %{greeting: _greeting} = state),
+    do: handle_continue(:open, state)
+
   def handle_cast(_stray, loop), do: ignore(loop)
 
   @impl true
@@ -151,21 +182,37 @@ defmodule Barytherium.Network.ReceiveLoop do
   def terminate(_reason, loop) do
     # The parser is nil after an orderly end.
     if loop[:parser], do: Parser.disconnect(loop.parser, :closed)
+    if loop[:ssl] == :active, do: give_back(loop)
     # Our network may still have to write something, and closes the socket itself.
     unless loop[:own_network], do: Connection.close(loop.socket)
   end
 
-  defp read(:slice, %{ssl: false} = loop), do: loop.parser |> Parser.receive_slice() |> act(loop)
+  # Our network may still have to write, and `:ssl` closes a socket whose owner has ended.
+  defp give_back(%{socket: socket, network_pid: network}) do
+    :ssl.setopts(socket, active: false)
+    :ssl.controlling_process(socket, network)
+  end
+
+  # Something about an `:ssl` socket, which is looked at when everything before it was delivered.
+  defp arrived(%{next: :wait, paused: nil} = loop), do: act({:wait, :infinity}, loop)
+  defp arrived(loop), do: ignore(loop)
+
+  defp read(:inbox, %{inbox: inbox} = loop) do
+    bytes = inbox |> Enum.reverse() |> IO.iodata_to_binary()
+    loop.parser |> Parser.feed(bytes) |> act(%{loop | inbox: []})
+  end
+
+  defp read(:slice, %{ssl: nil} = loop), do: loop.parser |> Parser.receive_slice() |> act(loop)
   defp read(:slice, loop), do: loop.parser |> Parser.feed_slice() |> act(loop)
   defp read(:turn, loop), do: read(:inline, loop)
 
-  defp read(:inline, %{ssl: false} = loop),
+  defp read(:inline, %{ssl: nil} = loop),
     do: loop.parser |> Parser.receive_inline() |> act(loop)
 
   defp read(:inline, loop), do: loop.parser |> Parser.feed("") |> act(loop)
 
   defp read({:recv, timeout}, %{parser: parser, socket: socket} = loop) do
-    case :ssl.recv(socket, 0, min(timeout, loop.longest_ssl_wait)) do
+    case :ssl.recv(socket, 0, min(timeout, @longest_ssl_wait)) do
       {:ok, bytes} ->
         parser |> Parser.feed(IO.iodata_to_binary(bytes)) |> act(loop)
 
@@ -178,8 +225,20 @@ defmodule Barytherium.Network.ReceiveLoop do
   end
 
   # With a timeout of 0, every message that is waiting is handled before the next call.
-  defp act({:wait, timeout}, %{ssl: true} = loop),
+  defp act({:wait, timeout}, %{ssl: :passive} = loop),
     do: {:noreply, %{loop | next: {:recv, timeout}}, 0}
+
+  defp act({:wait, _timeout}, %{ssl: :active, inbox: [_ | _]} = loop),
+    do: {:noreply, %{loop | next: :inbox}, 0}
+
+  defp act({:wait, _timeout}, %{ssl: :active, ended: ended} = loop) when ended != nil,
+    do: loop.parser |> Parser.disconnect(ConnectionLog.reason(ended, loop)) |> act(loop)
+
+  defp act({:wait, timeout}, %{ssl: :active, active: false} = loop) do
+    # If that fails, there is a message that says why.
+    :ssl.setopts(loop.socket, active: @ssl_records)
+    act({:wait, timeout}, %{loop | active: true})
+  end
 
   defp act({:wait, timeout}, loop), do: {:noreply, set_timer(timeout, %{loop | next: :wait})}
   defp act(:again, loop), do: {:noreply, %{loop | next: :slice}, 0}

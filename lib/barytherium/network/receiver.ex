@@ -90,7 +90,18 @@ defmodule Barytherium.Network.Receiver do
   # The same with all that `loop/1` takes; and with `:greeting`, which is cast to the listener
   # before anything else.
   @spec start_loop(map()) :: {:ok, pid()}
-  def start_loop(state), do: GenServer.start_link(ReceiveLoop, prepare(state), @spawn_options)
+  def start_loop(state) do
+    with {:ok, receiver} <- GenServer.start_link(ReceiveLoop, prepare(state), @spawn_options) do
+      if ReceiveLoop.active_ssl?(state), do: hand_over(state.socket, receiver)
+      {:ok, receiver}
+    end
+  end
+
+  # If the socket has been closed meanwhile, the receiver will notice.
+  defp hand_over(socket, receiver) do
+    :ssl.controlling_process(socket, receiver)
+    ReceiveLoop.open(receiver)
+  end
 
   @doc """
   Receives until the connection ends, and returns then.

@@ -59,8 +59,14 @@ defmodule Barytherium.Build.Cargo do
 
     case Regex.run(~r/^cargo (\d+\.\d+\.\d+)/m, output) do
       [_, version] -> version
-      nil -> "broken (#{inspect(String.trim(output))})"
+      nil -> "broken: " <> complaint(cargo)
     end
+  end
+
+  # A line, because rustup may print a stack trace.
+  defp complaint(cargo) do
+    {output, _status} = System.cmd(cargo, ["--version"], stderr_to_stdout: true)
+    output |> String.trim() |> String.split("\n", parts: 2) |> hd()
   end
 
   defp new_enough?(version) do

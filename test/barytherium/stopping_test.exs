@@ -356,4 +356,39 @@ defmodule Barytherium.StoppingTest do
     Process.sleep(10)
     write_nothing(sender)
   end
+
+  # An alert is behind it. What is read of a record at a time must not be dropped with the rest.
+  for transport <- [:tls, :ssl] do
+    test "what the peer sent in one segment with its end is delivered (#{transport})" do
+      listener = Peer.listen(unquote(transport))
+      {proxy, port} = Barytherium.FaultProxy.start!(Peer.port(listener))
+      opts = Peer.options(unquote(transport))
+      accepting = Task.async(fn -> accept_for_test(listener) end)
+      {:ok, network} = Network.start_link(self(), "127.0.0.1", port, opts)
+      peer = Task.await(accepting)
+      connected(network, peer)
+      Barytherium.FaultProxy.set(proxy, :until_closed)
+      large = String.duplicate("x", 40_000)
+      for n <- 1..20, do: Peer.send(peer, "MESSAGE\nn:#{n}\n\n#{large}\0")
+      Peer.close(peer)
+      assert delivered([]) == Enum.map(1..20, &to_string/1)
+    end
+  end
+
+  defp accept_for_test(listener) do
+    [owner | _] = Process.get(:"$callers")
+    peer = Peer.accept(listener)
+    :ok = Barytherium.Connection.give(peer, owner)
+    peer
+  end
+
+  defp delivered(numbers) do
+    receive do
+      {:"$gen_cast", {:barytherium, :frames, {frames, _sender}}} ->
+        delivered(numbers ++ for(frame <- frames, do: Frame.header(frame, "n")))
+
+      {:"$gen_cast", {:barytherium, :disconnect, :closed}} ->
+        numbers
+    end
+  end
 end

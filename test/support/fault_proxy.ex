@@ -9,6 +9,7 @@ defmodule Barytherium.FaultProxy do
     * `:bytes` - passes them on byte by byte, each in a segment of its own;
     * `:stall` - passes nothing in either direction, and closes nothing. A peer that vanished without
       FIN looks the same;
+    * `:until_closed` - passes them on when the broker has closed, all in one write;
     * `{:reset_after, bytes}` - passes on that many more bytes, and then resets the client's
       connection. Connections that are made later are not concerned.
   """
@@ -86,7 +87,7 @@ defmodule Barytherium.FaultProxy do
         case :gen_tcp.connect({127, 0, 0, 1}, port, [:binary, active: :once]) do
           {:ok, broker} ->
             :inet.setopts(client, active: :once, nodelay: true)
-            loop(%{client: client, broker: broker, mode: mode, stalled: []})
+            loop(%{client: client, broker: broker, mode: mode, stalled: [], held: []})
 
           {:error, _reason} ->
             :gen_tcp.close(client)
@@ -107,6 +108,7 @@ defmodule Barytherium.FaultProxy do
         :gen_tcp.close(broker)
 
       {:tcp_closed, ^broker} ->
+        :gen_tcp.send(client, Enum.reverse(state.held))
         :gen_tcp.close(client)
 
       {:tcp_error, _socket, _reason} ->
@@ -138,6 +140,8 @@ defmodule Barytherium.FaultProxy do
     Process.sleep(time)
     to_client(:pass, bytes, state)
   end
+
+  defp to_client(:until_closed, bytes, state), do: %{state | held: [bytes | state.held]}
 
   defp to_client(:bytes, bytes, state) do
     for <<byte <- bytes>>, do: :gen_tcp.send(state.client, <<byte>>)

@@ -209,8 +209,7 @@ defmodule Barytherium.Connection do
     do: :closed
 
   def reason({:tls_alert, {alert, text}}, peer) do
-    hint = if alert == :unexpected_message, do: " (does the server speak TLS on this port?)"
-    Logger.error("TLS: #{peer}: #{text}#{hint}")
+    Logger.error("TLS: #{peer}: #{text}#{hint(alert, text)}")
     Tls.reason(alert, text)
   end
 
@@ -227,6 +226,23 @@ defmodule Barytherium.Connection do
     Logger.error("the connection to #{peer} failed for a reason that is not known")
     :closed
   end
+
+  # What OTP's `:ssl` may accept. The text of native TLS is a string, and that of `:ssl` a charlist.
+  @stricter [
+    :handshake_failure,
+    :decrypt_error,
+    :certificate_unknown,
+    :unsupported_certificate,
+    :hostname_check_failed
+  ]
+
+  defp hint(alert, text) when alert in @stricter and is_binary(text),
+    do: " (with tls: :otp it may work, see \"Differences\" in the guide about TLS)"
+
+  defp hint(:unexpected_message, text) when is_list(text),
+    do: " (does the server speak TLS on this port?)"
+
+  defp hint(_alert, _text), do: ""
 
   @doc """
   Receives `length` bytes, or whatever is available if `length` is 0. Waits for at most `timeout`

@@ -245,7 +245,11 @@ fn cast(message: Term<'_>) -> Term<'_> {
 /// Tells the listener that a first message has come by a route.
 fn announce(caller: Env, listener: &LocalPid, route: &[u8]) {
     let key = NewBinary::from_slice(caller, route);
-    let event = (atoms::barytherium(), atoms::first_message(), Binary::from(key));
+    let event = (
+        atoms::barytherium(),
+        atoms::first_message(),
+        Binary::from(key),
+    );
     // If it has ended, the next message to it shows that.
     _ = caller.send(listener, (atoms::gen_cast(), event));
 }

@@ -113,7 +113,16 @@ impl Routes {
             header,
             ids: Arc::default(),
         });
-        self.change(|table| table.insert(subscription, Entry { route, notes, used: false }));
+        self.change(|table| {
+            table.insert(
+                subscription,
+                Entry {
+                    route,
+                    notes,
+                    used: false,
+                },
+            )
+        });
     }
 
     pub fn delete(&self, subscription: &[u8]) {

@@ -34,7 +34,11 @@ impl Unacknowledged {
     /// A message and those before it, the oldest first. None, if it is not there.
     pub fn through(&self, id: &[u8]) -> Vec<Id> {
         match self.numbers.get(id) {
-            Some(number) => self.ids.range(..=number).map(|(_, id)| id.clone()).collect(),
+            Some(number) => self
+                .ids
+                .range(..=number)
+                .map(|(_, id)| id.clone())
+                .collect(),
             None => Vec::new(),
         }
     }

@@ -38,6 +38,9 @@ impl From<Error> for Failure {
             Error::InvalidMessage(_) if reason == "unexpected_message" => {
                 format!("{error}: the server does not speak TLS on this port")
             }
+            Error::InvalidCertificate(CertificateError::Other(error)) => {
+                format!("invalid peer certificate: {}", error.0)
+            }
             _ => error.to_string(),
         };
         Failure { reason, details }

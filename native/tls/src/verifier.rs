@@ -38,8 +38,12 @@ impl ServerCertVerifier for Verifier {
             Err(Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) if !self.is_named => Ok(ServerCertVerified::assertion()),
-            Err(_) if SelfSigned::is(&verified, end_entity) => {
-                Err(CertificateError::Other(OtherError(Arc::new(SelfSigned))).into())
+            Err(Error::InvalidCertificate(error))
+                if signs_itself(end_entity) && is_refused(&error) =>
+            {
+                let is_authority = is_authority(&error);
+                let error = OtherError(Arc::new(SelfSigned { is_authority }));
+                Err(CertificateError::Other(error).into())
             }
             // An authority of the same name that has another key is another authority.
             Err(Error::InvalidCertificate(CertificateError::BadSignature)) => {
@@ -75,31 +79,43 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// A server's certificate is its own authority, which is not trusted or is marked as an authority.
+/// A server's certificate is its own authority, which is not trusted, or which is marked as an authority and so
+/// cannot be a server's.
 #[derive(Debug)]
-pub struct SelfSigned;
+pub struct SelfSigned {
+    is_authority: bool,
+}
 
-impl SelfSigned {
-    fn is(verified: &Result<ServerCertVerified, Error>, certificate: &CertificateDer<'_>) -> bool {
-        let Err(Error::InvalidCertificate(error)) = verified else {
-            return false;
-        };
-        let refused = match error {
-            CertificateError::UnknownIssuer | CertificateError::BadSignature => true,
-            CertificateError::Other(error) => {
-                error.0.downcast_ref() == Some(&webpki::Error::CaUsedAsEndEntity)
-            }
-            _ => false,
-        };
-        let signs_itself =
-            |certificate: EndEntityCert| certificate.subject() == certificate.issuer();
-        refused && EndEntityCert::try_from(certificate).is_ok_and(signs_itself)
-    }
+fn signs_itself(certificate: &CertificateDer<'_>) -> bool {
+    EndEntityCert::try_from(certificate)
+        .is_ok_and(|certificate| certificate.subject() == certificate.issuer())
+}
+
+fn is_refused(error: &CertificateError) -> bool {
+    let unknown = matches!(
+        error,
+        CertificateError::UnknownIssuer | CertificateError::BadSignature
+    );
+    unknown || is_authority(error)
+}
+
+fn is_authority(error: &CertificateError) -> bool {
+    let CertificateError::Other(error) = error else {
+        return false;
+    };
+    error.0.downcast_ref() == Some(&webpki::Error::CaUsedAsEndEntity)
 }
 
 impl Display for SelfSigned {
     fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
-        formatter.write_str("the certificate signs itself")
+        formatter.write_str("the certificate signs itself")?;
+        match self.is_authority {
+            false => formatter.write_str(", and is not trusted"),
+            true => formatter.write_str(
+                " and is marked as an authority (CA:TRUE), so it cannot be a server's: make one with \
+                 CA:FALSE, or let it sign another one for the server",
+            ),
+        }
     }
 }
 

@@ -160,6 +160,20 @@ defmodule Barytherium.MistakesTest do
     end
   end
 
+  Code.require_file("../fixtures/known_users.ex", __DIR__)
+
+  test "what two users of the package do works, with exactly one disconnect" do
+    broker = start_supervised!({Barytherium.TestBroker, rate: 100, body: "x"})
+    config = %{"host" => "127.0.0.1"}
+    args = {config["host"], Barytherium.TestBroker.port(broker), config, self()}
+    start_supervised!({KnownUsers, args})
+    assert_receive {:got, :connected}
+    assert_receive {:got, :message}
+    stop_supervised!(Barytherium.TestBroker)
+    assert_receive {:disconnected, :closed}
+    refute_receive {:disconnected, _reason}, 50
+  end
+
   describe "a URL" do
     for {url, text} <- [
           {"amqp://h", ~r/no scheme "amqp", but stomp and stomp\+ssl/},

@@ -158,10 +158,15 @@ defmodule Barytherium.Tail.Session do
   defp event({:connected, _info}, state), do: {:noreply, notice(state, "Connected again")}
 
   defp event({:connection_failure, error}, %{subscriptions: []} = state),
-    do: fail("cannot connect: " <> Exception.message(error), state)
+    do: fail("cannot connect to #{endpoint(state)}: " <> Exception.message(error), state)
 
   defp event({:connection_failure, error}, state),
-    do: {:noreply, notice(state, "Cannot connect: #{Exception.message(error)}. Trying again")}
+    do:
+      {:noreply,
+       notice(
+         state,
+         "Cannot connect to #{endpoint(state)}: #{Exception.message(error)}. Trying again"
+       )}
 
   defp event({:disconnected, error}, %{subscriptions: []} = state),
     do: fail("disconnected: " <> Exception.message(error), state)
@@ -171,6 +176,9 @@ defmodule Barytherium.Tail.Session do
 
   defp event({:error, frame}, state),
     do: {:noreply, notice(state, Exception.message(Error.new(frame)))}
+
+  # With several addresses or a mistyped one, the reason alone does not help.
+  defp endpoint(state), do: Client.status(state.client).endpoint
 
   defp subscribe([], state) do
     Process.send_after(self(), :second, @second)

@@ -219,13 +219,9 @@ defmodule Barytherium.Client do
   end
 
   defp write(client, frames, %{receipt: true} = options) do
-    request = {:write, frames, options[:sender], options.timeout, options.wait}
+    request = {:write, frames, options.timeout, options.wait}
     call(client, request, options.timeout)
   end
-
-  # The COMMIT of a transaction, on its connection.
-  defp write(_client, frames, %{receipt: false, sender: sender, timeout: timeout}),
-    do: Sender.write_within(sender, frames, timeout)
 
   defp write(client, frames, %{receipt: false, timeout: timeout} = options) do
     deadline = Deadline.in_ms(timeout)
@@ -312,14 +308,28 @@ defmodule Barytherium.Client do
     id = Transaction.new_id()
 
     with {:ok, session} <- ask(client, {:begin, id}, options) do
-      result = client |> Transaction.new(session, id, options.timeout) |> Transaction.run(fun)
-      options = Map.merge(options, %{sender: session.sender, wait: false})
-      :gen_statem.cast(client, {:commit, id})
-      committed = client |> write([Transaction.frame(id, :commit)], options) |> without_indexes()
-      :gen_statem.cast(client, {:transaction_over, id})
+      transaction = Transaction.new(client, session, id, options.timeout)
+      result = Transaction.run(transaction, fun)
+      committed = transaction |> commit(options) |> without_indexes()
       with :ok <- committed, do: {:ok, result}
     else
       error -> failure(error)
+    end
+  end
+
+  defp commit(%Transaction{client: client, id: id, session: session}, %{receipt: true} = options),
+    do: call(client, {:commit, id, session.sender, options.timeout}, options.timeout)
+
+  defp commit(%Transaction{client: client, id: id, session: session}, %{timeout: timeout}) do
+    with :ok <- call(client, {:commit, id, session.sender, :infinity}, timeout) do
+      written = Sender.write_within(session.sender, [Transaction.frame(id, :commit)], timeout)
+
+      :gen_statem.cast(
+        client,
+        {if(written == {:error, :timeout}, do: :abort, else: :committed), id}
+      )
+
+      written
     end
   end
 

@@ -208,7 +208,7 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
 
       # ActiveMQ says what it refuses, so that the connection goes on.
       if @broker_kind == Barytherium.Brokers.RabbitMQ do
-        assert_receive {:disconnected, %Frame{command: :error}}, 10_000
+        assert_receive {:disconnected, %Barytherium.Error{reason: :refused}}, 10_000
       else
         [client] = Barytherium.Consumer.clients(consumer)
         assert %{state: :connected, connections: 1} = Client.status(client)

@@ -45,6 +45,8 @@ defmodule Barytherium.Client.Acknowledgements do
   end
 
   defp acknowledge_all(session, command, messages, extra, done) do
+    done = MapSet.new(done)
+
     ids =
       for {mode, message} <- latest(session, messages),
           id <- covered(session, mode, message),
@@ -87,6 +89,13 @@ defmodule Barytherium.Client.Acknowledgements do
           do: {subscription, id}
         ),
       else: [{subscription, id}]
+  end
+
+  @doc "The subscription has ended."
+  @spec forget(Session.t(), String.t()) :: :ok
+  def forget(session, subscription) do
+    if Session.rabbitmq?(session), do: Native.take_unacknowledged(session.routes, subscription)
+    :ok
   end
 
   @doc "These messages were acknowledged."

@@ -44,6 +44,7 @@ defmodule Barytherium.Client.Closing do
     Process.send_after(self(), :handling_timeout, handling)
     last = handling - min(div(handling, 5), @longest_callback)
     Handlers.stop_at(data.handlers, Deadline.in_ms(last))
+    data = Connecting.refuse_waiting(data)
     data = %{data | closing: {from, Deadline.in_ms(handling + farewell), farewell}}
 
     case state do

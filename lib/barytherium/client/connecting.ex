@@ -12,7 +12,8 @@ defmodule Barytherium.Client.Connecting do
     Options,
     Renewals,
     Session,
-    State
+    State,
+    Transactions
   }
 
   alias Barytherium.{Frame, Native, Network, Secret}
@@ -170,14 +171,21 @@ defmodule Barytherium.Client.Connecting do
 
   defp disconnected(wait, data) do
     {waiting, impatient} = Enum.split_with(data.waiting, fn {_number, call} -> call.patient end)
+    data = refuse_waiting(%{data | waiting: Map.new(impatient)})
 
-    for {_number, %{from: from, action: action, timer: timer}} <- impatient do
+    {:next_state, :disconnected, %{data | waiting: Map.new(waiting)},
+     {:state_timeout, wait, :connect}}
+  end
+
+  @doc "Answers those who wait for a connection: there will be none."
+  @spec refuse_waiting(State.t()) :: State.t()
+  def refuse_waiting(data) do
+    for {_number, %{from: from, action: action, timer: timer}} <- data.waiting do
       Process.cancel_timer(timer)
       Exchange.refuse(action, from, data)
     end
 
-    data = %{data | waiting: Map.new(waiting)}
-    {:next_state, :disconnected, data, {:state_timeout, wait, :connect}}
+    %{data | waiting: %{}}
   end
 
   @doc "Waits until the process with the callbacks is started again."
@@ -196,15 +204,8 @@ defmodule Barytherium.Client.Connecting do
     network = State.network(data)
     if network, do: Process.exit(network, :shutdown)
     data = if network, do: put_in(data.former[network], true), else: data
-    data = if data.connection, do: end_transactions(data), else: data
+    data = if data.connection, do: Transactions.forget_all(data), else: data
     Exchange.fail_all(:unconfirmed, data)
-  end
-
-  defp end_transactions(data) do
-    for {_id, %{monitor: monitor}} <- data.connection.transactions,
-        do: Process.demonitor(monitor, [:flush])
-
-    put_in(data.connection.transactions, %{})
   end
 
   @doc "Forgets the connection."

@@ -2,7 +2,7 @@ defmodule Barytherium.Client.Connection do
   @moduledoc false
   # What a client knows of a connection, from the first attempt on.
 
-  alias Barytherium.Client.Session
+  alias Barytherium.Client.{Session, Transactions}
   alias Barytherium.{Frame, Native}
 
   @enforce_keys [:greeter, :started]
@@ -20,7 +20,6 @@ defmodule Barytherium.Client.Connection do
     verdict: nil,
     # Subscriptions that are still to be renewed, one at a time, see `Barytherium.Client.Renewals`.
     suspects: [],
-    # Transactions of callers: the monitors of their processes, and what they acknowledge.
     transactions: %{}
   ]
 
@@ -34,11 +33,6 @@ defmodule Barytherium.Client.Connection do
           session: nil | Session.t(),
           verdict: nil | atom() | Frame.t(),
           suspects: [pos_integer()],
-          transactions: %{
-            String.t() => %{
-              monitor: reference(),
-              acknowledged: [Barytherium.Client.Acknowledgements.id()]
-            }
-          }
+          transactions: %{String.t() => Transactions.t()}
         }
 end

@@ -129,7 +129,7 @@ defmodule Barytherium.Client.Events do
       error: data.reason && Error.new(data.reason),
       failures: data.backoff.failures,
       connections: data.connections,
-      subscriptions: map_size(data.subscriptions),
+      subscriptions: Enum.count(data.subscriptions, fn {_number, entry} -> not entry.ending end),
       unconfirmed: map_size(data.requests.open),
       network: State.network(data)
     }

@@ -12,7 +12,7 @@ defmodule Barytherium.Client.Exchange do
     Routing,
     Session,
     State,
-    Transaction,
+    Transactions,
     Writing
   }
 
@@ -22,7 +22,7 @@ defmodule Barytherium.Client.Exchange do
 
   @typedoc "What a caller waits for: receipts, the sender, the session, or the session and BEGIN."
   @type action ::
-          {:write, [Frame.t()], nil | pid(), Deadline.t()}
+          {:write, [Frame.t()], Deadline.t()}
           | :sender
           | :session
           | {:begin, String.t()}
@@ -33,13 +33,17 @@ defmodule Barytherium.Client.Exchange do
           | {:subscribe, :gen_statem.from(), pos_integer()}
           | {:unsubscribe, from(), pos_integer()}
           | {:renewal, Session.subscription()}
+          | {:commit, :gen_statem.from(), String.t()}
           | Requeue.t()
           | :quiescing
           | :nobody
 
+  # Milliseconds that the broker's answer to an UNSUBSCRIBE may take that nobody waits for.
+  @unsubscribe_timeout 10_000
+
   @doc "Answers a call that needs a connection, without one."
   @spec refuse(action(), :gen_statem.from(), State.t()) :: State.t()
-  def refuse({:write, frames, _sender, _deadline}, from, data),
+  def refuse({:write, frames, _deadline}, from, data),
     do: answer({:caller, from}, {:error, :disconnected, indexes(frames)}, data)
 
   def refuse(_action, from, data), do: reply(from, {:error, :disconnected}, data)
@@ -49,31 +53,18 @@ defmodule Barytherium.Client.Exchange do
   def perform(:sender, from, data), do: reply(from, {:ok, data.connection.sender}, data)
   def perform(:session, from, data), do: reply(from, {:ok, data.connection.session}, data)
 
-  # The client writes BEGIN, and ABORT if the caller ends: nobody else would.
-  def perform({:begin, id}, {pid, _tag} = from, data) do
-    Sender.write(data.connection.sender, [Transaction.frame(id, :begin)])
-    monitor = :erlang.monitor(:process, pid, tag: {:transaction, id})
-    transaction = %{monitor: monitor, acknowledged: []}
+  def perform({:begin, id}, {pid, _tag} = from, data),
+    do: reply(from, {:ok, data.connection.session}, Transactions.begin(id, pid, data))
 
-    reply(
-      from,
-      {:ok, data.connection.session},
-      put_in(data.connection.transactions[id], transaction)
-    )
-  end
-
-  # A transaction can only be finished on the connection on which it was begun.
-  def perform({:write, frames, sender, _deadline}, from, data)
-      when sender != nil and sender != data.connection.sender,
-      do: answer({:caller, from}, {:error, :disconnected, indexes(frames)}, data)
-
-  def perform({:write, frames, _sender, deadline}, from, data),
+  def perform({:write, frames, deadline}, from, data),
     do: Writing.submit(frames, {:caller, from}, deadline, data)
 
   @doc "Writes UNSUBSCRIBE frames, if there is a connection."
   @spec write_unsubscribe([State.subscription()], from(), timeout(), atom(), State.t()) ::
           State.t()
   def write_unsubscribe(entries, from, timeout, :connected, data) do
+    # One that was refused is not there.
+    entries = Enum.filter(entries, &subscribed?(&1.subscription, data))
     {entries, silent} = Enum.split_with(entries, & &1.subscription.receipt)
     {frames, data} = end_all(silent, data)
     if frames != [], do: Sender.write(data.connection.sender, frames)
@@ -99,6 +90,8 @@ defmodule Barytherium.Client.Exchange do
   one without acknowledgements are still delivered.
   """
   @spec unsubscribe(State.subscription(), from(), timeout(), atom(), State.t()) :: State.t()
+  def unsubscribe(entry, from, timeout \\ @unsubscribe_timeout, state, data)
+
   def unsubscribe(
         %{subscription: %{number: number} = subscription} = entry,
         from,
@@ -109,14 +102,32 @@ defmodule Barytherium.Client.Exchange do
     # Messages that cannot be acknowledged any more are delivered again to another subscriber. The others
     # go to this one until the broker has answered.
     if subscription.ack != :auto, do: Routing.delete(subscription, data)
-    entry = Map.merge(entry, %{ending: true, late: []})
+    entry = Map.merge(entry, %{ending: true, late: [], from: from})
     data = put_in(data.subscriptions[number], entry)
-    from = {:unsubscribe, from, number}
 
-    if state == :connected and Session.subscribed?(data.connection.session, subscription) and
-         Requeue.needed?(data.connection.session, subscription),
-       do: Requeue.begin(subscription, from, timeout, data),
-       else: write_unsubscribe([entry], from, timeout, state, data)
+    if state == :connected and subscribed?(subscription, data) and
+         Requeue.needed?(data, subscription) do
+      if from != :nobody, do: Process.send_after(self(), {:unsubscribe_timeout, number}, timeout)
+      Requeue.begin(subscription, data)
+    else
+      write_unsubscribe([entry], {:unsubscribe, from, number}, timeout, state, data)
+    end
+  end
+
+  defp subscribed?(subscription, data),
+    do: Session.subscribed?(data.connection.session, subscription)
+
+  @doc "Nobody waits any longer for the end of a subscription, which goes on."
+  @spec unsubscribe_timeout(pos_integer(), State.t()) :: State.t()
+  def unsubscribe_timeout(number, data) do
+    case data.subscriptions do
+      %{^number => %{from: from}} when from != :nobody ->
+        data = put_in(data.subscriptions[number].from, :nobody)
+        answer(from, {:error, :timeout, []}, data)
+
+      _over ->
+        data
+    end
   end
 
   @spec forget(pos_integer(), State.t()) :: State.t()
@@ -124,6 +135,9 @@ defmodule Barytherium.Client.Exchange do
     {entry, subscriptions} = Map.pop(data.subscriptions, number)
 
     if entry do
+      with %{session: %Session{} = session} <- data.connection,
+           do: Acknowledgements.forget(session, Session.id(session, entry.subscription))
+
       Process.demonitor(entry.monitor, [:flush])
       Routing.end_target(entry)
     end
@@ -213,32 +227,19 @@ defmodule Barytherium.Client.Exchange do
   defp acknowledged(id, acknowledged, data),
     do: update_in(data.connection.transactions[id].acknowledged, &(acknowledged ++ &1))
 
-  @doc "A transaction is about to be committed."
-  @spec commit(String.t(), State.t()) :: State.t()
-  def commit(id, data) do
-    with %{transactions: %{^id => %{acknowledged: acknowledged}}} <- data.connection,
-         do: Acknowledgements.done(data.connection.session, acknowledged)
-
-    data
-  end
-
   @doc "A first message has come to a subscription. Not every broker sends a receipt for SUBSCRIBE."
   @spec first_message(binary(), State.t()) :: State.t()
   def first_message(key, %{connection: %{session: %Session{}}} = data) do
     if is_map_key(data.connection.session.destinations, key), do: Events.by_destination(data)
     number = Session.number_of(data.connection.session, key)
 
-    case Requests.find_by(data.requests, &subscribes?(&1, number)) do
-      nil -> data
-      request -> written(request, data)
+    case data.subscriptions do
+      %{^number => %{request: request}} -> written(request, data)
+      _ended -> data
     end
   end
 
   def first_message(_key, data), do: data
-
-  defp subscribes?({{:subscribe, _from, number}, _timer}, number), do: true
-  defp subscribes?({{:renewal, %{number: number}}, _timer}, number), do: true
-  defp subscribes?(_other, _number), do: false
 
   @doc "A request is done without receipts."
   @spec written(pos_integer(), State.t()) :: State.t()
@@ -247,26 +248,6 @@ defmodule Barytherium.Client.Exchange do
       {:ok, from, _left, requests} -> finish(from, :ok, %{data | requests: requests})
       :error -> data
     end
-  end
-
-  @doc "A transaction has ended."
-  @spec transaction_over(String.t(), State.t()) :: State.t()
-  def transaction_over(id, %{connection: %{transactions: transactions}} = data)
-      when is_map_key(transactions, id) do
-    {%{monitor: monitor}, data} = pop_in(data.connection.transactions[id])
-    Process.demonitor(monitor, [:flush])
-    data
-  end
-
-  def transaction_over(_id, data), do: data
-
-  @doc "Ends a transaction whose process has ended."
-  @spec abort(String.t(), State.t()) :: State.t()
-  def abort(id, data) do
-    with %{verdict: nil, sender: sender, transactions: %{^id => _transaction}} <- data.connection,
-         do: Sender.write(sender, [Transaction.frame(id, :abort)])
-
-    transaction_over(id, data)
   end
 
   @doc "Answers all requests whose receipts have not arrived."
@@ -302,8 +283,7 @@ defmodule Barytherium.Client.Exchange do
     do: reply(from, {:ok, {self(), number}}, data)
 
   def answer({:subscribe, from, number}, {:error, reason, _left}, data) do
-    data = withdraw(data.subscriptions[number], reason, data)
-    reply(from, {:error, reason}, forget(number, data))
+    reply(from, {:error, reason}, withdraw(data.subscriptions[number], reason, data))
   end
 
   def answer({:unsubscribe, from, number}, result, data) do
@@ -316,28 +296,36 @@ defmodule Barytherium.Client.Exchange do
   def answer({:renewal, subscription}, result, data),
     do: Renewals.answer(subscription, result, data)
 
-  def answer(%Requeue{from: from} = requeue, :ok, data) do
+  def answer({:commit, from, id}, result, data),
+    do: answer({:caller, from}, result, Transactions.committed(id, result, data))
+
+  def answer(%Requeue{subscription: subscription} = requeue, :ok, data) do
     case Requeue.confirmed(requeue, data) do
       {:more, data} -> data
-      {:done, data} -> answer(from, :ok, data)
+      {:done, data} -> ended(subscription, :ok, data)
     end
   end
 
-  def answer(%Requeue{from: from}, error, data), do: answer(from, error, data)
-
-  # After a time-out the broker may still carry out the SUBSCRIBE.
-  defp withdraw(
-         %{subscription: subscription},
-         reason,
-         %{connection: %{session: %Session{} = session}} = data
-       ) do
-    Routing.delete(subscription, data)
-    {frame, session} = Session.unsubscribe(session, subscription)
-    if reason == :timeout, do: Sender.write(session.sender, [frame])
-    put_in(data.connection.session, session)
+  def answer(%Requeue{subscription: subscription}, {:error, reason, _left} = error, data) do
+    data = if reason == :timeout, do: Writing.hang_up(:timeout, data), else: data
+    ended(subscription, error, data)
   end
 
-  # The subscriber has ended, or there is no connection.
+  defp ended(%{number: number}, result, data) do
+    case data.subscriptions do
+      %{^number => %{from: from}} -> answer({:unsubscribe, from, number}, result, data)
+      _forgotten -> data
+    end
+  end
+
+  # After a time-out the broker may still carry out the SUBSCRIBE.
+  defp withdraw(%{ending: false} = entry, :timeout, data),
+    do: unsubscribe(entry, :nobody, :connected, data)
+
+  defp withdraw(%{ending: false, subscription: subscription}, _reason, data),
+    do: forget(subscription.number, Writing.withdraw(subscription, data))
+
+  # The subscriber has ended.
   defp withdraw(_entry, _reason, data), do: data
 
   defp reply(from, reply, data) do

@@ -22,7 +22,7 @@ defmodule Barytherium.Client.Handlers do
 
   def start(settings) do
     # `Barytherium.Consumer.Handler` looks at it.
-    settings = Map.put(settings, :stop_at, :atomics.new(1, []))
+    settings = Map.merge(settings, %{stop_at: :atomics.new(1, []), left: :counters.new(1, [])})
 
     with {:ok, pid} <- module(settings).start_link(self(), settings) do
       backoff = Backoff.new(@pauses)
@@ -67,6 +67,7 @@ defmodule Barytherium.Client.Handlers do
 
   def session(handlers, session, subscriptions) do
     {_frames, session} = Enum.map_reduce(subscriptions, session, &Session.subscribe(&2, &1))
+    :counters.put(handlers.settings.left, 1, 0)
     tell(handlers, {:session, session})
   end
 
@@ -93,8 +94,15 @@ defmodule Barytherium.Client.Handlers do
 
   @spec kill(t()) :: t()
   def kill(handlers) do
-    if running?(handlers), do: Process.exit(handlers.pid, :kill)
+    if running?(handlers), do: kill_all(handlers.pid)
     handlers
+  end
+
+  # The processes of a dealer too: a callback may have made them trap exits.
+  defp kill_all(pid) do
+    with {:links, links} <- Process.info(pid, :links),
+         do:
+           for(link <- [pid | links], is_pid(link), link != self(), do: Process.exit(link, :kill))
   end
 
   defp now, do: System.monotonic_time(:millisecond)

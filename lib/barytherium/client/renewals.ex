@@ -75,6 +75,7 @@ defmodule Barytherium.Client.Renewals do
 
   defp refuse(%{number: number} = subscription, frame, data) do
     Events.not_renewed(subscription, frame, data)
+    data = Writing.withdraw(subscription, data)
 
     update(number, data, fn entry ->
       {wait, pauses} = entry |> Map.get(:pauses, Backoff.new(@pauses)) |> Backoff.next()

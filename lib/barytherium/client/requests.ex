@@ -59,11 +59,6 @@ defmodule Barytherium.Client.Requests do
     end
   end
 
-  @doc "The request of the first one who waits for whom `wanted?` is true."
-  @spec find_by(t(), (from() -> boolean())) :: nil | request()
-  def find_by(%__MODULE__{open: open}, wanted?),
-    do: Enum.find_value(open, fn {number, {from, _left}} -> wanted?.(from) && number end)
-
   @spec numbers(t()) :: [request()]
   def numbers(%__MODULE__{open: open}), do: Map.keys(open)
 

@@ -22,6 +22,9 @@ defmodule Barytherium.Client.Routing do
   end
 
   defp put(subscription, pid, origin, kept?, %{connection: %{session: session, routes: routes}}) do
+    # Nothing is given back to a topic.
+    kept? = kept? and subscription.number not in session.forgotten
+
     noted =
       Acknowledgements.noted(session, session.modes[Session.id(session, subscription)], kept?)
 

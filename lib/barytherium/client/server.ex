@@ -23,14 +23,12 @@ defmodule Barytherium.Client.Server do
     Routing,
     Session,
     State,
+    Transactions,
     Writing
   }
 
   alias Barytherium.Connection.Deadline
   alias Barytherium.Frame
-
-  # Milliseconds that the broker's answer to an UNSUBSCRIBE may take that nobody waits for.
-  @unsubscribe_timeout 10_000
 
   # Marks a client in the dictionary of its process.
   @client_key :"$barytherium_client"
@@ -184,8 +182,8 @@ defmodule Barytherium.Client.Server do
 
   # Calls
 
-  def handle_event({:call, from}, {:write, frames, sender, timeout, wait}, state, data) do
-    action = {:write, frames, sender, Deadline.in_ms(timeout)}
+  def handle_event({:call, from}, {:write, frames, timeout, wait}, state, data) do
+    action = {:write, frames, Deadline.in_ms(timeout)}
     when_connected(action, from, {timeout, wait}, state, data)
   end
 
@@ -196,15 +194,22 @@ defmodule Barytherium.Client.Server do
   def handle_event({:call, from}, {{:begin, id}, timeout, wait}, state, data),
     do: when_connected({:begin, id}, from, {timeout, wait}, state, data)
 
-  def handle_event(:cast, {:commit, id}, _state, data),
-    do: {:keep_state, Exchange.commit(id, data)}
+  def handle_event({:call, from}, {:commit, id, sender, timeout}, _state, data) do
+    case Transactions.commit(id, sender, from, timeout, data) do
+      {:ok, data} -> {:keep_state, data}
+      error -> {:keep_state_and_data, {:reply, from, error}}
+    end
+  end
 
-  def handle_event(:cast, {:transaction_over, id}, _state, data),
-    do: {:keep_state, Exchange.transaction_over(id, data)}
+  def handle_event(:cast, {:committed, id}, _state, data),
+    do: {:keep_state, Transactions.committed(id, :ok, data)}
+
+  def handle_event(:cast, {:abort, id}, _state, data),
+    do: {:keep_state, Transactions.abort(id, data)}
 
   # Its process has ended in the middle of it.
   def handle_event(:info, {{:transaction, id}, _monitor, :process, _pid, _reason}, _state, data),
-    do: {:keep_state, Exchange.abort(id, data)}
+    do: {:keep_state, Transactions.abandoned(id, data)}
 
   def handle_event(:info, {:waiting_timeout, number}, _state, data) do
     case Map.pop(data.waiting, number) do
@@ -248,6 +253,12 @@ defmodule Barytherium.Client.Server do
     end
   end
 
+  def handle_event({:call, from}, {:unsubscribe, _none, _timeout}, _state, _data),
+    do: {:keep_state_and_data, {:reply, from, {:error, :not_subscribed}}}
+
+  def handle_event(:info, {:unsubscribe_timeout, number}, _state, data),
+    do: {:keep_state, Exchange.unsubscribe_timeout(number, data)}
+
   def handle_event({:call, from}, {:acknowledge, what, transaction}, state, data) do
     {reply, data} = Exchange.acknowledge(what, transaction, state, data)
     {:keep_state, data, {:reply, from, reply}}
@@ -260,7 +271,7 @@ defmodule Barytherium.Client.Server do
   def handle_event(:info, {{:subscriber, number}, _monitor, :process, _pid, _reason}, state, data) do
     case data.subscriptions do
       %{^number => %{ending: false} = entry} ->
-        {:keep_state, Exchange.unsubscribe(entry, :nobody, @unsubscribe_timeout, state, data)}
+        {:keep_state, Exchange.unsubscribe(entry, :nobody, state, data)}
 
       _none ->
         :keep_state_and_data

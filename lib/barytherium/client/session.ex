@@ -199,6 +199,8 @@ defmodule Barytherium.Client.Session do
 
   # A broker ignores headers that it does not know, so one that is not known gets them all.
   defp prefetch(_kind, %{ack: :auto}), do: []
+  # Without it RabbitMQ takes the number of another subscription.
+  defp prefetch(:rabbitmq, %{prefetch: :infinity}), do: [{"prefetch-count", "0"}]
   defp prefetch(_kind, %{prefetch: :infinity}), do: []
   defp prefetch(kind, %{prefetch: count}), do: prefetch_header(kind, count)
 

@@ -68,6 +68,8 @@ defmodule Barytherium.Client.State do
           optional(:suspect) => true,
           optional(:refused) => true,
           optional(:pauses) => Backoff.t(),
+          optional(:request) => Requests.request(),
+          optional(:from) => Exchange.from(),
           optional(:late) => [Barytherium.Client.Acknowledgements.id()]
         }
 

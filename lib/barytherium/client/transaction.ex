@@ -33,17 +33,16 @@ defmodule Barytherium.Client.Transaction do
   end
 
   @doc false
-  # Calls the function. If it fails, writes ABORT.
+  # Calls the function. If it fails, the client writes ABORT.
   @spec run(t(), (t() -> result)) :: result when result: term()
-  def run(%__MODULE__{session: session, id: id} = transaction, fun) do
+  def run(%__MODULE__{id: id} = transaction, fun) do
     result = fun.(transaction)
     close(transaction)
     result
   catch
     kind, reason ->
       close(transaction)
-      Sender.write(session.sender, [frame(id, :abort)])
-      :gen_statem.cast(transaction.client, {:transaction_over, id})
+      :gen_statem.cast(transaction.client, {:abort, id})
       :erlang.raise(kind, reason, __STACKTRACE__)
   end
 

@@ -51,6 +51,7 @@ defmodule Barytherium.Client.Writing do
     {frame, session} = Session.subscribe(data.connection.session, subscription)
     data = put_in(data.connection.session, session)
     Routing.put(subscription, data)
+    data = put_in(data.subscriptions[subscription.number][:request], data.requests.next)
 
     if subscription.receipt,
       do: write_now([frame], from, timeout, data),
@@ -63,6 +64,16 @@ defmodule Barytherium.Client.Writing do
       send(self(), {:written, number})
     end)
   end
+
+  @doc "There is no such subscription on this connection."
+  @spec withdraw(Session.subscription(), State.t()) :: State.t()
+  def withdraw(subscription, %{connection: %{session: %Session{} = session}} = data) do
+    Routing.delete(subscription, data)
+    {_frame, session} = Session.unsubscribe(session, subscription)
+    put_in(data.connection.session, session)
+  end
+
+  def withdraw(_subscription, data), do: data
 
   @doc "Ends the connection. Its network process reports the end like any other."
   @spec hang_up(atom() | Frame.t(), State.t()) :: State.t()

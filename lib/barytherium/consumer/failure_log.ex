@@ -50,12 +50,7 @@ defmodule Barytherium.Consumer.FailureLog do
   defp trace([]), do: ""
 
   defp trace(stacktrace) do
-    entries =
-      stacktrace
-      |> Enum.take_while(&(elem(&1, 0) != Barytherium.Consumer.Handler))
-      |> Enum.map(&without_arguments/1)
-
-    "\n" <> Exception.format_stacktrace(entries)
+    "\n" <> (stacktrace |> Enum.map(&without_arguments/1) |> Exception.format_stacktrace())
   end
 
   # The arguments contain the body.

@@ -22,12 +22,16 @@ defmodule Barytherium.Consumer.Handler do
   # Milliseconds between exceptions that follow each other.
   @longest_pause 1_000
 
-  # Messages whose callback raised, and that cannot be refused without being lost, stay unacknowledged. The
-  # broker counts them as being handled, so with more of them it would send nothing new. After this many the
-  # connection ends, and the broker delivers them again.
-  @most_left 32
-
-  @enforce_keys [:module, :state, :client, :on_exception, :nack_headers, :stop_at]
+  @enforce_keys [
+    :module,
+    :state,
+    :client,
+    :on_exception,
+    :nack_headers,
+    :stop_at,
+    :left,
+    :most_left
+  ]
   defstruct [
     :module,
     :state,
@@ -36,6 +40,10 @@ defmodule Barytherium.Consumer.Handler do
     :nack_headers,
     # Where the client puts the deadline when the consumer stops.
     :stop_at,
+    # A counter of the messages of this connection that stay unacknowledged because their callback raised, and
+    # how many there may be.
+    :left,
+    :most_left,
     # The process that deals out the messages, if there are several with callbacks.
     dealer: nil,
     session: nil,
@@ -48,9 +56,8 @@ defmodule Barytherium.Consumer.Handler do
     # When handling has to end, because the consumer stops, and whether that has come.
     deadline: :infinity,
     expired: false,
-    # Exceptions one after the other, and messages that were left unacknowledged on this connection.
+    # Exceptions one after the other.
     failures: 0,
-    left: 0,
     log: %{},
     # Whether telemetry events are wanted.
     observed: false,
@@ -69,7 +76,7 @@ defmodule Barytherium.Consumer.Handler do
   @spec connected(t(), Session.t()) :: t()
   def connected(%__MODULE__{} = handler, %Session{modes: modes} = session) do
     mode = if map_size(modes) == 1, do: modes |> Map.values() |> hd()
-    %{handler | session: session, mode: mode, left: 0}
+    %{handler | session: session, mode: mode}
   end
 
   @doc """
@@ -241,7 +248,9 @@ defmodule Barytherium.Consumer.Handler do
       other -> checked(other, argument)
     end
   catch
-    kind, reason -> {:exception, kind, reason, __STACKTRACE__}
+    # What comes from here on is of no use to the user.
+    kind, reason ->
+      {:exception, kind, reason, Enum.take_while(__STACKTRACE__, &(elem(&1, 0) != __MODULE__))}
   end
 
   defp checked({:nack, headers, state}, _argument), do: {checked({:nack, headers}), state}
@@ -300,22 +309,39 @@ defmodule Barytherium.Consumer.Handler do
       Enum.any?(failed, &(mode(handler, &1) == :client)) ->
         {:stop, flush(handler)}
 
-      handler.left + acknowledged >= @most_left ->
+      too_many?(acknowledged, handler) ->
         {:stop, flush(handler)}
 
       true ->
-        {:ok, flush(%{handler | left: handler.left + acknowledged})}
+        {:ok, flush(handler)}
     end
   end
 
+  # The broker counts them as being handled, so with more of them it would send nothing new. After the end of
+  # the connection it delivers them again.
+  defp too_many?(count, %{left: left, most_left: most}) do
+    :counters.add(left, 1, count)
+    :counters.get(left, 1) >= most
+  end
+
   # Each by itself: with `ack: :client` the messages before them may be acknowledged later.
-  defp refuse(failed, %{session: session, nack_headers: extra} = handler) do
+  defp refuse(failed, %{session: session, nack_headers: headers} = handler) do
+    extra = requeue(headers)
+
     Enum.reduce(failed, handler.acks, fn message, acks ->
       if mode(handler, message) == :auto,
         do: acks,
         else: Acknowledgements.now(session, :client_individual, :nack, message, extra) ++ acks
     end)
   end
+
+  # The broker's own default may be to discard it.
+  defp requeue(headers),
+    do:
+      if(List.keymember?(headers, "requeue", 0),
+        do: headers,
+        else: [{"requeue", "true"} | headers]
+      )
 
   # A broker may deliver a refused message again at once, and nothing else. The first exception after a
   # success costs no time.

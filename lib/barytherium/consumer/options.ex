@@ -89,6 +89,7 @@ defmodule Barytherium.Consumer.Options do
       options
       |> Map.take([:on_exception, :nack_headers, :handlers])
       |> Map.merge(%{module: module, init_arg: Secret.new(options.init_arg)})
+      |> Map.put(:most_left, most_left(client.subscriptions))
 
     client = Map.put(client, :consumer, worker)
     Map.merge(options, %{name: name, client: client})
@@ -117,6 +118,19 @@ defmodule Barytherium.Consumer.Options do
       Outbound.check_headers!(:subscribe, subscription.headers)
       {number, %{subscription: subscription, pid: nil, target: nil, monitor: nil, ending: false}}
     end
+  end
+
+  # Messages whose callback raised, and that cannot be refused without being lost, stay unacknowledged. After so
+  # many, or as many as the broker sends ahead, the connection ends.
+  @most_left 32
+
+  defp most_left(subscriptions) do
+    limits =
+      for {_number, %{subscription: %{ack: ack, prefetch: prefetch}}} <- subscriptions,
+          ack != :auto and prefetch != :infinity,
+          do: prefetch
+
+    Enum.min([@most_left | limits])
   end
 
   defp check_parallel!({_number, %{subscription: %{ack: :client}}}) do

@@ -50,6 +50,8 @@ defmodule Barytherium.Consumer.Worker do
       on_exception: settings.on_exception,
       nack_headers: settings.nack_headers,
       stop_at: settings.stop_at,
+      left: settings.left,
+      most_left: settings.most_left,
       dealer: settings[:dealer]
     }
   end

@@ -235,9 +235,11 @@ defmodule Barytherium.Network.ReceiveLoop do
     do: loop.parser |> Parser.disconnect(ConnectionLog.reason(ended, loop)) |> act(loop)
 
   defp act({:wait, timeout}, %{ssl: :active, active: false} = loop) do
-    # If that fails, there is a message that says why.
-    :ssl.setopts(loop.socket, active: @ssl_records)
-    act({:wait, timeout}, %{loop | active: true})
+    # It fails if the connection has ended while the socket was passive.
+    case :ssl.setopts(loop.socket, active: @ssl_records) do
+      :ok -> act({:wait, timeout}, %{loop | active: true})
+      {:error, _reason} -> act({:wait, timeout}, %{loop | ended: :closed})
+    end
   end
 
   defp act({:wait, timeout}, loop), do: {:noreply, set_timer(timeout, %{loop | next: :wait})}

@@ -146,6 +146,30 @@ defmodule Barytherium.HandlersTest do
     for worker <- [one, two], do: refute(Process.alive?(worker))
   end
 
+  test "after as many messages that raise as the broker sends ahead the connection ends" do
+    opts = [handlers: 2, subscribe: {"/queue/a", prefetch: 4}]
+    {_consumer, peer, id, listener} = started(Waiting, opts)
+
+    for body <- ["1", "2", "3", "4"] do
+      message(peer, id, body)
+      send(handling(body), :raise)
+    end
+
+    accept_connected(listener)
+  end
+
+  test "a consumer that stops before it is connected lets nobody wait" do
+    {listener, url} = broker()
+    {:ok, consumer} = Waiting.start_link(url: url, init_arg: self(), handlers: 2)
+    [client] = Consumer.clients(consumer)
+    {_peer, _connect} = accept(listener)
+    opts = [wait: true, timeout: 60_000]
+    publishing = Task.async(fn -> Client.publish(client, "/queue/b", "x", opts) end)
+    eventually(fn -> map_size(elem(:sys.get_state(client), 1).waiting) == 1 end)
+    Supervisor.stop(consumer, :shutdown)
+    assert {:error, %{reason: :disconnected}} = Task.await(publishing)
+  end
+
   test "a mistake in init/1 is an error of start_link" do
     defmodule Stopping do
       use Barytherium.Consumer, subscribe: "/queue/a", url: "stomp://localhost"

@@ -202,7 +202,7 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
             assert Client.ack(client, messages) == :ok
             acknowledged = for(message <- messages, do: message.body) ++ acknowledged
             assert Client.unsubscribe(client, subscription) == :ok
-            flush(client)
+            flush()
             acknowledged
         end
 
@@ -213,6 +213,84 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
       left = ["last" | bodies] -- acknowledged
       assert Enum.sort(received(other, length(left))) == Enum.sort(left)
       assert %{connections: 1} = Client.status(client)
+    end
+
+    test "a subscription ends while single messages arrive, and nothing is kept", context do
+      %{client: client, name: name, url: url} = context
+      destination = "/queue/#{name}"
+      publisher = start_supervised!({Client, url: url}, id: :publisher)
+      :ok = Client.publish(publisher, destination, "0", wait: true)
+
+      for n <- 1..100 do
+        {:ok, subscription} = Client.subscribe(client, destination)
+        ending = Task.async(fn -> Client.unsubscribe(client, subscription) end)
+        for _step <- 1..:rand.uniform(200), do: :erlang.yield()
+        :ok = Client.publish(publisher, destination, "#{n}")
+        assert Task.await(ending) == :ok
+      end
+
+      flush()
+      other = start_supervised!({Client, url: url}, id: :other)
+      {:ok, _subscription} = Client.subscribe(other, destination, ack: :auto, prefetch: 1)
+      assert Enum.sort(received(other, 101)) == Enum.sort(for n <- 0..100, do: "#{n}")
+      assert %{connections: 1} = Client.status(client)
+    end
+
+    test "what times out goes on, and gives everything back", context do
+      %{client: client, name: name, url: url} = context
+      destination = "/queue/#{name}"
+      bodies = for n <- 1..20, do: "#{n}"
+      publish(client, destination, bodies)
+
+      for n <- 1..50 do
+        with {:ok, subscription} <- Client.subscribe(client, destination, timeout: rem(n, 3)),
+             do: Client.unsubscribe(client, subscription, rem(n, 2))
+      end
+
+      eventually(fn -> Client.status(client).unconfirmed == 0 end, 1_000)
+      flush()
+      other = start_supervised!({Client, url: url}, id: :other)
+      {:ok, _subscription} = Client.subscribe(other, destination, ack: :auto)
+      assert Enum.sort(received(other, 20)) == Enum.sort(bodies)
+      assert %{connections: 1} = Client.status(client)
+    end
+
+    test "a transaction is over when the subscription ends whose messages it acknowledges",
+         context do
+      %{client: client, name: name, url: url} = context
+      destination = "/queue/#{name}"
+      publish(client, destination, ["1"])
+      {:ok, subscription} = Client.subscribe(client, destination)
+      [message] = messages(client, 1)
+
+      result =
+        Client.transaction(client, fn transaction ->
+          :ok = Client.publish(transaction, destination <> "-out", "out")
+          :ok = Client.ack(transaction, message)
+          assert Client.unsubscribe(client, subscription) == :ok
+        end)
+
+      if @broker_kind == Barytherium.Brokers.RabbitMQ,
+        do: assert(result == {:error, %Barytherium.Error{reason: :transaction_over}})
+
+      # ActiveMQ takes the acknowledgement of a message that it has given to others.
+      assert Client.publish(client, destination <> "-out", "next") == :ok
+
+      if @broker_kind == Barytherium.Brokers.RabbitMQ do
+        other = start_supervised!({Client, url: url}, id: :other)
+        {:ok, _subscription} = Client.subscribe(other, destination)
+        assert received(other, 1) == ["1"]
+        assert %{connections: 1} = Client.status(client)
+      end
+    end
+
+    test "prefetch: :infinity has no limit, whatever other subscriptions have", context do
+      %{client: client, name: name} = context
+      publish(client, "/queue/#{name}", for(n <- 1..5, do: "#{n}"))
+      {:ok, other} = Client.subscribe(client, "/queue/#{name}-other", prefetch: 1)
+      assert Client.unsubscribe(client, other) == :ok
+      {:ok, _subscription} = Client.subscribe(client, "/queue/#{name}", prefetch: :infinity)
+      assert received(client, 5) == ["1", "2", "3", "4", "5"]
     end
 
     test "a cumulative acknowledgement covers the earlier messages of its subscription",
@@ -262,9 +340,9 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
       frames
     end
 
-    defp flush(client) do
+    defp flush do
       receive do
-        {:barytherium, :messages, {_frames, _subscription}} -> flush(client)
+        {:barytherium, :messages, _messages} -> flush()
       after
         0 -> :ok
       end

@@ -11,11 +11,17 @@ defmodule Barytherium.Client.Writing do
   # Milliseconds that the broker may take to close a connection that is of no use any more.
   @hang_up_timeout 1_000
 
+  # Milliseconds before the end of a request's time, a tenth of it at most, in which the sender answers that there
+  # was no room. Otherwise nobody would know whether it was written.
+  @answer_time 100
+
   @doc "Writes frames when there is room for them."
   @spec submit([Frame.t()], Requests.from(), Deadline.t(), State.t()) :: State.t()
   def submit(frames, from, deadline, data) do
-    submit = &Sender.submit(data.connection.session.sender, &1, {:request, &2}, deadline)
-    write(frames, from, Deadline.left(deadline), data, submit)
+    left = Deadline.left(deadline)
+    written_by = Deadline.in_ms(left - min(div(left, 10), @answer_time))
+    submit = &Sender.submit(data.connection.session.sender, &1, {:request, &2}, written_by)
+    write(frames, from, left, data, submit)
   end
 
   # The sender only logs what it cannot write.

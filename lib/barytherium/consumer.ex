@@ -16,13 +16,13 @@ defmodule Barytherium.Consumer do
         {MyApp.Orders, url: "stomp://guest:guest@localhost", subscribe: "/queue/orders"}
       ]
 
-  The callbacks run in a process of their own, which gets the messages straight from the receive loop. A slow
+  The callbacks run in a process of their own, the handler, which gets the messages straight from the receive loop. A slow
   callback slows down the broker's messages, and nothing else: a `Barytherium.Client` keeps the connection,
   and never waits for a callback. So a callback may also publish with a receipt through that client, which is
   in the `info` of `c:handle_connected/2`.
 
   Callbacks that wait for something else, a database for example, can run in parallel: `handlers: n` has n
-  processes for the messages of one connection, `concurrency: n` has n connections.
+  handlers for the messages of one connection, `concurrency: n` has n connections.
 
   ## Handling messages
 

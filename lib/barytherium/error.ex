@@ -28,7 +28,7 @@ defmodule Barytherium.Error do
       refused, and most brokers do not, all requests that wait get this answer, and the connection ends.
 
   Reasons of connections: `:refused` likewise; `:credentials`, if the function for the login or the passcode
-  failed; `:exception` or `:callback_process`, if a process with callbacks of a consumer has ended; and those of
+  failed; `:exception` or `:handler`, if a handler of a consumer has ended; and those of
   `Barytherium.Network`: `:closed`, `:timeout`, `:econnrefused` and so on.
   """
 
@@ -60,7 +60,7 @@ defmodule Barytherium.Error do
     timeout: "no answer in time",
     credentials: "the function for the login or the passcode failed",
     exception: "a callback raised",
-    callback_process: "the process with the callbacks has ended",
+    handler: "a handler has ended",
     closed: "the connection was closed",
     parse_error: "the peer does not speak STOMP"
   }

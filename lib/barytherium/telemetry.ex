@@ -3,7 +3,8 @@ defmodule Barytherium.Telemetry do
   The events that this library emits with [`:telemetry`](https://hex.pm/packages/telemetry).
 
   They are emitted if the application includes `:telemetry`. This library does not depend on it.
-  `events/0` lists their names, for `:telemetry.attach_many/4`. Durations, and `:parse_time`, are in native time units.
+  `events/0` lists their names, for `:telemetry.attach_many/4`. Handlers run in the process that emits the event, as
+  always with telemetry: one that takes long holds up that process, the connection's for example. Durations, and `:parse_time`, are in native time units.
 
   ## Connections
 

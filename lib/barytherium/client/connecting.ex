@@ -116,7 +116,7 @@ defmodule Barytherium.Client.Connecting do
         waiting: %{}
     }
 
-    # With this the process with the callbacks knows all of them before the first message can come.
+    # With this the handler knows all of them before the first message can come.
     Handlers.session(
       data.handlers,
       data.connection.session,
@@ -188,7 +188,7 @@ defmodule Barytherium.Client.Connecting do
     %{data | waiting: %{}}
   end
 
-  @doc "Waits until the process with the callbacks is started again."
+  @doc "Waits until the handler is started again."
   @spec wait(State.t()) :: :gen_statem.event_handler_result(atom())
   def wait(data) do
     {wait, handlers} = Handlers.pause(data.handlers)

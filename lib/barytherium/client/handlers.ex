@@ -1,6 +1,6 @@
 defmodule Barytherium.Client.Handlers do
   @moduledoc false
-  # The process that runs the callbacks of a consumer, as its client sees it. The client starts it, tells it
+  # The handler of a consumer, the process that runs its callbacks, as its client sees it. The client starts it, tells it
   # of connections, and never waits for it. `nil` stands for a client without a consumer.
 
   alias Barytherium.Client.{Backoff, Session}
@@ -52,7 +52,7 @@ defmodule Barytherium.Client.Handlers do
   @doc "Why the connection ends when the process has: its exit reason may hold a body."
   @spec reason(term()) :: atom()
   def reason({:shutdown, :exception}), do: :exception
-  def reason(_crash), do: :callback_process
+  def reason(_crash), do: :handler
 
   @doc "How long to wait before it is started again, in milliseconds."
   @spec pause(consumer()) :: {pos_integer(), consumer()}

@@ -142,7 +142,7 @@ defmodule Barytherium.Client.Server do
     if state == :closing, do: Closing.closed(:closed, data), else: Connecting.ended(:closed, data)
   end
 
-  # The process with the callbacks has ended. It is started again after a pause that grows, and what it has
+  # The handler has ended. It is started again after a pause that grows, and what it has
   # not acknowledged is delivered again on the next connection.
   def handle_event(:info, {:EXIT, pid, reason}, state, %{handlers: %{pid: pid}} = data)
       when pid != nil do

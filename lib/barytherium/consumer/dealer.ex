@@ -141,7 +141,7 @@ defmodule Barytherium.Consumer.Dealer do
 
   # A worker, which has logged why, or the client.
   defp ended(_pid, {:shutdown, _why} = reason, dealer), do: {:stop, reason, dealer}
-  defp ended(_pid, _reason, dealer), do: {:stop, {:shutdown, :callback_process}, dealer}
+  defp ended(_pid, _reason, dealer), do: {:stop, {:shutdown, :handler}, dealer}
 
   @impl true
   def terminate(_reason, dealer), do: Enum.each(dealer.workers, &Process.exit(&1, :kill))

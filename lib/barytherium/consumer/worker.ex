@@ -1,6 +1,6 @@
 defmodule Barytherium.Consumer.Worker do
   @moduledoc false
-  # The process that runs the callbacks of a consumer, and does nothing else. Its client starts it, and tells
+  # A handler: the process that runs the callbacks of a consumer, and does nothing else. Its client starts it, and tells
   # it of connections; the receive loop sends it the messages. Nothing but its own messages waits for a
   # callback.
   use GenServer, restart: :temporary

@@ -191,7 +191,7 @@ defmodule Barytherium.Client do
     options = Schema.all!(opts, headers: {:list, [], ""})
     header = Transaction.header(transaction)
     frame = Outbound.send_frame({destination, body, options.headers}, [header])
-    write = fn -> transaction |> Transaction.write([frame]) |> without_indexes() end
+    write = fn -> transaction |> Transaction.write([frame]) |> not_written() |> failure() end
     observed(write, transaction.client, [frame])
   end
 
@@ -227,8 +227,12 @@ defmodule Barytherium.Client do
     deadline = Deadline.in_ms(timeout)
 
     with {:ok, sender} <- ask(client, :sender, options),
-         do: Sender.write_within(sender, frames, Deadline.left(deadline))
+         do: sender |> Sender.write_within(frames, Deadline.left(deadline)) |> not_written()
   end
+
+  # There was no room for it.
+  defp not_written({:error, :timeout}), do: {:error, :not_written}
+  defp not_written(result), do: result
 
   defp ask(client, what, %{timeout: timeout, wait: wait}),
     do: call(client, {what, timeout, wait}, timeout)
@@ -324,12 +328,9 @@ defmodule Barytherium.Client do
     with :ok <- call(client, {:commit, id, session.sender, :infinity}, timeout) do
       written = Sender.write_within(session.sender, [Transaction.frame(id, :commit)], timeout)
 
-      :gen_statem.cast(
-        client,
-        {if(written == {:error, :timeout}, do: :abort, else: :committed), id}
-      )
-
-      written
+      result = if written == {:error, :timeout}, do: :abort, else: :committed
+      :gen_statem.cast(client, {result, id})
+      not_written(written)
     end
   end
 

@@ -123,6 +123,7 @@ defmodule Barytherium.EndingsTest do
     peer = accept_connected(listener, @rabbitmq)
     {headers, ""} = expect(peer, :subscribe)
     reply(peer, :error, [{"receipt-id", headers["receipt"]}, {"message", "no"}])
+    eventually(fn -> Client.status(client).unconfirmed == 0 end)
     Process.exit(subscriber, :kill)
     eventually(fn -> Client.status(client).subscriptions == 0 end)
     publishing = Task.async(fn -> Client.publish(client, "/a", "x") end)

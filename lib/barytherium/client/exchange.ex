@@ -20,11 +20,10 @@ defmodule Barytherium.Client.Exchange do
   alias Barytherium.Frame
   alias Barytherium.Network.Sender
 
-  @typedoc "What a caller waits for: receipts, the sender, the session, or the session and BEGIN."
+  @typedoc "What a caller waits for: receipts, the sender, or the session and BEGIN."
   @type action ::
           {:write, [Frame.t()], Deadline.t()}
           | :sender
-          | :session
           | {:begin, String.t()}
 
   @typedoc "Who gets the result of a request."
@@ -51,7 +50,6 @@ defmodule Barytherium.Client.Exchange do
   @doc "Does what needs a connection."
   @spec perform(action(), :gen_statem.from(), State.t()) :: State.t()
   def perform(:sender, from, data), do: reply(from, {:ok, data.connection.sender}, data)
-  def perform(:session, from, data), do: reply(from, {:ok, data.connection.session}, data)
 
   def perform({:begin, id}, {pid, _tag} = from, data),
     do: reply(from, {:ok, data.connection.session}, Transactions.begin(id, pid, data))

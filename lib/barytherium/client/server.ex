@@ -187,9 +187,8 @@ defmodule Barytherium.Client.Server do
     when_connected(action, from, {timeout, wait}, state, data)
   end
 
-  def handle_event({:call, from}, {what, timeout, wait}, state, data)
-      when what in [:sender, :session],
-      do: when_connected(what, from, {timeout, wait}, state, data)
+  def handle_event({:call, from}, {:sender, timeout, wait}, state, data),
+    do: when_connected(:sender, from, {timeout, wait}, state, data)
 
   def handle_event({:call, from}, {{:begin, id}, timeout, wait}, state, data),
     do: when_connected({:begin, id}, from, {timeout, wait}, state, data)

@@ -28,22 +28,14 @@ defmodule Barytherium.Consumer.Handler do
     :client,
     :on_exception,
     :nack_headers,
-    :stop_at,
-    :left,
-    :most_left
-  ]
-  defstruct [
-    :module,
-    :state,
-    :client,
-    :on_exception,
-    :nack_headers,
     # Where the client puts the deadline when the consumer stops.
     :stop_at,
     # A counter of the messages of this connection that stay unacknowledged because their callback raised, and
     # how many there may be.
     :left,
-    :most_left,
+    :most_left
+  ]
+  @optional [
     # The process that deals out the messages, if there are several with callbacks.
     dealer: nil,
     session: nil,
@@ -69,6 +61,7 @@ defmodule Barytherium.Consumer.Handler do
     checked: 0,
     stride: 1
   ]
+  defstruct @enforce_keys ++ @optional
 
   @type t :: %__MODULE__{}
 

@@ -8,7 +8,7 @@
 //! ports are still there, and ends the connections of those that are not. In a VM that does not halt,
 //! the connection's process has ended the connection by then.
 
-use crate::socket::{Port, PortLookUp, end, keep_library};
+use crate::socket::{Port, end, keep_library};
 use crate::terms::MessageEnv;
 use rustler::Term;
 use std::collections::HashMap;
@@ -53,14 +53,13 @@ fn wake() {
 }
 
 fn start() -> Option<Thread> {
-    let look_up = PortLookUp::new()?;
     keep_library();
     let thread = thread::Builder::new().name("barytherium_halt".into());
-    let spawned = thread.stack_size(64 * 1024).spawn(move || run(look_up));
+    let spawned = thread.stack_size(64 * 1024).spawn(run);
     spawned.ok().map(|handle| handle.thread().clone())
 }
 
-fn run(look_up: PortLookUp) {
+fn run() {
     let env = MessageEnv::new();
     let mut discarded = [0; 16 * 1024];
     let mut interval = INTERVAL;
@@ -70,7 +69,7 @@ fn run(look_up: PortLookUp) {
         }
         thread::sleep(std::mem::replace(&mut interval, INTERVAL));
         for (&duplicate, port) in lock().iter() {
-            if !look_up.is_alive(env.env(), port) {
+            if !port.is_alive(env.env()) {
                 // The duplicate is open: it is closed after `forget`, which waits for the lock.
                 end(duplicate, &mut discarded);
                 interval = DISCARDING;

@@ -15,10 +15,10 @@
 use crate::halt;
 use crate::terms::BinaryBody;
 use rustler::sys::{
-    ERL_NIF_SELECT_READ, ERL_NIF_SELECT_STOP, ErlNifEnv, ErlNifEvent, ErlNifResourceFlags,
-    ErlNifResourceStop, ErlNifResourceType, ErlNifResourceTypeInit, ErlNifSelectFlags, ErlNifTerm,
-    c_int, c_void, enif_alloc_resource, enif_init_resource_type, enif_release_resource,
-    enif_select,
+    ERL_NIF_SELECT_READ, ERL_NIF_SELECT_STOP, ErlNifEnv, ErlNifEvent, ErlNifPort,
+    ErlNifResourceFlags, ErlNifResourceStop, ErlNifResourceType, ErlNifResourceTypeInit,
+    ErlNifSelectFlags, c_int, c_void, enif_alloc_resource, enif_get_local_port,
+    enif_init_resource_type, enif_is_port_alive, enif_release_resource, enif_select,
 };
 use rustler::{Env, Reference, Term};
 use std::cell::Cell;
@@ -305,40 +305,25 @@ impl Socket {
     }
 }
 
-/// A port; as `ErlNifPort` in `erl_nif.h`.
-#[repr(C)]
-pub struct Port {
-    id: ErlNifTerm,
-}
+/// A port of this node.
+#[derive(Clone, Copy)]
+pub struct Port(ErlNifPort);
 
 impl Port {
     pub fn of(term: Term) -> Option<Port> {
-        term.is_port().then(|| Port {
-            id: term.as_c_arg(),
-        })
-    }
-}
-
-type IsPortAlive = unsafe extern "C" fn(*mut ErlNifEnv, *const Port) -> c_int;
-
-/// The VM's `enif_is_port_alive`, which Rustler does not have.
-pub struct PortLookUp(IsPortAlive);
-
-impl PortLookUp {
-    pub fn new() -> Option<PortLookUp> {
-        // SAFETY: the name is NUL-terminated, and the type is that of `erl_nif.h`; a null pointer is
-        // `None`.
-        let symbol = unsafe {
-            let symbol = libc::dlsym(libc::RTLD_DEFAULT, c"enif_is_port_alive".as_ptr());
-            std::mem::transmute::<*mut c_void, Option<IsPortAlive>>(symbol)
-        };
-        symbol.map(PortLookUp)
+        let mut port = MaybeUninit::uninit();
+        // SAFETY: the port is filled in if the term is one of this node, and only then used.
+        unsafe {
+            let env = term.get_env().as_c_arg();
+            let is_one = enif_get_local_port(env, term.as_c_arg(), port.as_mut_ptr()) != 0;
+            is_one.then(|| Port(port.assume_init()))
+        }
     }
 
-    /// Whether the port is open. For any thread, with an environment that belongs to no process.
-    pub fn is_alive(&self, env: Env, port: &Port) -> bool {
+    /// Whether it is open. For any thread, with an environment that belongs to no process.
+    pub fn is_alive(mut self, env: Env) -> bool {
         // SAFETY: it may be called on any thread, and looks the port up by its number.
-        unsafe { (self.0)(env.as_c_arg(), port) != 0 }
+        unsafe { enif_is_port_alive(env.as_c_arg(), &mut self.0) != 0 }
     }
 }
 

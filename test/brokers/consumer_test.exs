@@ -336,7 +336,7 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
     end
 
     defp some(client) do
-      assert_receive {:barytherium, :messages, {[_ | _] = frames, _subscription}}
+      assert_receive {:barytherium, :messages, {[_ | _] = frames, {^client, _number}}}, 10_000
       frames
     end
 

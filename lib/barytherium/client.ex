@@ -311,8 +311,10 @@ defmodule Barytherium.Client do
 
     id = Transaction.new_id()
 
-    with {:ok, session} <- ask(client, {:begin, id}, options) do
-      transaction = Transaction.new(client, session, id, options.timeout)
+    over = :atomics.new(1, [])
+
+    with {:ok, session} <- ask(client, {:begin, id, over}, options) do
+      transaction = Transaction.new(client, session, {id, over}, options.timeout)
       result = Transaction.run(transaction, fun)
       committed = transaction |> commit(options) |> without_indexes()
       with :ok <- committed, do: {:ok, result}

@@ -269,9 +269,15 @@ defmodule Barytherium.Network do
   def handle_call(_stray, _from, state), do: {:reply, {:error, :unknown_call}, state}
 
   # When the receipt arrives, or the socket ends, so does the receiver, which reports it here.
-  defp write_disconnect(%{sender_pid: sender_pid, socket: socket, last_receipt: receipt}) do
+  defp write_disconnect(%{sender_pid: sender_pid, last_receipt: receipt} = state) do
     if Sender.disconnect(sender_pid, [{"receipt", receipt}]) == :not_connected,
-      do: Connection.close(socket)
+      do: close_socket(state, &Connection.close/1)
+  end
+
+  # `:ssl` does not tell the owner of a socket that somebody else has closed it.
+  defp close_socket(%{socket: socket, receiver_pid: receiver} = state, close) do
+    close.(socket)
+    if state.tls == :otp and receiver != nil, do: send(receiver, {:ssl_closed, socket})
   end
 
   @impl true
@@ -316,7 +322,7 @@ defmodule Barytherium.Network do
   # the end and ends.
   def handle_cast({:barytherium, :send_failed, reason}, %{socket: socket} = state) do
     if socket do
-      Connection.abandon(socket)
+      close_socket(state, &Connection.abandon/1)
       Process.send_after(self(), :end_receiver, @receiver_timeout)
     end
 
@@ -347,7 +353,7 @@ defmodule Barytherium.Network do
   def handle_info({:close_timeout, from}, %{closing: closing} = state) do
     if from in closing do
       GenServer.reply(from, {:error, :timeout})
-      Connection.abandon(state.socket)
+      close_socket(state, &Connection.abandon/1)
       Process.send_after(self(), :end_receiver, @receiver_timeout)
     end
 
@@ -385,9 +391,10 @@ defmodule Barytherium.Network do
   # Timers that are no longer needed, and exits of processes that have done their work.
   def handle_info({:connect_timeout, _connector}, state), do: {:noreply, state}
   def handle_info(:end_receiver, state), do: {:noreply, state}
+  # It logs its crash itself.
   def handle_info({:EXIT, pid, _reason}, %{parent: pid} = state), do: {:stop, :shutdown, state}
   def handle_info({:EXIT, _pid, :normal}, state), do: {:noreply, state}
-  def handle_info({:EXIT, _pid, reason}, state), do: {:stop, ending(reason), state}
+  def handle_info({:EXIT, _pid, reason}, state), do: {:stop, reason, state}
 
   def handle_info(_stray, state) do
     Logger.debug("Barytherium ignores a message to a network process")
@@ -399,10 +406,6 @@ defmodule Barytherium.Network do
   def terminate(_reason, %{socket: nil} = state), do: stop_connector(state)
 
   def terminate(_reason, state), do: Ending.finish(state)
-
-  # Whoever has ended logs a crash.
-  defp ending({:shutdown, _why} = reason), do: reason
-  defp ending(_reason), do: :shutdown
 
   defp stop_connector(state) do
     Connector.stop(state.connector)

@@ -39,12 +39,19 @@ defmodule Barytherium.CargoTest do
   @device "aarch64-unknown-linux-gnu"
 
   test "a build for another system is for its target, and links with its compiler", context do
-    System.put_env("CC", "/opt/aarch64-gcc")
+    compiler = Path.join(context.tmp_dir, "aarch64-gcc")
+    File.write!(compiler, "")
+    File.chmod!(compiler, 0o755)
+    System.put_env("CC", compiler)
     assert {:ok, _library} = Cargo.build("/target", @device)
     assert noted(context.tmp_dir, "arguments") =~ "--target #{@device}"
 
     assert noted(context.tmp_dir, "environment") =~
-             "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=/opt/aarch64-gcc\n"
+             "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=#{compiler}\n"
+
+    System.put_env("CC", "gcc -m32")
+    assert {:ok, _library} = Cargo.build("/target", @device)
+    refute noted(context.tmp_dir, "environment") =~ "LINKER"
   end
 
   test "a build for another system that fails says what it needs", %{tmp_dir: directory} do

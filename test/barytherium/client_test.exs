@@ -246,7 +246,7 @@ defmodule Barytherium.ClientTest do
       assert Client.publish(client, "/a", body, opts) ==
                {:error, %Barytherium.Error{reason: :unconfirmed}}
 
-      for opts <- [opts, [timeout: 100]] do
+      for opts <- [opts, [timeout: 1_000]] do
         assert Client.publish(client, "/a", body, opts) ==
                  {:error, %Barytherium.Error{reason: :not_written}}
       end

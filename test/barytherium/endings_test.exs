@@ -99,6 +99,27 @@ defmodule Barytherium.EndingsTest do
     assert %{state: :connected, connections: 1, subscriptions: 0} = Client.status(client)
   end
 
+  test "a user who may not subscribe to topics loses the connection once", context do
+    %{client: client, peer: peer, listener: listener} = context
+    {subscription, id} = subscribe(client, peer)
+    message_of(peer, id, "1")
+    ending = Task.async(fn -> Client.unsubscribe(client, subscription) end)
+    for command <- [:unsubscribe, :subscribe], do: expect(peer, command)
+    reply(peer, :error, [{"message", "access_refused"}])
+    assert Task.await(ending) == :ok
+    peer = accept_connected(listener, @rabbitmq)
+    eventually(fn -> Client.status(client).state == :connected end)
+    {subscription, id} = subscribe(client, peer)
+    ending = Task.async(fn -> Client.unsubscribe(client, subscription) end)
+    confirm(peer, :unsubscribe)
+
+    assert {%{"id" => ^id, "destination" => "/queue/a", "prefetch-count" => "1"}, ""} =
+             confirm(peer, :subscribe)
+
+    for command <- [:begin, :abort, :unsubscribe], do: confirm(peer, command)
+    assert Task.await(ending) == :ok
+  end
+
   test "a subscribe that times out gives back what has come", %{client: client, peer: peer} do
     assert {:error, %{reason: :timeout}} = Client.subscribe(client, "/queue/a", timeout: 20)
     {%{"id" => id}, ""} = expect(peer, :subscribe)
@@ -185,6 +206,22 @@ defmodule Barytherium.EndingsTest do
       assert Task.await(ending) == :ok
       send(transaction.pid, :go)
       assert {:error, %{reason: :transaction_over}} = Task.await(transaction)
+    end
+
+    test "that was aborted is not written in", %{client: client, peer: peer} do
+      {subscription, id} = subscribe(client, peer)
+      frame = message_of(peer, id, "1")
+
+      Client.transaction(client, fn transaction ->
+        :ok = Client.ack(transaction, frame)
+        ending = Task.async(fn -> Client.unsubscribe(client, subscription) end)
+        for command <- [:begin, :ack, :abort], do: expect(peer, command)
+        confirm_end(peer, id, ["1"])
+        assert Task.await(ending) == :ok
+
+        assert {:error, %{reason: :transaction_over}} =
+                 Client.publish(transaction, "/queue/b", "x")
+      end)
     end
 
     test "of a connection that has ended is refused at once", %{client: client, peer: peer} do

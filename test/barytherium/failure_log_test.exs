@@ -38,10 +38,18 @@ defmodule Barytherium.FailureLogTest do
   end
 
   test "a wrong return value is shown, and whose it is" do
-    value = {:ok, String.duplicate("x", 1_000)}
-    log = logged({:exception, :error, {:bad_return_value, value}, []})
-    assert log =~ "handle_message/2 returned {:ok, \"xxx"
-    assert byte_size(log) < 400
+    for {value, shown} <- [
+          {{:ok, %{api_key: "hunter2"}}, "{:ok, ...}"},
+          {{:ok, %Barytherium.Frame{command: :send, body: "hunter2"}},
+           "{:ok, %Barytherium.Frame{...}}"},
+          {{[:ack, :ack], "hunter2"}, "{[...] (2), ...}"},
+          {[1 | 2], "..."},
+          {:ok, ":ok"}
+        ] do
+      log = logged({:exception, :error, {:bad_return_value, value}, []})
+      assert log =~ "handle_message/2 returned #{shown}, and not"
+      refute log =~ "hunter2"
+    end
   end
 
   test "of failures that are alike ten are logged" do

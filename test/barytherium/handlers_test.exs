@@ -135,6 +135,51 @@ defmodule Barytherium.HandlersTest do
     refute Process.alive?(worker)
   end
 
+  defmodule Linked do
+    use Barytherium.Consumer, subscribe: "/queue/a"
+
+    defmodule Buffer do
+      use GenServer
+      def start_link(test), do: GenServer.start_link(__MODULE__, test)
+
+      @impl true
+      def init(test) do
+        Process.flag(:trap_exit, true)
+        {:ok, test}
+      end
+
+      @impl true
+      def terminate(_reason, test), do: send(test, :buffer_flushed)
+    end
+
+    @impl true
+    def init(test) do
+      {:ok, _buffer} = Buffer.start_link(test)
+      # However it got there.
+      Process.flag(:trap_exit, true)
+      {:ok, test}
+    end
+
+    @impl true
+    def handle_message(_frame, test) do
+      send(test, {:handling, self()})
+      Process.sleep(:infinity)
+    end
+  end
+
+  for handlers <- [1, 2] do
+    test "what is linked to one that is killed can trap that (#{handlers} handlers)" do
+      {consumer, peer, id, _listener} =
+        started(Linked, handlers: unquote(handlers), shutdown: 300)
+
+      message(peer, id, "1")
+      assert_receive {:handling, worker}
+      stop(consumer, peer)
+      refute Process.alive?(worker)
+      assert_receive :buffer_flushed
+    end
+  end
+
   test "one that crashes ends the connection, and all are started again" do
     {_consumer, peer, id, listener} = started(Waiting, handlers: 2, on_exception: :restart)
     for _n <- 1..2, do: assert_receive({:init, _worker})

@@ -117,14 +117,26 @@ defmodule Barytherium.MistakesTest do
         capture_log(fn ->
           spawn(fn -> Process.exit(network, unquote(Macro.escape(reason))) end)
           assert_receive {:EXIT, ^network, ended}
-          assert ended in [:shutdown, {:shutdown, :why}]
+          assert ended == unquote(Macro.escape(reason))
         end)
 
-      refute log =~ "terminating"
+      assert log =~ "terminating" == (unquote(Macro.escape(reason)) == :crash)
       {bytes, _how} = Peer.read_all(peer)
       assert bytes =~ "SEND"
       assert bytes =~ "DISCONNECT"
     end
+  end
+
+  test "a client whose linked process crashes is started again" do
+    {listener, url} = broker()
+    {:ok, supervisor} = Supervisor.start_link([{Client, url: url}], strategy: :one_for_one)
+    accept_connected(listener)
+    [{_id, client, _type, _modules}] = Supervisor.which_children(supervisor)
+    spawn(fn -> Process.link(client) && exit(:boom) end)
+    accept_connected(listener)
+    [{_id, again, _type, _modules}] = Supervisor.which_children(supervisor)
+    assert again != client
+    Supervisor.stop(supervisor)
   end
 
   for {what, module} <- [network: Network, client: Client] do
@@ -182,6 +194,7 @@ defmodule Barytherium.MistakesTest do
           {"h:61613", ~r/not a URL: stomp:/},
           {"stomp://me:p@hunter2:/w@h", ~r/write %40 for @/},
           {"stomp://me:hunter2#@h", ~r/write %40 for @/},
+          {"stomp://me:12/hunter2@h:61613", ~r/%2F for \//},
           {"stomp://me:hunter2%@h", ~r/% that encodes nothing: write %25/},
           {"stomp://h/%zz", ~r/% that encodes nothing/},
           {"stomp://h:", ~r/port is missing/},
@@ -195,6 +208,13 @@ defmodule Barytherium.MistakesTest do
           refute Exception.message(error) =~ "hunter2"
         end
       end
+    end
+
+    test "may have an @ in the virtual host" do
+      {listener, url} = broker("me:secret@")
+      start_supervised!({Client, url: url <> "/a@b"})
+      {_peer, connect} = accept(listener)
+      assert Frame.header(connect, "host") == "a@b"
     end
 
     test "takes the place of a host and a port" do

@@ -357,6 +357,39 @@ defmodule Barytherium.StoppingTest do
     write_nothing(sender)
   end
 
+  for transport <- Peer.transports() do
+    test "close/2 before CONNECTED ends the connection at once (#{transport})" do
+      listener = Peer.listen(unquote(transport))
+      accepting = Task.async(fn -> accept_for_test(listener) end)
+      opts = Peer.options(unquote(transport))
+      {:ok, network} = Network.start_link(self(), "127.0.0.1", Peer.port(listener), opts)
+      _peer = Task.await(accepting)
+      assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, _sender}}}
+      assert Network.close(network, 60_000) == :ok
+      assert_receive {:"$gen_cast", {:barytherium, :disconnect, :closed}}
+    end
+
+    test "a peer that was heard is not late, however late it is heard (#{transport})" do
+      listener = Peer.listen(unquote(transport))
+      accepting = Task.async(fn -> accept_for_test(listener) end)
+      opts = [heartbeat_receive_allowance: 100] ++ Peer.options(unquote(transport))
+      {:ok, network} = Network.start_link(self(), "127.0.0.1", Peer.port(listener), opts)
+      peer = Task.await(accepting)
+      assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, sender}}}
+      headers = [{"heart-beat", "0,200"}]
+      Sender.write(sender, [%Frame{command: :connect, headers: headers}])
+      {:ok, _connect} = Peer.recv(peer)
+      Peer.send(peer, "CONNECTED\nversion:1.2\nheart-beat:200,0\n\n\0")
+      assert_receive {:"$gen_cast", {:barytherium, :frames, _connected}}
+      %{receiver_pid: receiver} = :sys.get_state(network)
+      :sys.suspend(receiver)
+      for _beat <- 1..10, do: Peer.send(peer, "\n") && Process.sleep(60)
+      Peer.send(peer, "MESSAGE\n\nx\0")
+      :sys.resume(receiver)
+      assert_receive {:"$gen_cast", {:barytherium, :frames, {[%Frame{body: "x"}], ^sender}}}
+    end
+  end
+
   # An alert is behind it. What is read of a record at a time must not be dropped with the rest.
   for transport <- [:tls, :ssl] do
     test "what the peer sent in one segment with its end is delivered (#{transport})" do

@@ -70,10 +70,17 @@ defmodule Barytherium.Client.Endpoint do
   end
 
   defp port(url) do
+    [authority | path] =
+      url |> String.split("//", parts: 2) |> List.last() |> String.split("/", parts: 2)
+
+    ats = length(String.split(authority, "@")) - 1
+    no_port? = String.ends_with?(authority, ":")
+    # The password has an @, or a / after which the path begins too early.
+    early? = Enum.any?(path, &String.contains?(&1, "@")) and (ats == 0 or no_port?)
+
     cond do
-      # The password has one, and what follows it is no port.
-      length(String.split(url, "@")) > 2 -> {:wrong, reserved(url)}
-      url =~ ~r{^[^/]*//[^/]*:(/|$)} -> {:wrong, "the port is missing after the colon"}
+      ats > 1 or early? -> {:wrong, reserved(url)}
+      no_port? -> {:wrong, "the port is missing after the colon"}
       true -> :ok
     end
   end

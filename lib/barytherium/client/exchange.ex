@@ -24,7 +24,7 @@ defmodule Barytherium.Client.Exchange do
   @type action ::
           {:write, [Frame.t()], Deadline.t()}
           | :sender
-          | {:begin, String.t()}
+          | {:begin, String.t(), :atomics.atomics_ref()}
 
   @typedoc "Who gets the result of a request."
   @type from ::
@@ -51,8 +51,8 @@ defmodule Barytherium.Client.Exchange do
   @spec perform(action(), :gen_statem.from(), State.t()) :: State.t()
   def perform(:sender, from, data), do: reply(from, {:ok, data.connection.sender}, data)
 
-  def perform({:begin, id}, {pid, _tag} = from, data),
-    do: reply(from, {:ok, data.connection.session}, Transactions.begin(id, pid, data))
+  def perform({:begin, id, over}, {pid, _tag} = from, data),
+    do: reply(from, {:ok, data.connection.session}, Transactions.begin(id, over, pid, data))
 
   def perform({:write, frames, deadline}, from, data),
     do: Writing.submit(frames, {:caller, from}, deadline, data)
@@ -303,6 +303,9 @@ defmodule Barytherium.Client.Exchange do
       {:done, data} -> ended(subscription, :ok, data)
     end
   end
+
+  def answer(%Requeue{subscription: subscription} = requeue, {:error, %Frame{}, _left}, data),
+    do: ended(subscription, :ok, Requeue.refused(requeue, data))
 
   def answer(%Requeue{subscription: subscription}, {:error, reason, _left} = error, data) do
     data = if reason == :timeout, do: Writing.hang_up(:timeout, data), else: data

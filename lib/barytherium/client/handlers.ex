@@ -98,11 +98,17 @@ defmodule Barytherium.Client.Handlers do
     handlers
   end
 
-  # The processes of a dealer too: a callback may have made them trap exits.
+  # The handlers of a dealer too: a callback may have made them trap exits. What callbacks are linked to gets an exit
+  # signal that it can trap.
   defp kill_all(pid) do
-    with {:links, links} <- Process.info(pid, :links),
-         do:
-           for(link <- [pid | links], is_pid(link), link != self(), do: Process.exit(link, :kill))
+    {:links, links} = Process.info(pid, :links) || {:links, []}
+    for link <- links, is_pid(link), worker?(link), do: Process.exit(link, :kill)
+    Process.exit(pid, :kill)
+  end
+
+  defp worker?(pid) do
+    with {:dictionary, dictionary} <- Process.info(pid, :dictionary),
+         do: {:"$initial_call", {Worker, :init, 1}} in dictionary
   end
 
   defp now, do: System.monotonic_time(:millisecond)

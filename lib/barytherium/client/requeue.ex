@@ -46,10 +46,18 @@ defmodule Barytherium.Client.Requeue do
     data = Transactions.abort_for(id, data)
     {unsubscribe, session} = Session.unsubscribe(data.connection.session, subscription)
     requeue = %__MODULE__{subscription: subscription, transaction: Transaction.new_id()}
-    write([unsubscribe, nothing(id)], requeue, put_in(data.connection.session, session))
+    again = again(id, subscription, data)
+    write([unsubscribe, again], requeue, put_in(data.connection.session, session))
   end
 
-  defp nothing(id) do
+  # Where a user may not subscribe to topics, for one message of the same destination. If one comes while that
+  # ends, it stays until the connection ends.
+  defp again(_id, subscription, %{topics?: false} = data) do
+    {frame, _session} = Session.subscribe(data.connection.session, %{subscription | prefetch: 1})
+    frame
+  end
+
+  defp again(id, _subscription, _data) do
     destination = {"destination", "/topic/barytherium.nothing.#{id}"}
     %Frame{command: :subscribe, headers: [{"id", id}, destination, {"ack", "client-individual"}]}
   end
@@ -72,6 +80,11 @@ defmodule Barytherium.Client.Requeue do
   end
 
   def late(_message, data), do: data
+
+  @doc "The broker has refused a step. The end of the connection gives everything back."
+  @spec refused(t(), State.t()) :: State.t()
+  def refused(%__MODULE__{step: :resubscribed}, data), do: %{data | topics?: false}
+  def refused(_requeue, data), do: data
 
   @doc "The broker has confirmed a step. `:done`: it was the last one."
   @spec confirmed(t(), State.t()) :: {:more | :done, State.t()}

@@ -160,13 +160,11 @@ defmodule Barytherium.Client.Server do
       when is_map_key(data.former, pid),
       do: {:keep_state, %{data | former: Map.delete(data.former, pid)}}
 
+  # It logs its crash itself.
   def handle_event(:info, {:EXIT, pid, _reason}, _state, %{parent: pid}), do: {:stop, :shutdown}
   def handle_event(:info, {:EXIT, _pid, :normal}, _state, _data), do: :keep_state_and_data
 
-  # Whoever has ended logs a crash.
-  def handle_event(:info, {:EXIT, _pid, reason}, _state, _data) do
-    if match?({:shutdown, _why}, reason), do: {:stop, reason}, else: {:stop, :shutdown}
-  end
+  def handle_event(:info, {:EXIT, _pid, reason}, _state, _data), do: {:stop, reason}
 
   # Receipts and errors
 
@@ -190,8 +188,8 @@ defmodule Barytherium.Client.Server do
   def handle_event({:call, from}, {:sender, timeout, wait}, state, data),
     do: when_connected(:sender, from, {timeout, wait}, state, data)
 
-  def handle_event({:call, from}, {{:begin, id}, timeout, wait}, state, data),
-    do: when_connected({:begin, id}, from, {timeout, wait}, state, data)
+  def handle_event({:call, from}, {{:begin, _id, _over} = begin, timeout, wait}, state, data),
+    do: when_connected(begin, from, {timeout, wait}, state, data)
 
   def handle_event({:call, from}, {:commit, id, sender, timeout}, _state, data) do
     case Transactions.commit(id, sender, from, timeout, data) do

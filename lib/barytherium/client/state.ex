@@ -27,6 +27,8 @@ defmodule Barytherium.Client.State do
     attempts: 0,
     connections: 0,
     requests: %Requests{},
+    # Whether the user may subscribe to topics, see `Barytherium.Client.Requeue`.
+    topics?: true,
     # Calls that wait for a connection, by the order in which they came.
     waiting: %{},
     next_waiting: 1,
@@ -49,6 +51,7 @@ defmodule Barytherium.Client.State do
           attempts: non_neg_integer(),
           connections: non_neg_integer(),
           requests: Requests.t(),
+          topics?: boolean(),
           waiting: %{pos_integer() => waiting()},
           next_waiting: pos_integer(),
           closing: nil | {:gen_statem.from(), Deadline.t(), timeout()}

@@ -26,9 +26,13 @@ defmodule Barytherium.Client.Transaction do
 
   @doc false
   # The client has written BEGIN.
-  @spec new(GenServer.server(), Session.t(), String.t(), non_neg_integer()) :: t()
-  def new(client, session, id, timeout) do
-    over = :atomics.new(1, [])
+  @spec new(
+          GenServer.server(),
+          Session.t(),
+          {String.t(), :atomics.atomics_ref()},
+          non_neg_integer()
+        ) :: t()
+  def new(client, session, {id, over}, timeout) do
     %__MODULE__{client: client, session: session, id: id, timeout: timeout, over: over}
   end
 

@@ -9,21 +9,22 @@ defmodule Barytherium.Client.Transactions do
   alias Barytherium.Network.Sender
 
   @typedoc """
-  The monitor of the caller, what it acknowledges, and who writes the COMMIT: `nil`, if nobody does yet; the
+  The monitor of the caller, what tells it that the transaction is over, what it acknowledges, and who writes the COMMIT: `nil`, if nobody does yet; the
   caller, if it does not wait for a receipt.
   """
   @type t :: %{
           monitor: reference(),
+          over: :atomics.atomics_ref(),
           acknowledged: [Acknowledgements.id()],
           committing: nil | :client | :caller
         }
 
   @doc "Writes BEGIN for `pid`."
-  @spec begin(String.t(), pid(), State.t()) :: State.t()
-  def begin(id, pid, data) do
+  @spec begin(String.t(), :atomics.atomics_ref(), pid(), State.t()) :: State.t()
+  def begin(id, over, pid, data) do
     write(id, :begin, data)
     monitor = :erlang.monitor(:process, pid, tag: {:transaction, id})
-    transaction = %{monitor: monitor, acknowledged: [], committing: nil}
+    transaction = %{monitor: monitor, over: over, acknowledged: [], committing: nil}
     put_in(data.connection.transactions[id], transaction)
   end
 
@@ -75,6 +76,8 @@ defmodule Barytherium.Client.Transactions do
   @spec abort(String.t(), State.t()) :: State.t()
   def abort(id, %{connection: %{verdict: nil, transactions: transactions}} = data)
       when is_map_key(transactions, id) do
+    # The caller writes nothing more in it.
+    :atomics.put(transactions[id].over, 1, 1)
     write(id, :abort, data)
     forget(id, data)
   end

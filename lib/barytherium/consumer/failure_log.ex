@@ -12,9 +12,6 @@ defmodule Barytherium.Consumer.FailureLog do
   # Exceptions whose message names functions only.
   @harmless [FunctionClauseError, UndefinedFunctionError, ArithmeticError]
 
-  # How much of a wrong return value is shown: elements of a collection, and bytes of strings.
-  @shown [limit: 5, printable_limit: 50]
-
   @typedoc "How often each failure was met, when it was logged last, and how often it was not since."
   @type t :: %{term() => {pos_integer(), integer(), non_neg_integer()}}
 
@@ -60,7 +57,7 @@ defmodule Barytherium.Consumer.FailureLog do
   defp without_arguments(entry), do: entry
 
   defp describe(callback, :error, {:bad_return_value, value}) do
-    "#{callback}/2 returned #{inspect(value, @shown)}, and not what Barytherium.Consumer says: " <>
+    "#{callback}/2 returned #{shape(value)}, and not what Barytherium.Consumer says: " <>
       "{:ack, state} for example"
   end
 
@@ -74,6 +71,19 @@ defmodule Barytherium.Consumer.FailureLog do
     do: "** (#{kind}) #{inspect(reason)}"
 
   defp describe(_callback, kind, _reason), do: "** (#{kind})"
+
+  # Only atoms: everything else may be a body, or the user's state.
+  defp shape(value) when is_atom(value), do: inspect(value)
+
+  defp shape(value) when is_tuple(value),
+    do: "{#{value |> Tuple.to_list() |> Enum.map_join(", ", &part/1)}}"
+
+  defp shape(value), do: part(value)
+
+  defp part(value) when is_atom(value), do: inspect(value)
+  defp part(%module{}), do: "%#{inspect(module)}{...}"
+  defp part(value) when is_list(value) and length(value) >= 0, do: "[...] (#{length(value)})"
+  defp part(_value), do: "..."
 
   defp only_message?(exception),
     do: exception |> Map.keys() |> Enum.sort() == [:__exception__, :__struct__, :message]

@@ -132,6 +132,14 @@ defmodule Barytherium.Network.ReceiveLoop do
   def handle_info({:barytherium, :turn}, %{next: :turn, paused: nil} = loop),
     do: read(:turn, loop)
 
+  # What it has sent may be in the mailbox, behind the message of the timer.
+  def handle_info(:deadline, %{ssl: :active, paused: nil} = loop) do
+    case take_arrived(%{loop | timer: nil}) do
+      %{inbox: []} = loop -> read(:inline, loop)
+      loop -> act({:wait, :infinity}, loop)
+    end
+  end
+
   # The peer is late only if the socket is empty. If it is not late, the native side says how long
   # to wait from here.
   def handle_info(:deadline, %{paused: nil} = loop), do: read(:inline, %{loop | timer: nil})
@@ -191,6 +199,14 @@ defmodule Barytherium.Network.ReceiveLoop do
   defp give_back(%{socket: socket, network_pid: network}) do
     :ssl.setopts(socket, active: false)
     :ssl.controlling_process(socket, network)
+  end
+
+  defp take_arrived(loop) do
+    receive do
+      {:ssl, _socket, data} -> take_arrived(%{loop | inbox: [data | loop.inbox]})
+    after
+      0 -> loop
+    end
   end
 
   # Something about an `:ssl` socket, which is looked at when everything before it was delivered.

@@ -96,7 +96,8 @@ defmodule Barytherium.Build.Cargo do
 
   defp linker(target) do
     name = "CARGO_TARGET_#{target |> String.upcase() |> String.replace("-", "_")}_LINKER"
-    compiler = System.get_env("CC")
+    # With arguments it is no program.
+    compiler = System.find_executable(System.get_env("CC", ""))
     if compiler && !System.get_env(name), do: [{name, compiler}], else: []
   end
 

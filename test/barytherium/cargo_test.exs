@@ -10,9 +10,12 @@ defmodule Barytherium.CargoTest do
   setup %{tmp_dir: directory} do
     File.write!(Path.join(directory, "cargo"), """
     #!/bin/sh
-    echo "info: syncing channel updates for 'stable'" >&2
-    echo "info: latest update on 2026-01-01"
-    if [ "$1" = --version ]; then echo "cargo 1.95.0 (abc 2026-01-01)"; exit; fi
+    if [ "$1" = --version ]; then
+      echo "info: syncing channel updates for 'stable'" >&2
+      echo "info: latest update on 2026-01-01"
+      echo "cargo 1.95.0 (abc 2026-01-01)"
+      exit
+    fi
     echo "$@" > #{directory}/arguments
     env > #{directory}/environment
     [ -e #{directory}/fails ] && exit 101

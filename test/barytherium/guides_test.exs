@@ -150,7 +150,22 @@ defmodule Barytherium.GuidesTest do
     remove(Orders)
   end
 
+  # A handler of :logger. What has been logged has happened.
+  defmodule Logged do
+    def log(%{msg: {:string, text}}, %{config: test}),
+      do: send(test, {:logged, IO.chardata_to_string(text)})
+
+    def log(_report, _config), do: :ok
+  end
+
+  defp await_log(text) do
+    assert_receive {:logged, logged}, 10_000
+    if logged =~ text, do: :ok, else: await_log(text)
+  end
+
   test "the callback process and the consumer that does the same", %{port: port} do
+    :ok = :logger.add_handler(__MODULE__, Logged, %{config: self()})
+    on_exit(fn -> :logger.remove_handler(__MODULE__) end)
     [before, consumer] = blocks("from-callbacks-to-consumer", port)
     run([before, consumer])
     old = {Consumer, host: "127.0.0.1", port: port}
@@ -176,13 +191,13 @@ defmodule Barytherium.GuidesTest do
     {:ok, supervisor} = Supervisor.start_link([child], strategy: :one_for_one)
     [{_id, pid, _type, _modules}] = Supervisor.which_children(supervisor)
     publish("before")
+    await_log("got 6 bytes")
     stop_supervised!(:broker)
-    # Long enough for at least one attempt that is refused.
-    Process.sleep(1_500)
+    await_log("econnrefused")
     start_supervised!({TestBroker, port: port}, id: :broker)
     publish(:zlib.gzip("much longer than before"))
     assert [{_id, ^pid, _type, _modules}] = Supervisor.which_children(supervisor)
-    Process.sleep(100)
+    await_log("got 23 bytes")
     Supervisor.stop(supervisor)
     # The broker notices that a moment later.
     eventually(fn -> not subscribed?(broker()) end)

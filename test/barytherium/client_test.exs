@@ -24,14 +24,6 @@ defmodule Barytherium.ClientTest do
   # Runs a call that needs the broker's answer.
   defp async(call), do: Task.async(call)
 
-  defp subscribed(client, peer, opts \\ []) do
-    opts = Keyword.put_new(opts, :to, self())
-    subscribing = async(fn -> Client.subscribe(client, "/queue/a", opts) end)
-    {headers, _body} = confirm(peer, :subscribe)
-    {:ok, subscription} = Task.await(subscribing)
-    {subscription, headers}
-  end
-
   describe "CONNECT" do
     test "has the virtual host, the versions, heart-beats, and the credentials of the URL" do
       {listener, url} = broker("me:p%40ss@")

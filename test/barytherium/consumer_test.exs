@@ -83,14 +83,8 @@ defmodule Barytherium.ConsumerTest do
     :ok
   end
 
-  # A consumer, its subscribed connection, the id of its subscription, and the listener.
-  defp started(module \\ Reporter, opts \\ [], headers \\ [{"version", "1.2"}]) do
-    {listener, url} = broker()
-    {:ok, consumer} = module.start_link([url: url, init_arg: self()] ++ opts)
-    peer = accept_connected(listener, headers)
-    {%{"id" => id}, ""} = confirm(peer, :subscribe)
-    {consumer, peer, id, listener}
-  end
+  defp started(module \\ Reporter, opts \\ [], headers \\ [{"version", "1.2"}]),
+    do: start_consumer(module, opts, headers)
 
   @rabbitmq [{"version", "1.2"}, {"server", "RabbitMQ/3.10.8"}]
 
@@ -103,12 +97,6 @@ defmodule Barytherium.ConsumerTest do
 
   defp stopping(consumer), do: Task.async(fn -> Supervisor.stop(consumer, :shutdown) end)
 
-  defp stop(consumer, peer) do
-    stopping = stopping(consumer)
-    disconnect(peer)
-    Task.await(stopping)
-  end
-
   test "handles messages in order, and does with them what the callback says" do
     {consumer, peer, id, _listener} = started()
     for body <- ["1", "nack2", "noreply", "4"], do: message(peer, id, body)
@@ -119,7 +107,7 @@ defmodule Barytherium.ConsumerTest do
     assert {%{"id" => "a-1"}, ""} = expect(peer, :ack)
     assert {%{"id" => "a-nack2"}, ""} = expect(peer, :nack)
     assert {%{"id" => "a-4"}, ""} = expect(peer, :ack)
-    stop(consumer, peer)
+    stop_consumer(consumer, peer)
     assert_receive {:terminate, :shutdown}
   end
 
@@ -298,7 +286,7 @@ defmodule Barytherium.ConsumerTest do
       Peer.send(peer, Enum.map_join(["1", "2", "3"], &bytes(id, &1)))
       assert_receive {:batch, ["1", "2", "3"]}
       assert {%{"id" => "a-3"}, ""} = expect(peer, :ack)
-      stop(consumer, peer)
+      stop_consumer(consumer, peer)
     end
 
     test "are refused when the callback raises" do
@@ -306,7 +294,7 @@ defmodule Barytherium.ConsumerTest do
       Peer.send(peer, Enum.map_join(["raise", "2"], &bytes(id, &1)))
       assert {%{"id" => "a-raise"}, ""} = expect(peer, :nack)
       assert {%{"id" => "a-2"}, ""} = expect(peer, :nack)
-      stop(consumer, peer)
+      stop_consumer(consumer, peer)
     end
   end
 
@@ -329,7 +317,7 @@ defmodule Barytherium.ConsumerTest do
       assert {%{"id" => "a-ack"}, ""} = expect(peer, :ack)
       assert {%{"id" => "a-nack", "requeue" => "false"}, ""} = expect(peer, :nack)
       assert {%{"id" => "a-ack"}, ""} = expect(peer, :ack)
-      stop(consumer, peer)
+      stop_consumer(consumer, peer)
     end
 
     defmodule Refusing do
@@ -353,7 +341,7 @@ defmodule Barytherium.ConsumerTest do
         end)
 
       assert log =~ "is set by the client"
-      stop(consumer, peer)
+      stop_consumer(consumer, peer)
     end
   end
 

@@ -12,11 +12,8 @@ defmodule Barytherium.EndingsTest do
     %{client: client, peer: peer, listener: listener}
   end
 
-  defp subscribe(client, peer, opts \\ []) do
-    test = self()
-    subscribing = Task.async(fn -> Client.subscribe(client, "/queue/a", [to: test] ++ opts) end)
-    {%{"id" => id}, ""} = confirm(peer, :subscribe)
-    {:ok, subscription} = Task.await(subscribing)
+  defp subscribe(client, peer) do
+    {subscription, %{"id" => id}} = subscribed(client, peer)
     {subscription, id}
   end
 

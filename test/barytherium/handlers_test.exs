@@ -46,14 +46,6 @@ defmodule Barytherium.HandlersTest do
     :ok
   end
 
-  defp started(module, opts, headers \\ [{"version", "1.2"}]) do
-    {listener, url} = broker()
-    {:ok, consumer} = module.start_link([url: url, init_arg: self()] ++ opts)
-    peer = accept_connected(listener, headers)
-    {%{"id" => id}, ""} = confirm(peer, :subscribe)
-    {consumer, peer, id, listener}
-  end
-
   defp handling(body) do
     assert_receive {:handling, ^body, worker}
     worker
@@ -64,15 +56,8 @@ defmodule Barytherium.HandlersTest do
     body
   end
 
-  defp stop(consumer, peer) do
-    stopping = Task.async(fn -> Supervisor.stop(consumer, :shutdown) end)
-    {headers, ""} = expect(peer, :disconnect)
-    reply(peer, :receipt, [{"receipt-id", headers["receipt"]}])
-    Task.await(stopping)
-  end
-
   test "each message goes to one that is free" do
-    {consumer, peer, id, _listener} = started(Waiting, handlers: 2)
+    {consumer, peer, id, _listener} = start_consumer(Waiting, handlers: 2)
     assert_receive {:init, one}
     assert_receive {:init, two}
     for worker <- [one, two], do: assert_receive({:connected, ^worker})
@@ -90,11 +75,11 @@ defmodule Barytherium.HandlersTest do
 
     send(slow, {:return, :ack})
     assert acknowledged(peer) == "1"
-    stop(consumer, peer)
+    stop_consumer(consumer, peer)
   end
 
   test "a batch is shared" do
-    {consumer, peer, id, _listener} = started(Batches, handlers: 3)
+    {consumer, peer, id, _listener} = start_consumer(Batches, handlers: 3)
     frame = &"MESSAGE\nsubscription:#{id}\nmessage-id:#{&1}\nack:a-#{&1}\n\n#{&1}\0"
     Peer.send(peer, for(n <- 1..6, do: frame.(n)))
 
@@ -104,11 +89,11 @@ defmodule Barytherium.HandlersTest do
       assert for(_body <- bodies, do: acknowledged(peer)) == bodies
     end
 
-    stop(consumer, peer)
+    stop_consumer(consumer, peer)
   end
 
   test "what has arrived is handled by all of them when the consumer stops" do
-    {consumer, peer, id, _listener} = started(Waiting, handlers: 2)
+    {consumer, peer, id, _listener} = start_consumer(Waiting, handlers: 2)
     for body <- ["1", "2", "3"], do: message(peer, id, body)
     [client] = Consumer.clients(consumer)
     eventually(fn -> Client.stats(client).frames == 5 end)
@@ -121,17 +106,16 @@ defmodule Barytherium.HandlersTest do
     assert handling("3") == one
     for worker <- workers, do: send(worker, {:return, :ack})
     assert Enum.sort([acknowledged(peer), acknowledged(peer)]) == ["2", "3"]
-    {headers, ""} = expect(peer, :disconnect)
-    reply(peer, :receipt, [{"receipt-id", headers["receipt"]}])
+    disconnect(peer)
     Task.await(stopping)
     refute Process.alive?(two)
   end
 
   test "a callback that never returns is killed at the end of the time" do
-    {consumer, peer, id, _listener} = started(Waiting, handlers: 2, shutdown: 500)
+    {consumer, peer, id, _listener} = start_consumer(Waiting, handlers: 2, shutdown: 500)
     message(peer, id, "1")
     worker = handling("1")
-    stop(consumer, peer)
+    stop_consumer(consumer, peer)
     refute Process.alive?(worker)
   end
 
@@ -170,18 +154,18 @@ defmodule Barytherium.HandlersTest do
   for handlers <- [1, 2] do
     test "what is linked to one that is killed can trap that (#{handlers} handlers)" do
       {consumer, peer, id, _listener} =
-        started(Linked, handlers: unquote(handlers), shutdown: 300)
+        start_consumer(Linked, handlers: unquote(handlers), shutdown: 300)
 
       message(peer, id, "1")
       assert_receive {:handling, worker}
-      stop(consumer, peer)
+      stop_consumer(consumer, peer)
       refute Process.alive?(worker)
       assert_receive :buffer_flushed
     end
   end
 
   test "one that crashes ends the connection, and all are started again" do
-    {_consumer, peer, id, listener} = started(Waiting, handlers: 2, on_exception: :restart)
+    {_consumer, peer, id, listener} = start_consumer(Waiting, handlers: 2, on_exception: :restart)
     for _n <- 1..2, do: assert_receive({:init, _worker})
     for body <- ["1", "2"], do: message(peer, id, body)
     [one, two] = for body <- ["1", "2"], do: handling(body)
@@ -193,7 +177,7 @@ defmodule Barytherium.HandlersTest do
 
   test "after as many messages that raise as the broker sends ahead the connection ends" do
     opts = [handlers: 2, subscribe: {"/queue/a", prefetch: 4}]
-    {_consumer, peer, id, listener} = started(Waiting, opts)
+    {_consumer, peer, id, listener} = start_consumer(Waiting, opts)
 
     for body <- ["1", "2", "3", "4"] do
       message(peer, id, body)
@@ -236,7 +220,7 @@ defmodule Barytherium.HandlersTest do
     end
 
     # In 1.0 acknowledgements are cumulative, so all messages go to the same one.
-    {consumer, peer, id, _listener} = started(Waiting, [handlers: 2], [])
+    {consumer, peer, id, _listener} = start_consumer(Waiting, [handlers: 2], [])
     for body <- ["1", "2"], do: message(peer, id, body)
     worker = handling("1")
     refute_receive {:handling, "2", _worker}, 50
@@ -245,11 +229,11 @@ defmodule Barytherium.HandlersTest do
     assert handling("2") == worker
     send(worker, {:return, :ack})
     expect(peer, :ack)
-    stop(consumer, peer)
+    stop_consumer(consumer, peer)
   end
 
   test "while none is free nothing more is read than the limit" do
-    {consumer, peer, id, _listener} = started(Waiting, handlers: 2, high_water_mark: 4)
+    {consumer, peer, id, _listener} = start_consumer(Waiting, handlers: 2, high_water_mark: 4)
     [client] = Consumer.clients(consumer)
 
     # Each comes in a list of its own, until no more is read.
@@ -263,7 +247,7 @@ defmodule Barytherium.HandlersTest do
     assert sent in 4..20
     for n <- 1..sent, do: send(handling("#{n}"), {:return, :ack})
     for _n <- 1..sent, do: acknowledged(peer)
-    stop(consumer, peer)
+    stop_consumer(consumer, peer)
   end
 
   defp paused?(client), do: Client.stats(client).pauses > 0

@@ -31,9 +31,7 @@ defmodule Barytherium.MinimalBrokersTest do
   describe "messages of 1.0 without a subscription header" do
     test "go by their destination to the subscription, and can be acknowledged" do
       {client, peer} = connected([])
-      subscribing = subscribe(client, ack: :client)
-      confirm(peer, :subscribe)
-      {:ok, subscription} = Task.await(subscribing)
+      {subscription, _headers} = subscribed(client, peer, ack: :client)
 
       log =
         capture_log(fn ->
@@ -104,9 +102,7 @@ defmodule Barytherium.MinimalBrokersTest do
   describe "messages of 1.2 without an ack header" do
     test "cannot be acknowledged, and the caller is told" do
       {client, peer} = connected([{"version", "1.2"}])
-      subscribing = subscribe(client)
-      {%{"id" => id}, ""} = confirm(peer, :subscribe)
-      {:ok, _subscription} = Task.await(subscribing)
+      {_subscription, %{"id" => id}} = subscribed(client, peer)
       reply(peer, :message, [{"subscription", id}, {"message-id", "1"}], "x")
       assert {["x"], message, _subscription} = messages()
 
@@ -118,10 +114,7 @@ defmodule Barytherium.MinimalBrokersTest do
     end
 
     test "are logged once by a consumer" do
-      {listener, url} = broker()
-      {:ok, _consumer} = Echo.start_link(url: url, init_arg: self(), subscribe: "/queue/a")
-      peer = accept_connected(listener)
-      {%{"id" => id}, ""} = confirm(peer, :subscribe)
+      {_consumer, peer, id, _listener} = start_consumer(Echo, subscribe: "/queue/a")
 
       log =
         capture_log(fn ->

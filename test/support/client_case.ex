@@ -85,6 +85,31 @@ defmodule Barytherium.ClientCase do
     assert {:error, :timeout} = Barytherium.Connection.recv(peer, 0, 50)
   end
 
+  @doc "Subscribes the caller to `/queue/a`: the subscription, and the headers of its SUBSCRIBE."
+  def subscribed(client, peer, opts \\ []) do
+    opts = Keyword.put_new(opts, :to, self())
+    subscribing = Task.async(fn -> Barytherium.Client.subscribe(client, "/queue/a", opts) end)
+    {headers, _body} = confirm(peer, :subscribe)
+    {:ok, subscription} = Task.await(subscribing)
+    {subscription, headers}
+  end
+
+  @doc "Starts a consumer with one subscription: `{consumer, peer, subscription_id, listener}`."
+  def start_consumer(module, opts \\ [], headers \\ [{"version", "1.2"}]) do
+    {listener, url} = broker()
+    {:ok, consumer} = module.start_link([url: url, init_arg: self()] ++ opts)
+    peer = accept_connected(listener, headers)
+    {%{"id" => id}, ""} = confirm(peer, :subscribe)
+    {consumer, peer, id, listener}
+  end
+
+  @doc "Stops a consumer whose only connection is `peer`."
+  def stop_consumer(consumer, peer) do
+    stopping = Task.async(fn -> Supervisor.stop(consumer, :shutdown) end)
+    disconnect(peer)
+    Task.await(stopping)
+  end
+
   @doc "Expects the DISCONNECT of an orderly end, confirms it, and closes."
   def disconnect(peer) do
     confirm(peer, :disconnect)

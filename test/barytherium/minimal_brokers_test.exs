@@ -126,5 +126,19 @@ defmodule Barytherium.MinimalBrokersTest do
 
       assert [_, _] = String.split(log, "leaves out the header")
     end
+
+    test "do not take the acknowledgement of others with them" do
+      opts = [subscribe: {"/queue/a", ack: :client}]
+      {_consumer, peer, id, _listener} = start_consumer(Echo, opts)
+      frame = &"MESSAGE\nsubscription:#{id}\nmessage-id:1\n#{&1}\nx\0"
+
+      log =
+        capture_log(fn ->
+          Peer.send(peer, [frame.("ack:1\n"), frame.("")])
+          assert {%{"id" => "1"}, ""} = expect(peer, :ack)
+        end)
+
+      assert log =~ "leaves out the header"
+    end
   end
 end

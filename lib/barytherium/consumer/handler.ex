@@ -215,15 +215,22 @@ defmodule Barytherium.Consumer.Handler do
 
   defp add(acks, frame, _handler), do: [frame | acks]
 
-  # An acknowledgement covers those before it that have not been written yet.
   defp cover(acks, command, message, extra, %{session: session} = handler) do
-    frames = Acknowledgements.now(session, :client, command, message, extra)
-
-    if handler.mode == :client and not Session.rabbitmq?(session) and
-         match?([%Frame{command: ^command} | _], acks),
-       do: frames ++ tl(acks),
-       else: Enum.reverse(frames, acks)
+    if Session.rabbitmq?(session) do
+      session
+      |> Acknowledgements.now(:client, command, message, extra)
+      |> Enum.reverse(acks)
+    else
+      frame = Acknowledgements.single(session, command, message, extra)
+      acks |> drop_covered(frame, handler) |> add(frame, handler)
+    end
   end
+
+  # An acknowledgement covers the one before it that has not been written yet.
+  defp drop_covered([%Frame{command: command} | acks], %Frame{command: command}, %{mode: :client}),
+    do: acks
+
+  defp drop_covered(acks, _frame, _handler), do: acks
 
   defp call(%{observed: true} = handler, callback, argument, state) do
     span = Telemetry.span_start(callback, handler, List.wrap(argument))

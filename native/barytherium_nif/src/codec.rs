@@ -3,8 +3,8 @@
 use crate::atoms;
 use crate::parse_state::ParseState;
 use crate::step::parse_error;
-use crate::terms::{Batch, BinaryBody, BodyPlace};
-use rustler::{Atom, Binary, Encoder, Env, Error, NewBinary, NifResult, NifStruct, Term};
+use crate::terms::{Batch, BinaryBody, BodyPlace, binary};
+use rustler::{Atom, Binary, Encoder, Env, Error, NifResult, NifStruct, Term};
 use stomp::{
     Command, Decoder, Dialect, EncodeError, Escapes, Escaping, ParseError, UndefinedEscapes,
 };
@@ -141,8 +141,4 @@ pub fn escape<'a>(env: Env<'a>, text: &[u8]) -> Term<'a> {
     let mut escaped = Vec::with_capacity(text.len());
     stomp::escape(text, Escaping::All, &mut escaped);
     binary(env, &escaped)
-}
-
-fn binary<'a>(env: Env<'a>, bytes: &[u8]) -> Term<'a> {
-    Binary::from(NewBinary::from_slice(env, bytes)).encode(env)
 }

@@ -10,8 +10,8 @@ use crate::atoms;
 use crate::recipients::Recipients;
 use crate::routes::{Origin, Route};
 use crate::stats::Stats;
-use crate::terms::{Batch, BinaryBody, BodyPlace, MessageEnv};
-use rustler::{Binary, Encoder, Env, LocalPid, NewBinary, NifResult, Term};
+use crate::terms::{Batch, BinaryBody, BodyPlace, MessageEnv, binary};
+use rustler::{Encoder, Env, LocalPid, NifResult, Term};
 
 /// The most frames in one message. With common headers they are 100 KiB of terms. A few messages
 /// that are much larger make the listener's garbage collections so long that the VM moves each of
@@ -244,11 +244,10 @@ fn cast(message: Term<'_>) -> Term<'_> {
 
 /// Tells the listener that a first message has come by a route.
 fn announce(caller: Env, listener: &LocalPid, route: &[u8]) {
-    let key = NewBinary::from_slice(caller, route);
     let event = (
         atoms::barytherium(),
         atoms::first_message(),
-        Binary::from(key),
+        binary(caller, route),
     );
     // If it has ended, the next message to it shows that.
     _ = caller.send(listener, (atoms::gen_cast(), event));

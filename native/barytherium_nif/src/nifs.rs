@@ -15,9 +15,10 @@ use crate::routes::{Origin, Route, Routes};
 use crate::socket::{Ending, Socket};
 use crate::state::{State, Transport, now};
 use crate::stats::Stats;
+use crate::terms::binary;
 use crate::tls::{self, Tls, TlsSettings};
 use crate::turn::{self, Place};
-use rustler::{Atom, Binary, Env, LocalPid, NewBinary, NifResult, Reference, ResourceArc, Term};
+use rustler::{Atom, Binary, Env, LocalPid, NifResult, Reference, ResourceArc, Term};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -187,7 +188,7 @@ fn unacknowledged_through<'a>(
     routes: ResourceArc<Routes>,
     subscription: Binary,
     id: Binary,
-) -> Vec<Binary<'a>> {
+) -> Vec<Term<'a>> {
     let ids = routes.unacknowledged(&subscription, |noted| noted.through(&id));
     binaries(env, &ids.unwrap_or_default())
 }
@@ -198,15 +199,14 @@ fn take_unacknowledged<'a>(
     env: Env<'a>,
     routes: ResourceArc<Routes>,
     subscription: Binary,
-) -> Vec<Binary<'a>> {
+) -> Vec<Term<'a>> {
     let ids = routes.unacknowledged(&subscription, |noted| noted.take_all());
     routes.forget(&subscription);
     binaries(env, &ids.unwrap_or_default())
 }
 
-fn binaries<'a>(env: Env<'a>, ids: &[Arc<[u8]>]) -> Vec<Binary<'a>> {
-    let binary = |id: &Arc<[u8]>| NewBinary::from_slice(env, id).into();
-    ids.iter().map(binary).collect()
+fn binaries<'a>(env: Env<'a>, ids: &[Arc<[u8]>]) -> Vec<Term<'a>> {
+    ids.iter().map(|id| binary(env, id)).collect()
 }
 
 /// Whether somebody waits for a frame that is no message.

@@ -44,7 +44,7 @@ impl Recipients {
             mark: listener.and(mark),
             listener,
             routes,
-            known: Known::new(),
+            known: Known::default(),
             accounts: BTreeMap::new(),
             granted: BTreeSet::new(),
             awaited: None,
@@ -86,7 +86,7 @@ impl Recipients {
     /// Whether there are several recipients. One that is full then does not stop the others' frames, until
     /// one for it comes.
     fn are_several(&self) -> bool {
-        !self.known.is_empty()
+        self.known.has_routes()
     }
 
     /// Accounts for a message of `bytes` bytes of memory to `recipient`. Whether the connection has to

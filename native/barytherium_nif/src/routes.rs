@@ -162,7 +162,7 @@ impl Routes {
 #[derive(Default)]
 pub struct Known {
     changes: u64,
-    is_empty: bool,
+    has_routes: bool,
     /// The subscription of the last message.
     subscription: Vec<u8>,
     entry: Option<Entry>,
@@ -170,13 +170,6 @@ pub struct Known {
 }
 
 impl Known {
-    pub fn new() -> Known {
-        Known {
-            is_empty: true,
-            ..Known::default()
-        }
-    }
-
     /// Looks whether the table has changed. Returns the recipients that have no routes any more.
     pub fn refresh(&mut self, routes: &Routes) -> Vec<LocalPid> {
         let changes = routes.changes.load(Ordering::Acquire);
@@ -185,7 +178,7 @@ impl Known {
         }
         let mut table = lock(&routes.table);
         self.changes = changes;
-        self.is_empty = table.entries.is_empty();
+        self.has_routes = !table.entries.is_empty();
         self.subscription.clear();
         self.entry = None;
         let mut gone = std::mem::take(&mut table.gone);
@@ -193,14 +186,14 @@ impl Known {
         gone
     }
 
-    /// Whether there are no routes.
-    pub fn is_empty(&self) -> bool {
-        self.is_empty
+    /// Whether there are routes.
+    pub fn has_routes(&self) -> bool {
+        self.has_routes
     }
 
     /// Where the frame goes, if not to the listener. Some 1.0 servers pad their headers, or leave this one out.
     pub fn route<B>(&mut self, routes: &Routes, frame: &Frame<'_, B>) -> Option<Route> {
-        if self.is_empty || frame.command() != Command::Message {
+        if !self.has_routes || frame.command() != Command::Message {
             return None;
         }
         let header = frame.header(b"subscription");

@@ -2,7 +2,8 @@
 
 use crate::atoms;
 use crate::socket::Ending;
-use rustler::{Atom, Binary, Encoder, Env, LocalPid, NewBinary, Term};
+use crate::terms::binary;
+use rustler::{Atom, Encoder, Env, LocalPid, Term};
 use stomp::{ParseError, Resume, Turn};
 
 /// The next step of the process that runs the loop.
@@ -114,10 +115,6 @@ impl Failure {
             }
         }
     }
-}
-
-fn binary<'a>(env: Env<'a>, bytes: &[u8]) -> Binary<'a> {
-    NewBinary::from_slice(env, bytes).into()
 }
 
 /// `{rule, offset, excerpt, description}`.

@@ -16,3 +16,10 @@ mod raw;
 pub use batch::Batch;
 pub use bodies::BodyPlace;
 pub use raw::{BinaryBody, MessageEnv, init};
+
+use rustler::{Binary, Encoder, Env, NewBinary, Term};
+
+/// A copy of `bytes` as a binary, where no frame is made.
+pub fn binary<'a>(env: Env<'a>, bytes: &[u8]) -> Term<'a> {
+    Binary::from(NewBinary::from_slice(env, bytes)).encode(env)
+}

@@ -1,10 +1,9 @@
 //! TLS sessions as resources: shared by the connection that reads and by the sender that writes.
 
 use crate::atoms;
+use crate::terms::binary;
 use parking_lot::{Mutex, MutexGuard};
-use rustler::{
-    Atom, Binary, Encoder, Env, NewBinary, NifMap, NifTaggedEnum, NifUnitEnum, ResourceArc, Term,
-};
+use rustler::{Atom, Binary, Encoder, Env, NifMap, NifTaggedEnum, NifUnitEnum, ResourceArc, Term};
 use std::panic::RefUnwindSafe;
 use tls_session::{Config, Handshake, Identity, Key, ServerName, Session, Settings, Trust};
 use tls_session::{End, Failure, Unwritable, Version};
@@ -190,8 +189,4 @@ pub fn read<'a>(env: Env<'a>, tls: &Tls, bytes: &[u8], length: usize) -> Term<'a
         Some(End::Closed) => atoms::closed().encode(env),
         Some(End::Failed(failure)) => (reason(env, failure), &failure.details).encode(env),
     }
-}
-
-fn binary<'a>(env: Env<'a>, bytes: &[u8]) -> Term<'a> {
-    Binary::from(NewBinary::from_slice(env, bytes)).encode(env)
 }

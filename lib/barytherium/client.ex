@@ -310,11 +310,10 @@ defmodule Barytherium.Client do
     options = Schema.all!(opts, publish_schema())
 
     id = Transaction.new_id()
-
     over = :atomics.new(1, [])
 
-    with {:ok, session} <- ask(client, {:begin, id, over}, options) do
-      transaction = Transaction.new(client, session, {id, over}, options.timeout)
+    with {:ok, sender} <- ask(client, {:begin, id, over}, options) do
+      transaction = Transaction.new(client, sender, {id, over}, options.timeout)
       result = Transaction.run(transaction, fun)
       committed = transaction |> commit(options) |> without_indexes()
       with :ok <- committed, do: {:ok, result}
@@ -323,15 +322,14 @@ defmodule Barytherium.Client do
     end
   end
 
-  defp commit(%Transaction{client: client, id: id, session: session}, %{receipt: true} = options),
-    do: call(client, {:commit, id, session.sender, options.timeout}, options.timeout)
+  defp commit(%Transaction{client: client, id: id, sender: sender}, %{receipt: true} = options),
+    do: call(client, {:commit, id, sender, options.timeout}, options.timeout)
 
-  defp commit(%Transaction{client: client, id: id, session: session}, %{timeout: timeout}) do
-    with :ok <- call(client, {:commit, id, session.sender, :infinity}, timeout) do
-      written = Sender.write_within(session.sender, [Transaction.frame(id, :commit)], timeout)
-
-      result = if written == {:error, :timeout}, do: :abort, else: :committed
-      :gen_statem.cast(client, {result, id})
+  defp commit(%Transaction{client: client, id: id, sender: sender}, %{timeout: timeout}) do
+    with :ok <- call(client, {:commit, id, sender, :caller}, timeout) do
+      written = Sender.write_within(sender, [Transaction.frame(id, :commit)], timeout)
+      what = if written == {:error, :timeout}, do: :abort, else: :committed
+      :gen_statem.cast(client, {what, id})
       not_written(written)
     end
   end

@@ -79,16 +79,14 @@ defmodule Barytherium.Client.Acknowledgements do
   end
 
   defp covered(session, mode, message) do
-    subscription = Session.subscription_id(session, message)
-    id = id(session, message)
+    ids = ids(session, message)
+    if mode == :client and Session.rabbitmq?(session), do: through(session, ids), else: ids
+  end
 
-    if mode == :client and Session.rabbitmq?(session),
-      do:
-        for(
-          id <- Native.unacknowledged_through(session.routes, subscription, id),
-          do: {subscription, id}
-        ),
-      else: [{subscription, id}]
+  defp through(session, ids) do
+    for {subscription, id} <- ids,
+        id <- Native.unacknowledged_through(session.routes, subscription, id),
+        do: {subscription, id}
   end
 
   @doc "The subscription has ended."
@@ -113,13 +111,9 @@ defmodule Barytherium.Client.Acknowledgements do
           Frame.t()
         ]
   def now(session, mode, command, message, extra) do
-    if id(session, message) do
-      {:ok, frames, ids} = acknowledge_all(session, command, [{mode, message}], extra, [])
-      done(session, ids)
-      frames
-    else
-      []
-    end
+    {:ok, frames, ids} = acknowledge_all(session, command, [{mode, message}], extra, [])
+    done(session, ids)
+    frames
   end
 
   @doc "What an acknowledgement of a message names, as a list of one, or of none if there is none."

@@ -36,7 +36,7 @@ defmodule Barytherium.Client.Endpoint do
     with {:ok, scheme} <- scheme(url),
          {:ok, %URI{host: host, query: nil, fragment: nil} = uri}
          when is_binary(host) and host != "" <- URI.new(url),
-         :ok <- port(url),
+         :ok <- authority(url),
          :ok <- escapes(uri) do
       {:ok,
        %__MODULE__{
@@ -69,7 +69,8 @@ defmodule Barytherium.Client.Endpoint do
     end
   end
 
-  defp port(url) do
+  # What may be wrong with a user, a password, a host or a port, where `URI` sees nothing wrong.
+  defp authority(url) do
     [authority | path] =
       url |> String.split("//", parts: 2) |> List.last() |> String.split("/", parts: 2)
 

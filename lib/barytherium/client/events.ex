@@ -151,11 +151,8 @@ defmodule Barytherium.Client.Events do
 
   defp to_listener(_event, %{settings: %{listener: nil}}), do: :ok
 
-  defp to_listener(event, %{settings: %{listener: listener}}),
-    do: send_message(listener, {:barytherium, :client, {event, self()}})
-
-  defp send_message(listener, message) do
-    send(listener, message)
+  defp to_listener(event, %{settings: %{listener: listener}}) do
+    send(listener, {:barytherium, :client, {event, self()}})
     :ok
   end
 

@@ -20,7 +20,7 @@ defmodule Barytherium.Client.Exchange do
   alias Barytherium.Frame
   alias Barytherium.Network.Sender
 
-  @typedoc "What a caller waits for: receipts, the sender, or the session and BEGIN."
+  @typedoc "What a caller waits for: receipts, the sender, or the sender and BEGIN."
   @type action ::
           {:write, [Frame.t()], Deadline.t()}
           | :sender
@@ -52,7 +52,7 @@ defmodule Barytherium.Client.Exchange do
   def perform(:sender, from, data), do: reply(from, {:ok, data.connection.sender}, data)
 
   def perform({:begin, id, over}, {pid, _tag} = from, data),
-    do: reply(from, {:ok, data.connection.session}, Transactions.begin(id, over, pid, data))
+    do: reply(from, {:ok, data.connection.sender}, Transactions.begin(id, over, pid, data))
 
   def perform({:write, frames, deadline}, from, data),
     do: Writing.submit(frames, {:caller, from}, deadline, data)
@@ -159,9 +159,18 @@ defmodule Barytherium.Client.Exchange do
     if Session.late_message?(data.connection.session, frame), do: data, else: refusal(frame, data)
   end
 
+  # It has no route.
   def control(%Frame{command: :message} = frame, data) do
-    Routing.unexpected(frame, data)
-    Requeue.late(frame, data)
+    session = data.connection.session
+
+    case session && Session.number(session, frame) do
+      nil ->
+        Events.unexpected(frame, data)
+        data
+
+      number ->
+        Requeue.late(number, frame, data)
+    end
   end
 
   def control(_unexpected, data), do: data
@@ -342,10 +351,7 @@ defmodule Barytherium.Client.Exchange do
   """
   @spec quiesce(timeout(), State.t()) :: State.t()
   def quiesce(timeout, data) do
-    autos =
-      for {_number, %{subscription: %{ack: :auto} = subscription} = entry} <- data.subscriptions,
-          Session.subscribed?(data.connection.session, subscription),
-          do: entry
+    autos = for {_number, %{subscription: %{ack: :auto}} = entry} <- data.subscriptions, do: entry
 
     write_unsubscribe(autos, :quiescing, timeout, :connected, data)
   end

@@ -1,7 +1,7 @@
 defmodule Barytherium.Client.Handlers do
   @moduledoc false
-  # The handler of a consumer, the process that runs its callbacks, as its client sees it. The client starts it, tells it
-  # of connections, and never waits for it. `nil` stands for a client without a consumer.
+  # The handler of a consumer, the process that runs its callbacks, as its client sees it. The client starts it,
+  # tells it of connections, and never waits for it. `nil` stands for a client without a consumer.
 
   alias Barytherium.Client.{Backoff, Session}
   alias Barytherium.Consumer.{Dealer, Worker}
@@ -98,8 +98,8 @@ defmodule Barytherium.Client.Handlers do
     handlers
   end
 
-  # The handlers of a dealer too: a callback may have made them trap exits. What callbacks are linked to gets an exit
-  # signal that it can trap.
+  # The handlers of a dealer too: a callback may have made them trap exits. What callbacks are linked to gets an
+  # exit signal that it can trap.
   defp kill_all(pid) do
     {:links, links} = Process.info(pid, :links) || {:links, []}
     for link <- links, is_pid(link), worker?(link), do: Process.exit(link, :kill)

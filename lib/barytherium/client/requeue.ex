@@ -64,22 +64,18 @@ defmodule Barytherium.Client.Requeue do
 
   defp write(frames, requeue, data), do: Writing.write_now(frames, requeue, @step_timeout, data)
 
-  @doc "A message without a route. It may be one of a subscription that ends."
-  @spec late(Frame.t(), State.t()) :: State.t()
-  def late(%Frame{} = message, %{connection: %{session: %Session{} = session}} = data) do
-    number = Session.number(session, message)
-
+  @doc "A message of a subscription that ends, or has ended. The broker delivers it to another subscriber."
+  @spec late(pos_integer(), Frame.t(), State.t()) :: State.t()
+  def late(number, message, data) do
     case data.subscriptions do
       %{^number => %{late: late}} ->
-        late = Acknowledgements.ids(session, message) ++ late
+        late = Acknowledgements.ids(data.connection.session, message) ++ late
         put_in(data.subscriptions[number].late, late)
 
-      _other ->
+      _ended ->
         data
     end
   end
-
-  def late(_message, data), do: data
 
   @doc "The broker has refused a step. The end of the connection gives everything back."
   @spec refused(t(), State.t()) :: State.t()
@@ -116,6 +112,7 @@ defmodule Barytherium.Client.Requeue do
         _forgotten -> []
       end
 
-    Enum.reject(noted ++ late, &(&1 in Transactions.acknowledged(data)))
+    acknowledged = Transactions.acknowledged(data)
+    Enum.reject(noted ++ late, &(&1 in acknowledged))
   end
 end

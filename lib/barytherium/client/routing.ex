@@ -4,8 +4,7 @@ defmodule Barytherium.Client.Routing do
   # `Barytherium.Native.put_route/5`); what has no route comes to the client. The functions run in the
   # client, and take its data.
 
-  alias Barytherium.Client.{Acknowledgements, Events, Handlers, Relay, Session, State}
-  alias Barytherium.Frame
+  alias Barytherium.Client.{Acknowledgements, Handlers, Relay, Session, State}
   alias Barytherium.Native
 
   @doc "To be called before SUBSCRIBE is written, so that every message has its route."
@@ -52,22 +51,12 @@ defmodule Barytherium.Client.Routing do
 
   def urgent(_urgent, _data), do: :ok
 
-  @doc "A message that has no route."
-  @spec unexpected(Frame.t(), State.t()) :: :ok
-  def unexpected(frame, data) do
-    # Otherwise its subscription has ended. The broker delivers it again to another subscriber.
-    if data.connection.session == nil or Session.number(data.connection.session, frame) == nil,
-      do: Events.unexpected(frame, data),
-      else: :ok
-  end
-
   @doc """
   The process that gets the messages of a subscriber: itself, or if it is on another node, a process
   that sends them on.
   """
   @spec target(pid()) :: pid()
   def target(subscriber) when node(subscriber) == node(), do: subscriber
-
   def target(subscriber), do: Relay.start(subscriber)
 
   @doc "The subscription has ended."

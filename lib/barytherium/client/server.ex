@@ -191,8 +191,8 @@ defmodule Barytherium.Client.Server do
   def handle_event({:call, from}, {{:begin, _id, _over} = begin, timeout, wait}, state, data),
     do: when_connected(begin, from, {timeout, wait}, state, data)
 
-  def handle_event({:call, from}, {:commit, id, sender, timeout}, _state, data) do
-    case Transactions.commit(id, sender, from, timeout, data) do
+  def handle_event({:call, from}, {:commit, id, sender, how}, _state, data) do
+    case Transactions.commit(id, sender, from, how, data) do
       {:ok, data} -> {:keep_state, data}
       error -> {:keep_state_and_data, {:reply, from, error}}
     end

@@ -1,7 +1,8 @@
 defmodule Barytherium.Client.Session do
   @moduledoc false
-  # One connection of a client, from its CONNECTED frame on, and what is subscribed. The ids of its subscriptions contain a token of the connection. The broker repeats
-  # the id in every MESSAGE, so it tells whether a message came from this connection.
+  # One connection of a client, from its CONNECTED frame on, and what is subscribed. The ids of its subscriptions
+  # contain a token of the connection. The broker repeats the id in every MESSAGE, so it tells whether a message
+  # came from this connection.
 
   alias Barytherium.Frame
 

@@ -4,17 +4,16 @@ defmodule Barytherium.Client.Transaction do
   `nack/3` take it in place of the client, until it has ended.
   """
 
-  alias Barytherium.Client.Session
   alias Barytherium.Frame
   alias Barytherium.Network.Sender
 
-  @enforce_keys [:client, :session, :id, :timeout, :over]
-  defstruct [:client, :session, :id, :timeout, :over]
+  @enforce_keys [:client, :sender, :id, :timeout, :over]
+  defstruct @enforce_keys
 
   @typedoc "The fields are private."
   @type t :: %__MODULE__{
           client: GenServer.server(),
-          session: Session.t(),
+          sender: pid(),
           id: String.t(),
           timeout: non_neg_integer(),
           over: :atomics.atomics_ref()
@@ -28,12 +27,12 @@ defmodule Barytherium.Client.Transaction do
   # The client has written BEGIN.
   @spec new(
           GenServer.server(),
-          Session.t(),
+          pid(),
           {String.t(), :atomics.atomics_ref()},
           non_neg_integer()
         ) :: t()
-  def new(client, session, {id, over}, timeout) do
-    %__MODULE__{client: client, session: session, id: id, timeout: timeout, over: over}
+  def new(client, sender, {id, over}, timeout) do
+    %__MODULE__{client: client, sender: sender, id: id, timeout: timeout, over: over}
   end
 
   @doc false
@@ -64,10 +63,10 @@ defmodule Barytherium.Client.Transaction do
   @doc false
   # Always on the connection on which it was begun.
   @spec write(t(), [Frame.t()]) :: :ok | {:error, atom()}
-  def write(%__MODULE__{session: session, timeout: timeout} = transaction, frames) do
+  def write(%__MODULE__{sender: sender, timeout: timeout} = transaction, frames) do
     if over?(transaction),
       do: {:error, :transaction_over},
-      else: Sender.write_within(session.sender, frames, timeout)
+      else: Sender.write_within(sender, frames, timeout)
   end
 
   @doc false

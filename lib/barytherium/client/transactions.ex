@@ -9,8 +9,8 @@ defmodule Barytherium.Client.Transactions do
   alias Barytherium.Network.Sender
 
   @typedoc """
-  The monitor of the caller, what tells it that the transaction is over, what it acknowledges, and who writes the COMMIT: `nil`, if nobody does yet; the
-  caller, if it does not wait for a receipt.
+  The monitor of the caller, what tells it that the transaction is over, what it acknowledges, and who writes the
+  COMMIT: `nil`, if nobody does yet; the caller, if it does not wait for a receipt.
   """
   @type t :: %{
           monitor: reference(),
@@ -31,13 +31,13 @@ defmodule Barytherium.Client.Transactions do
   defp write(id, command, data),
     do: Sender.write(data.connection.sender, [Transaction.frame(id, command)])
 
-  @doc "Begins to commit. A caller that does not wait for the receipt (`:infinity`) writes COMMIT itself."
-  @spec commit(String.t(), pid(), :gen_statem.from(), timeout(), State.t()) ::
+  @doc "Begins to commit. `:caller`: it does not wait for the receipt, and writes COMMIT itself."
+  @spec commit(String.t(), pid(), :gen_statem.from(), non_neg_integer() | :caller, State.t()) ::
           {:ok, State.t()} | {:error, :disconnected | :transaction_over}
-  def commit(id, sender, from, timeout, %{connection: connection} = data) do
+  def commit(id, sender, from, how, %{connection: connection} = data) do
     case connection do
       %{verdict: nil, session: %Session{}, transactions: %{^id => %{committing: nil}}} ->
-        {:ok, commit(id, from, timeout, data)}
+        {:ok, commit(id, from, how, data)}
 
       # It was aborted.
       %{verdict: nil, sender: ^sender} ->
@@ -48,7 +48,7 @@ defmodule Barytherium.Client.Transactions do
     end
   end
 
-  defp commit(id, from, :infinity, data) do
+  defp commit(id, from, :caller, data) do
     :gen_statem.reply(from, :ok)
     put_in(data.connection.transactions[id].committing, :caller)
   end

@@ -13,7 +13,7 @@ defmodule Barytherium.Consumer.Dealer do
 
   @doc "Starts it for the calling client. Returns when the callback `init/1` has, in all of them."
   @spec start_link(pid(), map()) :: GenServer.on_start()
-  def start_link(client, settings), do: GenServer.start(__MODULE__, {client, settings})
+  def start_link(client, settings), do: GenServer.start(__MODULE__, {:first, client, settings})
 
   @doc "Starts it again. The callbacks `init/1` run afterwards."
   @spec start_again(pid(), map()) :: pid()
@@ -23,25 +23,20 @@ defmodule Barytherium.Consumer.Dealer do
   end
 
   @impl true
-  def init(args) do
+  def init({how, client, settings}) do
     # It is told when a worker ends. They do not trap exits, so they end with it.
     Process.flag(:trap_exit, true)
     # See `Barytherium.Network.start_link/4`.
-    args |> client() |> Process.link()
-    start(args)
+    Process.link(client)
+    start(how, client, Map.put(settings, :dealer, self()))
   end
 
-  defp client({:again, client, _settings}), do: client
-  defp client({client, _settings}), do: client
+  defp start(:first, client, settings), do: start(settings.handlers, client, settings, [])
 
-  defp start({:again, client, settings}) do
-    settings = Map.put(settings, :dealer, self())
+  defp start(:again, client, settings) do
     workers = for _number <- 1..settings.handlers, do: Worker.start_again(client, settings)
     {:ok, new(client, workers, settings)}
   end
-
-  defp start({client, settings}),
-    do: start(settings.handlers, client, Map.put(settings, :dealer, self()), [])
 
   defp start(0, client, settings, workers), do: {:ok, new(client, workers, settings)}
 

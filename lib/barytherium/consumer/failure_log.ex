@@ -73,8 +73,6 @@ defmodule Barytherium.Consumer.FailureLog do
   defp describe(_callback, kind, _reason), do: "** (#{kind})"
 
   # Only atoms: everything else may be a body, or the user's state.
-  defp shape(value) when is_atom(value), do: inspect(value)
-
   defp shape(value) when is_tuple(value),
     do: "{#{value |> Tuple.to_list() |> Enum.map_join(", ", &part/1)}}"
 

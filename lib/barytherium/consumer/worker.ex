@@ -1,7 +1,7 @@
 defmodule Barytherium.Consumer.Worker do
   @moduledoc false
-  # A handler: the process that runs the callbacks of a consumer, and does nothing else. Its client starts it, and tells
-  # it of connections; the receive loop sends it the messages. Nothing but its own messages waits for a
+  # A handler: the process that runs the callbacks of a consumer, and does nothing else. Its client starts it, and
+  # tells it of connections; the receive loop sends it the messages. Nothing but its own messages waits for a
   # callback.
   use GenServer, restart: :temporary
 

@@ -55,8 +55,12 @@ defmodule Barytherium.UpgradeTest do
         Peer.close(peer)
         accept_connected(listener)
         Process.exit(GenServer.whereis(process.(supervisor)), :kill)
-        accept_connected(listener)
+        peer = accept_connected(listener)
+        client = Process.monitor(GenServer.whereis(process.(supervisor)))
         Process.exit(supervisor, :kill)
+        Peer.close(peer)
+        # Its name must be free for the next test.
+        assert_receive {:DOWN, ^client, :process, _pid, _reason}, 10_000
       end
     end
   end

@@ -159,7 +159,7 @@ impl<B: BodyBuffer> Decoder<B> {
     /// Gives memory back while there is no partial frame to keep in it.
     pub fn release_memory(&mut self) {
         if !self.in_frame() {
-            self.head = Head::default();
+            self.head.release();
             self.carry = BytesMut::new();
         }
     }
@@ -193,6 +193,7 @@ impl<B: BodyBuffer> Decoder<B> {
             escapes: Escapes::of(command, self.dialect, &self.options),
             head: input.unwrap_or(&self.carry),
             lines: self.head.lines(),
+            number: self.head.number(),
             offset: self.head_offset,
             body: complete.body,
         }

@@ -1,7 +1,7 @@
 //! A decoded frame, borrowed from the input and the decoder.
 
 use crate::escape::{Escapes, unescape};
-use crate::head::{Line, Same};
+use crate::head::{Line, Same, Since};
 use crate::{Command, UndefinedEscapes};
 use std::borrow::Cow;
 
@@ -12,6 +12,7 @@ pub struct Frame<'a, B> {
     pub(crate) escapes: Escapes,
     pub(crate) head: &'a [u8],
     pub(crate) lines: &'a [Line],
+    pub(crate) number: u64,
     /// Stream position of the frame's first byte.
     pub(crate) offset: u64,
     /// The body, without the NUL that ends it.
@@ -42,6 +43,11 @@ impl<'a, B> Frame<'a, B> {
         self.command
     }
 
+    /// The number of the frame in its stream, for [`Header::same`]. The first one is 1.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
     /// The headers in wire order, repeated ones included.
     pub fn headers(&self) -> impl ExactSizeIterator<Item = Header<'a>> + use<'a, B> {
         let (head, escapes) = (self.head, self.escapes);
@@ -49,7 +55,7 @@ impl<'a, B> Frame<'a, B> {
             bytes: &head[line.start..line.end],
             colon: line.colon,
             escapes: if line.escaped { escapes } else { Escapes::Raw },
-            same: line.same,
+            since: line.since,
         })
     }
 
@@ -68,14 +74,15 @@ pub struct Header<'a> {
     bytes: &'a [u8],
     colon: usize,
     escapes: Escapes,
-    same: Same,
+    since: Since,
 }
 
 impl<'a> Header<'a> {
-    /// What it has in common with the header at the same place of the decoder's previous frame. A
-    /// caller can use again what it made from that header.
-    pub fn same(&self) -> Same {
-        self.same
+    /// What it has in common with the header at the same place of the decoder's frame `number`, an
+    /// earlier one. A caller can use again what it made from that header. [`Same::Nothing`] for 0, which
+    /// no frame has.
+    pub fn same(&self, number: u64) -> Same {
+        self.since.same(number)
     }
 
     /// The name, unescaped.

@@ -6,6 +6,11 @@
 //! Feeds repeat most of their header lines from frame to frame. A line that has the same bytes as
 //! the line at the same place of the head before is not checked again.
 
+mod line;
+
+pub use line::Same;
+pub(crate) use line::{Line, Since};
+
 use crate::escape::{Escapes, unescape};
 use crate::scan::{common_prefix, find, find2};
 use crate::version::allows_crlf;
@@ -14,45 +19,6 @@ use crate::{Command, Dialect, Options, Rule, UndefinedEscapes};
 /// A larger head is not kept for comparison: a peer must not be able to grow a connection's memory
 /// for good.
 const KEPT_HEAD_MAX: usize = 4096;
-
-/// What a header line has in common with the line at the same place of the frame before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Same {
-    /// Nothing known.
-    Nothing,
-    /// The name.
-    Name,
-    /// All of it.
-    Line,
-}
-
-/// Where a header line lies in the head.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Line {
-    pub start: usize,
-    /// The end, without the EOL.
-    pub end: usize,
-    /// The start of the line after it.
-    pub next: usize,
-    /// The first colon, counted from `start`.
-    pub colon: usize,
-    /// Whether there is anything to unescape.
-    pub escaped: bool,
-    pub same: Same,
-}
-
-impl Line {
-    /// The same line, `shift` bytes later in its head.
-    fn shifted(&self, shift: usize) -> Line {
-        Line {
-            start: self.start.wrapping_add(shift),
-            end: self.end.wrapping_add(shift),
-            next: self.next.wrapping_add(shift),
-            same: Same::Line,
-            ..*self
-        }
-    }
-}
 
 /// A broken rule, and its distance from the start of the line.
 pub(crate) type Fault = (Rule, usize);
@@ -63,6 +29,8 @@ type ContentLength = Option<(usize, u64)>;
 /// The head that is being read.
 #[derive(Debug, Default)]
 pub(crate) struct Head {
+    /// The number of the frame that is being read. The first one is 1.
+    number: u64,
     command: Option<Command>,
     /// Whether the command line ends in CR LF. Then the other lines may end so too, in every version.
     crlf: bool,
@@ -90,6 +58,7 @@ struct Before {
 impl Head {
     /// Prepares for the next frame. The memory is kept: most frames look like the one before.
     pub fn clear(&mut self) {
+        self.number += 1;
         std::mem::swap(&mut self.lines, &mut self.before.lines);
         self.lines.clear();
         self.before.command = self.command.take();
@@ -97,6 +66,15 @@ impl Head {
         self.before.content_length = self.content_length.take();
         self.line_start = 0;
         self.alike = 0;
+    }
+
+    /// Gives back all memory. Frames are counted on.
+    pub fn release(&mut self) {
+        let number = self.number;
+        *self = Head {
+            number,
+            ..Head::default()
+        };
     }
 
     /// Keeps a complete head for comparison with the next one.
@@ -115,6 +93,11 @@ impl Head {
     /// The command, if its line is complete.
     pub fn command(&self) -> Option<Command> {
         self.command
+    }
+
+    /// The number of the frame.
+    pub fn number(&self) -> u64 {
+        self.number
     }
 
     /// The header lines.
@@ -248,7 +231,7 @@ impl Head {
         options: &Options,
         check: impl FnOnce(usize) -> Result<bool, Fault>,
     ) -> Result<(), Fault> {
-        let (colon, same) = self.colon(line, options)?;
+        let (colon, since) = self.colon(line, options)?;
         let escaped = check(colon)?;
         self.take_content_length(line, colon, options)?;
         self.lines.push(Line {
@@ -257,7 +240,7 @@ impl Head {
             next: self.line_start,
             colon,
             escaped,
-            same,
+            since,
         });
         self.alike = 0;
         Ok(())
@@ -265,7 +248,7 @@ impl Head {
 
     /// Checks the limits of a header line, and finds its colon.
     #[inline]
-    fn colon(&self, line: &[u8], options: &Options) -> Result<(usize, Same), Fault> {
+    fn colon(&self, line: &[u8], options: &Options) -> Result<(usize, Since), Fault> {
         if line.len() > options.max_header_line {
             return Err((Rule::HeaderLineTooLong, options.max_header_line));
         }
@@ -275,13 +258,17 @@ impl Head {
         if let Some(known) = self.before.lines.get(self.lines.len())
             && self.alike > known.colon
         {
-            return Ok((known.colon, Same::Name));
+            let since = Since {
+                line: self.number,
+                ..known.since
+            };
+            return Ok((known.colon, since));
         }
         let colon = find(b':', line).ok_or((Rule::HeaderWithoutColon, line.len()))?;
         if colon == 0 {
             return Err((Rule::EmptyHeaderName, 0));
         }
-        Ok((colon, Same::Nothing))
+        Ok((colon, Since::new(self.number)))
     }
 
     /// Takes a content-length. Of repeated headers the first one counts.

@@ -28,11 +28,11 @@ impl<E: Environment> Batch<E> {
         }
     }
 
-    /// Adds a frame. All frames have to come from one decoder, in order. Returns how many bytes of
+    /// Adds a frame. All frames have to come from one decoder, in its order; some may be left out. Returns how many bytes of
     /// memory its new headers take.
     pub fn push(&mut self, frame: stomp::Frame<'_, BinaryBody>, place: BodyPlace) -> usize {
         let before = self.headers.bytes();
-        let headers = self.headers.list(&self.environment, frame.headers());
+        let headers = self.headers.list(&self.environment, &frame);
         let command = frame.command();
         let body = match frame.body {
             Body::Borrowed(body) => self.bodies.make(&self.environment, body, place),
@@ -75,7 +75,7 @@ impl<E: Environment> Batch<E> {
 impl<'a> Batch<Env<'a>> {
     /// Adds a frame whose body is a term already.
     pub fn push_with_body(&mut self, frame: &stomp::Frame<'_, BinaryBody>, body: Binary<'a>) {
-        let headers = self.headers.list(&self.environment, frame.headers());
+        let headers = self.headers.list(&self.environment, frame);
         self.bodies.add_part();
         self.add(
             frame.command(),

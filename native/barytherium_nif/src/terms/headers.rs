@@ -1,9 +1,9 @@
 //! Lists of headers. Feeds repeat most of their header lines from frame to frame. A line that is the
-//! same as at its place in the frame before uses that line's term again. So do names, and the ends of
-//! lists.
+//! same as at its place in the batch's frame before uses that line's term again. So do names, and the
+//! ends of lists.
 
-use super::raw::{Environment, RawTerm, WORD, binary_bytes};
-use stomp::{Header, Same};
+use super::raw::{BinaryBody, Environment, RawTerm, WORD, binary_bytes};
+use stomp::{Frame, Header, Same};
 
 /// An end of a list is shared if at least this many headers at the end are those of the frame
 /// before. A cell that is made by itself takes twice as long as one of a whole list. On the other
@@ -14,9 +14,11 @@ const CELL: usize = 2 * WORD;
 /// A tuple of two.
 const PAIR: usize = 3 * WORD;
 
-/// The headers of the frame before.
+/// The headers of the batch's frame before.
 #[derive(Default)]
 pub struct Headers {
+    /// The number of that frame in its stream; 0 if there is none.
+    number: u64,
     pairs: Vec<RawTerm>,
     names: Vec<RawTerm>,
     /// The list that starts at each header, and behind them the empty one. Empty if the last list
@@ -28,6 +30,7 @@ pub struct Headers {
 impl Headers {
     /// Forgets the frame before.
     pub fn clear(&mut self) {
+        self.number = 0;
         self.pairs.clear();
         self.names.clear();
         self.ends.clear();
@@ -40,11 +43,12 @@ impl Headers {
     }
 
     /// The list of a frame's headers.
-    pub fn list<'h>(
+    pub fn list(
         &mut self,
         environment: &impl Environment,
-        headers: impl ExactSizeIterator<Item = Header<'h>>,
+        frame: &Frame<'_, BinaryBody>,
     ) -> RawTerm {
+        let headers = frame.headers();
         let count = headers.len();
         if count != self.pairs.len() {
             self.ends.clear();
@@ -52,8 +56,9 @@ impl Headers {
         self.pairs.truncate(count);
         self.names.truncate(count);
         let mut new = 0;
+        let number = std::mem::replace(&mut self.number, frame.number());
         for (index, header) in headers.enumerate() {
-            if self.header(environment, index, header) {
+            if self.header(environment, index, header, header.same(number)) {
                 new = index + 1;
             }
         }
@@ -82,9 +87,15 @@ impl Headers {
     }
 
     /// Whether the header differs from that at its place in the frame before.
-    fn header(&mut self, environment: &impl Environment, index: usize, header: Header) -> bool {
+    fn header(
+        &mut self,
+        environment: &impl Environment,
+        index: usize,
+        header: Header,
+        same: Same,
+    ) -> bool {
         let known = index < self.pairs.len();
-        let name = match header.same() {
+        let name = match same {
             Same::Line if known => return false,
             Same::Name if known => self.names[index],
             _ => self.binary(environment, &header.name()),

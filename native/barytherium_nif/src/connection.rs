@@ -11,13 +11,13 @@
 //! of the state of the process, with the reference in it.
 
 use crate::atoms;
+use crate::batches::Batches;
 use crate::delivery::Address;
 use crate::slice::Slice;
 use crate::slice::reader::{Buffers, Reader};
 use crate::socket::Ending;
 use crate::state::{State, Transport, now};
 use crate::step::{Failure, Step, encode_resume};
-use crate::terms::{Batch, MessageEnv};
 use rustler::{Atom, Encoder, Env, Error, LocalPid, Monitor, NifResult, Reference, Term};
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -27,16 +27,14 @@ use std::time::Duration;
 use stomp::Resume;
 
 /// What a slice needs and a connection does not keep: one for each thread.
+#[derive(Default)]
 struct Scratch {
     buffers: Buffers,
-    batch: Batch<MessageEnv>,
+    batches: Batches,
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch {
-        buffers: Buffers::default(),
-        batch: Batch::new(MessageEnv::new()),
-    });
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
 /// The resource behind a connection's reference.
@@ -183,7 +181,7 @@ impl Connection {
         };
         state.stats.slices.add(1);
         let (step, answer) = SCRATCH.with_borrow_mut(|scratch| {
-            let (mut slice, transport) = state.slice(env, to, &mut scratch.batch);
+            let (mut slice, transport) = state.slice(env, to, &mut scratch.batches);
             let step = contained(&mut slice, |slice| {
                 work(slice, transport, &mut scratch.buffers)
             })?;

@@ -3,14 +3,15 @@
 //! A recipient on this node is sent its messages from here. Other nodes are out of `enif_send`'s
 //! reach: messages to a listener there are handed back for the caller to cast.
 //!
-//! The frames that wait to be sent are for one recipient. A frame for another one sends them first, so
-//! each process gets its frames in the order on the wire, whatever their subscriptions.
+//! At the end of a slice, each recipient is sent what waits for it. Until then it is sent what is enough
+//! for a message.
 
 use crate::atoms;
+use crate::batches::{Batches, SendFirst};
 use crate::recipients::Recipients;
 use crate::routes::{Origin, Route};
 use crate::stats::Stats;
-use crate::terms::{Batch, BinaryBody, BodyPlace, MessageEnv, binary};
+use crate::terms::{BinaryBody, BodyPlace, binary};
 use rustler::{Encoder, Env, LocalPid, NifResult, Term};
 
 /// The most frames in one message. With common headers they are 100 KiB of terms. A few messages
@@ -42,12 +43,12 @@ impl<'a> rustler::Decoder<'a> for Address<'a> {
     }
 }
 
-/// What became of the frames that were to be delivered.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// What became of the frames that were to be delivered, the worst last.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Flushed {
     /// They are on their way, if there were any.
     Done,
-    /// The same, and their recipient is too far behind for more.
+    /// The same, and a recipient is too far behind for more.
     Full,
     /// There were some, and the listener is not there to get them.
     NoListener,
@@ -58,57 +59,37 @@ pub enum Flushed {
 /// The messages of one slice.
 pub struct Delivery<'a, 't> {
     caller: Env<'a>,
-    sender: Term<'a>,
-    listener: Listener<'a, 't>,
+    to: Address<'a>,
+    /// None if it is not a process of this node.
+    listener: Option<LocalPid>,
+    batches: &'t mut Batches,
+    /// `{listener, message}`, for the caller to cast in this order.
+    casts: Vec<Term<'a>>,
     recipients: &'t mut Recipients,
     stats: &'t Stats,
-    /// Where the frames that were pushed go, if not to the listener.
-    route: Option<Route>,
     /// Whether bodies may share a binary.
     share_bodies: bool,
 }
 
-enum Listener<'a, 't> {
-    Local {
-        pid: LocalPid,
-        batch: &'t mut Batch<MessageEnv>,
-    },
-    Remote {
-        name: Term<'a>,
-        batch: Box<Batch<Env<'a>>>,
-        /// `{listener, message}`, for the caller to cast in this order.
-        casts: Vec<Term<'a>>,
-    },
-}
-
 impl<'a, 't> Delivery<'a, 't> {
-    /// `batch` is emptied first.
+    /// `batches` are the thread's.
     pub fn new(
         caller: Env<'a>,
         to: Address<'a>,
-        batch: &'t mut Batch<MessageEnv>,
+        batches: &'t mut Batches,
         recipients: &'t mut Recipients,
         stats: &'t Stats,
         share_bodies: bool,
     ) -> Self {
-        let listener = match to.local_listener() {
-            Some(pid) => {
-                batch.clear();
-                Listener::Local { pid, batch }
-            }
-            None => Listener::Remote {
-                name: to.listener,
-                batch: Box::new(Batch::new(caller)),
-                casts: Vec::new(),
-            },
-        };
+        batches.clear();
         Delivery {
             caller,
-            sender: to.sender,
-            listener,
+            to,
+            listener: to.local_listener(),
+            batches,
+            casts: Vec::new(),
             recipients,
             stats,
-            route: None,
             share_bodies,
         }
     }
@@ -121,103 +102,126 @@ impl<'a, 't> Delivery<'a, 't> {
         size: usize,
         following: usize,
     ) -> usize {
-        let route = self.recipients.route(&frame);
-        if route != self.route {
-            // Whether it is full is looked at when there is more for it.
-            self.flush();
-            self.route = route;
-        }
-        let is_last = self.pushed() + 1 >= MESSAGE_FRAMES;
+        self.select(&frame);
+        // What follows is for all recipients.
+        let following = following / self.batches.len();
+        let (batch, _) = self.batches.get(self.batches.current());
+        let is_last = batch.len() + 1 >= MESSAGE_FRAMES;
         let place = BodyPlace::new(self.share_bodies && !is_last, size, following);
-        match &mut self.listener {
-            Listener::Local { batch, .. } => batch.push(frame, place),
-            Listener::Remote { batch, .. } => batch.push(frame, place),
+        batch.push(frame, place)
+    }
+
+    /// Makes the batch for `frame` the current one, and sends what has to come before. Whether a recipient
+    /// is full then is looked at when there is more for it.
+    fn select(&mut self, frame: &stomp::Frame<'_, BinaryBody>) {
+        let route = self.recipients.route(frame);
+        match self.batches.select(route) {
+            SendFirst::Nothing => {}
+            SendFirst::Current => {
+                self.send(self.batches.current());
+                self.batches.set_route(route);
+            }
+            SendFirst::All => {
+                self.flush();
+                self.batches.open(route);
+            }
         }
     }
 
-    /// How many frames were pushed since the last flush.
-    pub fn pushed(&self) -> usize {
-        match &self.listener {
-            Listener::Local { batch, .. } => batch.len(),
-            Listener::Remote { batch, .. } => batch.len(),
-        }
-    }
-
-    fn bytes(&self) -> usize {
-        match &self.listener {
-            Listener::Local { batch, .. } => batch.bytes(),
-            Listener::Remote { batch, .. } => batch.bytes(),
-        }
-    }
-
-    /// Whether the frames that were pushed should be sent before more are pushed.
-    pub fn is_enough(&self) -> bool {
-        self.pushed() >= MESSAGE_FRAMES
-            || self.bytes() >= MESSAGE_BYTES
-            || self
-                .recipient()
-                .is_some_and(|pid| self.recipients.is_full(pid))
-    }
-
-    /// The process that gets the frames that were pushed, if it is one of this node.
-    fn recipient(&self) -> Option<LocalPid> {
-        match (&self.listener, self.route) {
-            (_, Some(route)) => Some(route.recipient),
-            (Listener::Local { pid, .. }, None) => Some(*pid),
-            (Listener::Remote { .. }, None) => None,
-        }
+    /// Whether there are frames that were not sent.
+    pub fn has_frames(&self) -> bool {
+        self.batches.has_frames()
     }
 
     /// Delivers the CONNECTED frame, alone in its message, and returns it for the network.
     pub fn connected(&mut self, frame: stomp::Frame<'_, BinaryBody>) -> Term<'a> {
         self.push(frame, 0, 0);
-        let frame = match &self.listener {
-            Listener::Local { batch, .. } => batch.copy_last(self.caller),
-            Listener::Remote { batch, .. } => batch.copy_last(self.caller),
-        };
+        let (batch, _) = self.batches.get(self.batches.current());
+        let frame = batch.copy_last(self.caller);
         self.flush();
         frame.encode(self.caller)
     }
 
-    /// Delivers the frames that were pushed, in one message. They are counted before they are sent:
-    /// whoever has got a frame finds it counted.
-    pub fn flush(&mut self) -> Flushed {
-        let frames = self.pushed();
-        if frames == 0 {
+    /// Delivers the frames for the recipient of the last frame, if they are enough for a message. If the
+    /// connection has to wait for it, delivers the others' too.
+    pub fn flush_enough(&mut self) -> Flushed {
+        if !self.is_enough() {
             return Flushed::Done;
         }
-        self.stats.frames.add(frames);
-        let bytes = self.bytes();
-        let (caller, sender, route) = (self.caller, self.sender, self.route);
-        match &mut self.listener {
-            Listener::Local { pid, batch } => {
-                let recipient = route.map_or(*pid, |route| route.recipient);
-                let sent = batch.send(caller, &recipient, |env, frames| {
-                    match route.map(|route| route.origin) {
-                        None => cast(message(env, frames, sender.in_env(env))),
-                        Some(Origin::Sender(pid)) => cast(message(env, frames, pid.encode(env))),
-                        Some(Origin::Subscription(client, number)) => {
-                            let handle = (client, number);
-                            (atoms::barytherium(), atoms::messages(), (frames, handle)).encode(env)
-                        }
-                    }
-                });
-                for route in self.recipients.take_first() {
-                    announce(caller, pid, &route);
-                }
-                match sent {
-                    true if self.recipients.sent(recipient, bytes) => Flushed::Full,
-                    true => Flushed::Done,
-                    false if recipient.is_alive(caller) => Flushed::NoCaller,
-                    // A recipient that has ended takes nothing. Who made its route will know.
-                    false if route.is_some() => Flushed::Done,
-                    false => Flushed::NoListener,
+        match self.send(self.batches.current()) {
+            Flushed::Full => self.flush().max(Flushed::Full),
+            flushed => flushed,
+        }
+    }
+
+    fn is_enough(&mut self) -> bool {
+        let (batch, route) = self.batches.get(self.batches.current());
+        batch.len() >= MESSAGE_FRAMES
+            || batch.bytes() >= MESSAGE_BYTES
+            || self
+                .recipient(route)
+                .is_some_and(|pid| self.recipients.is_full(pid))
+    }
+
+    /// The process that gets frames by `route`, if it is one of this node.
+    fn recipient(&self, route: Option<Route>) -> Option<LocalPid> {
+        route.map(|route| route.recipient).or(self.listener)
+    }
+
+    /// Delivers all frames, in a message for each recipient.
+    pub fn flush(&mut self) -> Flushed {
+        let mut worst = Flushed::Done;
+        for at in 0..self.batches.len() {
+            worst = worst.max(self.send(at));
+        }
+        self.batches.close();
+        worst
+    }
+
+    /// Delivers the frames of a batch. They are counted before they are sent: whoever has got a frame
+    /// finds it counted.
+    fn send(&mut self, at: usize) -> Flushed {
+        let (caller, sender) = (self.caller, self.to.sender);
+        let (batch, route) = self.batches.get(at);
+        if batch.len() == 0 {
+            return Flushed::Done;
+        }
+        self.stats.frames.add(batch.len());
+        let Some(recipient) = route.map(|route| route.recipient).or(self.listener) else {
+            let message = message(batch.take_copy(caller), sender);
+            self.casts.push((self.to.listener, message).encode(caller));
+            return Flushed::Done;
+        };
+        let bytes = batch.bytes();
+        let sent = batch.send(caller, &recipient, |env, frames| {
+            match route.map(|route| route.origin) {
+                None => cast(message(frames, sender.in_env(env))),
+                Some(Origin::Sender(pid)) => cast(message(frames, pid.encode(env))),
+                Some(Origin::Subscription(client, number)) => {
+                    let handle = (client, number);
+                    (atoms::barytherium(), atoms::messages(), (frames, handle)).encode(env)
                 }
             }
-            Listener::Remote { name, batch, casts } => {
-                let message = message(caller, batch.take(), sender);
-                casts.push((*name, message).encode(caller));
-                Flushed::Done
+        });
+        self.announce_first();
+        match sent {
+            true if self.recipients.sent(recipient, bytes) => Flushed::Full,
+            true => Flushed::Done,
+            false if recipient.is_alive(caller) => Flushed::NoCaller,
+            // A recipient that has ended takes nothing. Who made its route will know.
+            false if route.is_some() => Flushed::Done,
+            false => Flushed::NoListener,
+        }
+    }
+
+    /// Tells the listener by which routes a first message has come.
+    fn announce_first(&mut self) {
+        for route in self.recipients.take_first() {
+            let route = binary(self.caller, &route);
+            let event = (atoms::barytherium(), atoms::first_message(), route);
+            if let Some(listener) = self.listener {
+                // If it has ended, the next message to it shows that.
+                _ = self.caller.send(&listener, (atoms::gen_cast(), event));
             }
         }
     }
@@ -229,12 +233,10 @@ impl<'a, 't> Delivery<'a, 't> {
 
     /// The slice's answer: `step`, or `{:relay, casts, step}`.
     pub fn answer(self, step: Term<'a>) -> Term<'a> {
-        match self.listener {
-            Listener::Remote { casts, .. } if !casts.is_empty() => {
-                (atoms::relay(), casts, step).encode(self.caller)
-            }
-            _ => step,
+        if self.casts.is_empty() {
+            return step;
         }
+        (atoms::relay(), self.casts, step).encode(self.caller)
     }
 }
 
@@ -242,17 +244,6 @@ fn cast(message: Term<'_>) -> Term<'_> {
     (atoms::gen_cast(), message).encode(message.get_env())
 }
 
-/// Tells the listener that a first message has come by a route.
-fn announce(caller: Env, listener: &LocalPid, route: &[u8]) {
-    let event = (
-        atoms::barytherium(),
-        atoms::first_message(),
-        binary(caller, route),
-    );
-    // If it has ended, the next message to it shows that.
-    _ = caller.send(listener, (atoms::gen_cast(), event));
-}
-
-fn message<'a>(env: Env<'a>, frames: Term<'a>, sender: Term<'a>) -> Term<'a> {
-    (atoms::barytherium(), atoms::frames(), (frames, sender)).encode(env)
+fn message<'a>(frames: Term<'a>, sender: Term<'a>) -> Term<'a> {
+    (atoms::barytherium(), atoms::frames(), (frames, sender)).encode(frames.get_env())
 }

@@ -17,6 +17,7 @@
 
 mod account;
 mod atoms;
+mod batches;
 mod budget;
 mod codec;
 mod connection;

@@ -84,9 +84,7 @@ impl<'a> Slice<'a, '_> {
             match self.session.next(&mut input) {
                 Ok(Some(Event::Frame(frame) | Event::Refused(frame) | Event::Closed(frame))) => {
                     self.delivery.push(frame, 0, 0);
-                    if self.delivery.is_enough() {
-                        self.delivery.flush();
-                    }
+                    self.delivery.flush_enough();
                 }
                 Ok(Some(Event::Connected(frame))) => _ = self.delivery.connected(frame),
                 Ok(None) | Err(_) => return self.stop(Step::stop(reason)),
@@ -255,18 +253,23 @@ impl<'a> Slice<'a, '_> {
     /// Delivers what is enough for a message. Ends the slice if its budget is overrun.
     fn deliver_enough(&mut self) -> Flow<'a> {
         let overrun = self.budget.is_overrun();
-        if overrun || self.delivery.is_enough() {
-            self.flush()?;
-        }
         if overrun {
+            self.flush()?;
             return Break(self.next_turn());
         }
-        Continue(())
+        let flushed = self.delivery.flush_enough();
+        self.check(flushed)
     }
 
-    /// Delivers what was decoded. Ends the slice if the listener is gone, or if a recipient may be behind.
+    /// Delivers what was decoded.
     fn flush(&mut self) -> Flow<'a> {
-        match self.delivery.flush() {
+        let flushed = self.delivery.flush();
+        self.check(flushed)
+    }
+
+    /// Ends the slice if the listener is gone, or if a recipient may be behind.
+    fn check(&mut self, flushed: Flushed) -> Flow<'a> {
+        match flushed {
             Flushed::Done => Continue(()),
             Flushed::NoListener => Break(self.end_without_listener()),
             Flushed::NoCaller => Break(Step::stop(atoms::closed())),

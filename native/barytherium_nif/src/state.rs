@@ -1,12 +1,13 @@
 //! What a connection keeps from one call to the next.
 
+use crate::batches::Batches;
 use crate::budget::Budget;
 use crate::delivery::{Address, Delivery};
 use crate::recipients::Recipients;
 use crate::slice::Slice;
 use crate::socket::{Ending, Socket};
 use crate::stats::Stats;
-use crate::terms::{Batch, BinaryBody, MessageEnv};
+use crate::terms::BinaryBody;
 use crate::tls::Tls;
 use crate::turn::Place;
 use rustler::{Env, ResourceArc};
@@ -70,15 +71,15 @@ impl State {
         resume
     }
 
-    /// A slice of this connection, and what it reads from. `batch` is the thread's.
+    /// A slice of this connection, and what it reads from. `batches` are the thread's.
     pub fn slice<'a, 's>(
         &'s mut self,
         env: Env<'a>,
         to: Address<'a>,
-        batch: &'s mut Batch<MessageEnv>,
+        batches: &'s mut Batches,
     ) -> (Slice<'a, 's>, Option<&'s Transport>) {
         let (recipients, stats) = (&mut self.recipients, &*self.stats);
-        let delivery = Delivery::new(env, to, batch, recipients, stats, self.share_bodies);
+        let delivery = Delivery::new(env, to, batches, recipients, stats, self.share_bodies);
         let slice = Slice {
             env,
             session: &mut self.session,

@@ -114,15 +114,44 @@ defmodule Barytherium.Network.RoutesTest do
     assert bodies(one, 1_000) == Enum.map(1..1_000, &to_string/1)
   end
 
+  test "recipients that take turns get what was read together in one message each" do
+    %{routes: routes, peer: peer} = connect()
+    recipients = for _n <- 1..10, do: recipient()
+
+    for {pid, id} <- Enum.with_index(recipients),
+        do: Native.put_route(routes, "#{id}", pid, pid, nil)
+
+    # Lines that change never, for each message, and now and then.
+    sent = for n <- 0..99, do: {"#{n}", [{"n", "#{n}"}, {"often", "#{div(n, 3)}"}, {"k", "v"}]}
+    more = fn [n, often, _same] -> for {name, value} <- [n, often], do: "#{name}:#{value}
+" end
+    Peer.send(peer, for({n, headers} <- sent, do: message(String.last(n), n, more.(headers))))
+
+    for {pid, id} <- Enum.with_index(recipients) do
+      assert_receive {^pid, got, ^pid}
+      id = "#{id}"
+
+      assert got ==
+               for(
+                 {n, headers} <- sent,
+                 String.last(n) == id,
+                 do: {n, [{"subscription", id} | headers]}
+               )
+    end
+  end
+
   test "a recipient that is behind stops the connection when there is more for it, and not before" do
     %{routes: routes, peer: peer, network: network, sender: sender} = connect(high_water_mark: 4)
     stuck = spawn_link(fn -> Process.sleep(:infinity) end)
     one = recipient()
     Native.put_route(routes, "stuck", stuck, self(), nil)
     Native.put_route(routes, "1", one, self(), nil)
-    pair = for n <- 1..4, do: [message("stuck", n), message("1", n)]
-    Peer.send(peer, pair)
-    assert bodies(one, 4) == ["1", "2", "3", "4"]
+
+    for n <- 1..4 do
+      Peer.send(peer, [message("stuck", n), message("1", n)])
+      assert bodies(one, 1) == ["#{n}"]
+    end
+
     # It is full. Others go on.
     Peer.send(peer, for(n <- 5..20, do: message("1", n)))
     assert bodies(one, 16) == Enum.map(5..20, &to_string/1)

@@ -111,7 +111,7 @@ impl<'a> Reader<'_, 'a, '_> {
         self.slice.decode_undecoded()?;
         match self.read(SMALL_READ)? {
             Some(Read { is_full: true, .. }) => return Continue(()),
-            Some(_) if self.slice.delivery.pushed() > 0 => self.slice.budget.expect_more(),
+            Some(_) if self.slice.delivery.has_frames() => self.slice.budget.expect_more(),
             _ => {}
         }
         if !self.slice.budget.look() {

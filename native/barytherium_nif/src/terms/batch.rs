@@ -93,6 +93,13 @@ impl<'a> Batch<Env<'a>> {
 }
 
 impl Batch<MessageEnv> {
+    /// Empties the batch: a copy of the list of its frames.
+    pub fn take_copy<'a>(&mut self, env: Env<'a>) -> Term<'a> {
+        let frames = self.environment.list(&self.frames).copy(env);
+        self.clear();
+        frames
+    }
+
     /// Empties the batch, and sends the message that `make` makes of the list of its frames.
     /// False if there is no such process.
     pub fn send(

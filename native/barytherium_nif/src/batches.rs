@@ -61,10 +61,10 @@ impl Batches {
     /// Makes a new batch the current one.
     pub fn open(&mut self, route: Option<Route>) {
         self.current = self.routes.len();
-        self.routes.push(route);
-        if self.batches.len() < self.routes.len() {
+        if self.batches.len() == self.current {
             self.batches.push(Batch::new(MessageEnv::new()));
         }
+        self.routes.push(route);
     }
 
     /// The current batch was sent. Its next frames go by `route`.

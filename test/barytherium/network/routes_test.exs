@@ -140,6 +140,53 @@ defmodule Barytherium.Network.RoutesTest do
     end
   end
 
+  # More recipients than there are batches (256), few values for each header, and cuts anywhere.
+  test "each recipient gets its own frames, whatever came between them" do
+    %{routes: routes, peer: peer} = connect(high_water_mark: :infinity)
+    recipients = for _n <- 1..300, do: recipient()
+
+    for {pid, id} <- Enum.with_index(recipients),
+        do: Native.put_route(routes, "#{id}", pid, pid, nil)
+
+    :rand.seed(:exsss, {1, 2, 3})
+
+    for count <- [2, 3, 20, 300] do
+      sent = for n <- 1..3_000, do: {:rand.uniform(count) - 1, random_headers(), "#{n}"}
+      wire = for {id, headers, body} <- sent, do: message(id, body, lines(headers))
+      send_in_pieces(peer, IO.iodata_to_binary(wire))
+      expected = Enum.group_by(sent, &elem(&1, 0), fn {_id, headers, body} -> {body, headers} end)
+
+      for {id, frames} <- expected do
+        pid = Enum.at(recipients, id)
+        assert received(pid, length(frames)) == frames
+      end
+    end
+  end
+
+  defp random_headers do
+    for n <- 1..:rand.uniform(6)//1, do: {"h#{n}", "#{:rand.uniform(2)}"}
+  end
+
+  defp lines(headers), do: for({name, value} <- headers, into: "", do: "#{name}:#{value}\n")
+
+  defp send_in_pieces(_peer, ""), do: :ok
+
+  defp send_in_pieces(peer, wire) do
+    size = min(byte_size(wire), :rand.uniform(50_000))
+    <<piece::binary-size(size), rest::binary>> = wire
+    Peer.send(peer, piece)
+    send_in_pieces(peer, rest)
+  end
+
+  # The bodies that `pid` gets, and the headers between the first one and the last one.
+  defp received(_pid, 0), do: []
+
+  defp received(pid, count) do
+    assert_receive {^pid, list, _sender}, 5_000
+    frames = for {body, [_subscription | headers]} <- list, do: {body, Enum.drop(headers, -1)}
+    frames ++ received(pid, count - length(list))
+  end
+
   test "a recipient that is behind stops the connection when there is more for it, and not before" do
     %{routes: routes, peer: peer, network: network, sender: sender} = connect(high_water_mark: 4)
     stuck = spawn_link(fn -> Process.sleep(:infinity) end)

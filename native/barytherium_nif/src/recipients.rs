@@ -100,6 +100,9 @@ impl Recipients {
         if self.routes.is_some() && Some(recipient) == self.listener {
             return false;
         }
+        if !self.accounts.contains_key(&recipient) && !self.may_get_more(recipient) {
+            return false;
+        }
         let (several, urgent) = (self.are_several(), self.is_urgent());
         let owner = self.owner;
         let member = self.accounts.entry(recipient).or_insert_with(|| Member {
@@ -113,6 +116,12 @@ impl Recipients {
             self.awaited = Some(recipient);
         }
         waits
+    }
+
+    /// Whether `recipient` still has a route, if there are routes. Frames may have waited for it since it had.
+    fn may_get_more(&self, recipient: LocalPid) -> bool {
+        let routes = self.routes.as_ref();
+        routes.is_none_or(|routes| routes.has_recipient(recipient))
     }
 
     /// Whether `recipient` may not get a message more than the next one.

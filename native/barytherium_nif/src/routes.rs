@@ -129,6 +129,11 @@ impl Routes {
         self.change(|table| table.remove(subscription));
     }
 
+    /// Whether `recipient` has a route.
+    pub fn has_recipient(&self, recipient: LocalPid) -> bool {
+        lock(&self.table).recipients.contains_key(&recipient)
+    }
+
     /// Calls `f` with the messages of a subscription that were not acknowledged, if they are noted.
     pub fn unacknowledged<T>(
         &self,

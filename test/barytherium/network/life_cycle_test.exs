@@ -42,6 +42,37 @@ defmodule Barytherium.Network.LifeCycleTest do
     Connection.close(socket)
   end
 
+  test "no account is left of a recipient whose route goes while there are frames for it" do
+    before = Native.live_accounts()
+    listener = Peer.listen(:tcp)
+    routes = Native.new_routes()
+    ids = for n <- 1..100, do: "#{n}"
+    for id <- ids, do: Native.put_route(routes, id, idle(), self(), nil)
+    Native.put_route(routes, "kept", idle(), self(), nil)
+    opts = [high_water_mark: 1_000_000]
+    {:ok, network} = Network.start_link(self(), {127, 0, 0, 1}, Peer.port(listener), opts, routes)
+    peer = Peer.accept(listener)
+    Peer.send(peer, connected_bytes())
+    frames = for id <- ids, into: "", do: "MESSAGE\nsubscription:#{id}\n\nx\0"
+
+    flood = Task.async(fn -> for _n <- 1..3_000, do: Peer.send(peer, frames) end)
+    eventually(fn -> Native.live_accounts() == before + length(ids) end)
+    # While the flood is read. The rest of it comes to the test's process.
+    for id <- ids, do: Native.delete_route(routes, id)
+    Task.await(flood)
+    Peer.send(peer, "RECEIPT\nreceipt-id:r\n\n\0")
+    await_receipt()
+    assert Native.live_accounts() == before
+    GenServer.stop(network)
+  end
+
+  defp idle, do: spawn_link(fn -> Process.sleep(:infinity) end)
+
+  defp await_receipt do
+    assert_receive {:"$gen_cast", {:barytherium, :frames, {frames, _sender}}}
+    if List.last(frames).command != :receipt, do: await_receipt()
+  end
+
   for transport <- [:tcp, :tls, :ssl] do
     test "150 connections, one after the other, leave no descriptor, whoever ends them: #{transport}" do
       assert_same_descriptors(150, fn n ->

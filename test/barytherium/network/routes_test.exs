@@ -46,12 +46,24 @@ defmodule Barytherium.Network.RoutesTest do
     pass_on(test)
   end
 
-  defp bodies(pid, count, got \\ [])
-  defp bodies(_pid, 0, got), do: got
+  # The bodies of the next frames that `pid` gets.
+  defp bodies(pid, count), do: for({body, _headers} <- received(pid, count), do: body)
 
-  defp bodies(pid, count, got) do
+  # The same with their headers.
+  defp received(_pid, 0), do: []
+
+  defp received(pid, count) do
     assert_receive {^pid, list, _sender}
-    bodies(pid, count - length(list), got ++ for({body, _headers} <- list, do: body))
+    list ++ received(pid, count - length(list))
+  end
+
+  # Processes with the routes "0", "1" and so on.
+  defp recipients(routes, count) do
+    for id <- 0..(count - 1) do
+      pid = recipient()
+      Native.put_route(routes, "#{id}", pid, pid, nil)
+      pid
+    end
   end
 
   for transport <- Peer.transports() -- [:socket] do
@@ -116,47 +128,29 @@ defmodule Barytherium.Network.RoutesTest do
 
   test "recipients that take turns get what was read together in one message each" do
     %{routes: routes, peer: peer} = connect()
-    recipients = for _n <- 1..10, do: recipient()
-
-    for {pid, id} <- Enum.with_index(recipients),
-        do: Native.put_route(routes, "#{id}", pid, pid, nil)
-
-    # Lines that change never, for each message, and now and then.
-    sent = for n <- 0..99, do: {"#{n}", [{"n", "#{n}"}, {"often", "#{div(n, 3)}"}, {"k", "v"}]}
-    more = fn [n, often, _same] -> for {name, value} <- [n, often], do: "#{name}:#{value}
-" end
-    Peer.send(peer, for({n, headers} <- sent, do: message(String.last(n), n, more.(headers))))
+    recipients = recipients(routes, 10)
+    # Lines that change for each message, now and then, and never.
+    sent = for n <- 0..99, do: {rem(n, 10), [{"n", "#{n}"}, {"often", "#{div(n, 3)}"}], "#{n}"}
+    Peer.send(peer, wire(sent))
+    expected = expected(sent)
 
     for {pid, id} <- Enum.with_index(recipients) do
       assert_receive {^pid, got, ^pid}
-      id = "#{id}"
-
-      assert got ==
-               for(
-                 {n, headers} <- sent,
-                 String.last(n) == id,
-                 do: {n, [{"subscription", id} | headers]}
-               )
+      assert got == expected[id]
     end
   end
 
   # More recipients than there are batches (256), few values for each header, and cuts anywhere.
   test "each recipient gets its own frames, whatever came between them" do
     %{routes: routes, peer: peer} = connect(high_water_mark: :infinity)
-    recipients = for _n <- 1..300, do: recipient()
-
-    for {pid, id} <- Enum.with_index(recipients),
-        do: Native.put_route(routes, "#{id}", pid, pid, nil)
-
+    recipients = recipients(routes, 300)
     :rand.seed(:exsss, {1, 2, 3})
 
     for count <- [2, 3, 20, 300] do
       sent = for n <- 1..3_000, do: {:rand.uniform(count) - 1, random_headers(), "#{n}"}
-      wire = for {id, headers, body} <- sent, do: message(id, body, lines(headers))
-      send_in_pieces(peer, IO.iodata_to_binary(wire))
-      expected = Enum.group_by(sent, &elem(&1, 0), fn {_id, headers, body} -> {body, headers} end)
+      send_in_pieces(peer, IO.iodata_to_binary(wire(sent)))
 
-      for {id, frames} <- expected do
+      for {id, frames} <- expected(sent) do
         pid = Enum.at(recipients, id)
         assert received(pid, length(frames)) == frames
       end
@@ -167,7 +161,17 @@ defmodule Barytherium.Network.RoutesTest do
     for n <- 1..:rand.uniform(6)//1, do: {"h#{n}", "#{:rand.uniform(2)}"}
   end
 
-  defp lines(headers), do: for({name, value} <- headers, into: "", do: "#{name}:#{value}\n")
+  # Messages of `{subscription, headers, body}`, and the frames that each recipient gets of them.
+  defp wire(sent) do
+    lines = &for {name, value} <- &1, into: "", do: "#{name}:#{value}\n"
+    for {id, headers, body} <- sent, do: message(id, body, lines.(headers))
+  end
+
+  defp expected(sent) do
+    Enum.group_by(sent, &elem(&1, 0), fn {id, headers, body} ->
+      {body, [{"subscription", "#{id}"}] ++ headers ++ [{"k", "v"}]}
+    end)
+  end
 
   defp send_in_pieces(_peer, ""), do: :ok
 
@@ -176,15 +180,6 @@ defmodule Barytherium.Network.RoutesTest do
     <<piece::binary-size(size), rest::binary>> = wire
     Peer.send(peer, piece)
     send_in_pieces(peer, rest)
-  end
-
-  # The bodies that `pid` gets, and the headers between the first one and the last one.
-  defp received(_pid, 0), do: []
-
-  defp received(pid, count) do
-    assert_receive {^pid, list, _sender}, 5_000
-    frames = for {body, [_subscription | headers]} <- list, do: {body, Enum.drop(headers, -1)}
-    frames ++ received(pid, count - length(list))
   end
 
   test "a recipient that is behind stops the connection when there is more for it, and not before" do
@@ -204,15 +199,16 @@ defmodule Barytherium.Network.RoutesTest do
     assert bodies(one, 16) == Enum.map(5..20, &to_string/1)
     Peer.send(peer, "RECEIPT\nreceipt-id:r\n\n\0")
     assert [%Frame{command: :receipt}] = frames(sender)
-    Peer.send(peer, for(n <- 1..5, do: message("stuck", n)))
+    Peer.send(peer, [message("1", 21), for(n <- 1..5, do: message("stuck", n)), message("1", 22)])
     eventually(fn -> Network.stats(network).pauses == 1 end)
+    assert bodies(one, 1) == ["21"]
     {:message_queue_len, queued} = Process.info(stuck, :message_queue_len)
     assert queued in 4..6
     # Its end frees the others.
     Peer.send(peer, message("1", "after"))
     Process.unlink(stuck)
     Process.exit(stuck, :kill)
-    assert bodies(one, 1) == ["after"]
+    assert bodies(one, 2) == ["22", "after"]
   end
 
   test "a fence comes behind everything that was read before it" do

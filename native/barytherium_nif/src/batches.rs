@@ -26,7 +26,8 @@ pub struct Batches {
 /// What has to be sent before the next frame can be added.
 pub enum SendFirst {
     Nothing,
-    /// The current batch, whose [`route`](Batches::set_route) is another one then.
+    /// The current batch. It gets another [route](Batches::set_route) then: one of the same recipient, or it
+    /// was the listener's.
     Current,
     /// All batches. A new one is to be [opened](Batches::open) then.
     All,
@@ -101,8 +102,13 @@ impl Batches {
         self.current
     }
 
-    /// A batch, and how its frames go.
-    pub fn get(&mut self, at: usize) -> (&mut Batch<MessageEnv>, Option<Route>) {
-        (&mut self.batches[at], self.routes[at])
+    /// A batch.
+    pub fn get(&mut self, at: usize) -> &mut Batch<MessageEnv> {
+        &mut self.batches[at]
+    }
+
+    /// How its frames go.
+    pub fn route(&self, at: usize) -> Option<Route> {
+        self.routes[at]
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 /// The work of making a frame's terms, in bytes read.
 const FRAME_WORK: usize = 2560;
 
-/// The work of a header that is the same as in the frame before.
+/// The work of a header that is the same as in the frame before for its recipient.
 const HEADER_WORK: usize = 32;
 
 /// The work for each byte of a new header's terms. A tuple and a binary of 40 bytes take 80 bytes.

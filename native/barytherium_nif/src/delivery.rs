@@ -105,7 +105,7 @@ impl<'a, 't> Delivery<'a, 't> {
         self.select(&frame);
         // What follows is for all recipients.
         let following = following / self.batches.len();
-        let (batch, _) = self.batches.get(self.batches.current());
+        let batch = self.batches.get(self.batches.current());
         let is_last = batch.len() + 1 >= MESSAGE_FRAMES;
         let place = BodyPlace::new(self.share_bodies && !is_last, size, following);
         batch.push(frame, place)
@@ -136,7 +136,7 @@ impl<'a, 't> Delivery<'a, 't> {
     /// Delivers the CONNECTED frame, alone in its message, and returns it for the network.
     pub fn connected(&mut self, frame: stomp::Frame<'_, BinaryBody>) -> Term<'a> {
         self.push(frame, 0, 0);
-        let (batch, _) = self.batches.get(self.batches.current());
+        let batch = self.batches.get(self.batches.current());
         let frame = batch.copy_last(self.caller);
         self.flush();
         frame.encode(self.caller)
@@ -155,11 +155,12 @@ impl<'a, 't> Delivery<'a, 't> {
     }
 
     fn is_enough(&mut self) -> bool {
-        let (batch, route) = self.batches.get(self.batches.current());
+        let at = self.batches.current();
+        let batch = self.batches.get(at);
         batch.len() >= MESSAGE_FRAMES
             || batch.bytes() >= MESSAGE_BYTES
             || self
-                .recipient(route)
+                .recipient(self.batches.route(at))
                 .is_some_and(|pid| self.recipients.is_full(pid))
     }
 
@@ -182,12 +183,14 @@ impl<'a, 't> Delivery<'a, 't> {
     /// finds it counted.
     fn send(&mut self, at: usize) -> Flushed {
         let (caller, sender) = (self.caller, self.to.sender);
-        let (batch, route) = self.batches.get(at);
+        let route = self.batches.route(at);
+        let recipient = self.recipient(route);
+        let batch = self.batches.get(at);
         if batch.len() == 0 {
             return Flushed::Done;
         }
         self.stats.frames.add(batch.len());
-        let Some(recipient) = route.map(|route| route.recipient).or(self.listener) else {
+        let Some(recipient) = recipient else {
             let message = message(batch.take_copy(caller), sender);
             self.casts.push((self.to.listener, message).encode(caller));
             return Flushed::Done;

@@ -70,9 +70,8 @@ impl Head {
 
     /// Gives back all memory. Frames are counted on.
     pub fn release(&mut self) {
-        let number = self.number;
         *self = Head {
-            number,
+            number: self.number,
             ..Head::default()
         };
     }

@@ -28,8 +28,8 @@ impl<E: Environment> Batch<E> {
         }
     }
 
-    /// Adds a frame. All frames have to come from one decoder, in its order; some may be left out. Returns how many bytes of
-    /// memory its new headers take.
+    /// Adds a frame. All frames have to come from one decoder, in its order; some may be left out. Returns
+    /// how many bytes of memory its new headers take.
     pub fn push(&mut self, frame: stomp::Frame<'_, BinaryBody>, place: BodyPlace) -> usize {
         let before = self.headers.bytes();
         let headers = self.headers.list(&self.environment, &frame);

@@ -5,10 +5,14 @@
 use super::raw::{BinaryBody, Environment, RawTerm, WORD, binary_bytes};
 use stomp::{Frame, Header, Same};
 
-/// An end of a list is shared if at least this many headers at the end are those of the frame
-/// before. A cell that is made by itself takes twice as long as one of a whole list. On the other
+/// An end of a list is shared if at least this many headers at the end are those of the batch's
+/// frame before. A cell that is made by itself takes twice as long as one of a whole list. On the other
 /// hand a shared cell is memory that the listener's garbage collector need not look at.
 const SHARED_END_MIN: usize = 3;
+
+/// Memory for so many headers is kept for the next message. A thread keeps it for all of its batches, and
+/// a peer must not be able to grow that for good.
+const KEPT_HEADERS: usize = 64;
 
 const CELL: usize = 2 * WORD;
 /// A tuple of two.
@@ -31,9 +35,10 @@ impl Headers {
     /// Forgets the frame before.
     pub fn clear(&mut self) {
         self.number = 0;
-        self.pairs.clear();
-        self.names.clear();
-        self.ends.clear();
+        for terms in [&mut self.pairs, &mut self.names, &mut self.ends] {
+            terms.clear();
+            terms.shrink_to(KEPT_HEADERS);
+        }
         self.bytes = 0;
     }
 
@@ -86,7 +91,8 @@ impl Headers {
         self.ends[0]
     }
 
-    /// Whether the header differs from that at its place in the frame before.
+    /// Whether the header differs from that at its place in the batch's frame before. `same` is what they
+    /// have in common.
     fn header(
         &mut self,
         environment: &impl Environment,

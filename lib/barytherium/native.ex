@@ -3,19 +3,20 @@ defmodule Barytherium.Native do
   # The stubs of the native library. Nothing else calls it. `Barytherium.Network.Parser` wraps the
   # functions of a connection, `Barytherium.Frame` the others.
   #
-  # `recipients` is `{listener, sender}`. A step is what `Barytherium.Network.ReceiveLoop` has to do
-  # next:
+  # `recipients` is `{listener, sender}`. Every function of a connection answers with what
+  # `Barytherium.Network.ReceiveLoop` has to do next:
   #
-  #   * `:again` - call again, on a dirty thread: there is a lot to read;
-  #   * `:yield` - call again, inline, when others had their turn;
-  #   * `:queue` - call again, inline, after the message `{:barytherium, :turn}`: many connections
+  #   * `:read_dirty` - read, on a dirty thread: there is a lot to read;
+  #   * `:read_inline` - read on this scheduler, when others had their turn;
+  #   * `:await_turn` - `:read_inline` after the message `{:barytherium, :turn}`: many connections
   #     have a lot to read;
-  #   * `{:wait, ms}` - call again when the socket is ready, or after this many milliseconds;
-  #   * `:full` - the listener may be too far behind: ask `resume/1`;
+  #   * `{:await_input, ms}` - `:read_inline` when the socket is ready, or after this time;
+  #   * `{:look, pid}` - `looked/3` with the length of the mailbox of `pid`, which may be too far behind;
+  #   * `{:await_room, ms}` - `await_room/2` after the message `{:barytherium, :room}`, or after this time;
   #   * `{:connected_frame, frame}` - tell the network, and `agree/2` with its answer;
-  #   * `{:owed, step}` - have the sender send the TLS records that reading has made, then go on;
-  #   * `{:relay, casts, step}` - cast these to the listener, which is on another node, then go on;
-  #   * `{:stop, reason, failure}` - it is over.
+  #   * `{:stop, reason, failure}` - it is over;
+  #   * `{:owed, next}` - have the sender send the TLS records that reading has made, then go on;
+  #   * `{:relay, casts, next}` - cast these to the listener, which is on another node, then go on.
 
   @on_load :load
 
@@ -40,12 +41,13 @@ defmodule Barytherium.Native do
            parse_microseconds :: non_neg_integer(), idle_milliseconds :: nil | non_neg_integer()}
   @type recipients :: {GenServer.server(), pid()}
   @type failure :: {rule :: atom(), non_neg_integer(), binary(), String.t()}
-  @type step ::
-          :again
-          | :yield
-          | :queue
-          | {:wait, timeout()}
-          | :full
+  @type next ::
+          :read_dirty
+          | :read_inline
+          | :await_turn
+          | {:await_input, timeout()}
+          | {:look, pid()}
+          | {:await_room, non_neg_integer()}
           | {:connected_frame, Barytherium.Frame.t()}
           | {:stop, atom(),
              nil
@@ -55,15 +57,14 @@ defmodule Barytherium.Native do
              | {:refused, binary(), binary()}
              | {:unfinished_error, binary()}
              | failure()}
-          | {:owed, step()}
-          | {:relay, [{GenServer.server(), term()}], step()}
+          | {:owed, next()}
+          | {:relay, [{GenServer.server(), term()}], next()}
 
   @type encoded ::
           {:ok, iodata()}
           | {:error,
              {frame :: non_neg_integer(), :empty_header_name | :unescapable,
               header :: non_neg_integer()}}
-  @type resume :: :yield | {:look, pid()} | {:pause, non_neg_integer()}
 
   @doc false
   def load do
@@ -87,29 +88,29 @@ defmodule Barytherium.Native do
   @spec confirm(connection(), :gen_tcp.socket()) :: :ok
   def confirm(_connection, _socket), do: not_loaded()
 
-  @spec receive_slice(connection(), reference(), recipients()) :: step()
-  def receive_slice(_connection, _reference, _recipients), do: not_loaded()
+  @spec read_dirty(connection(), reference(), recipients()) :: next()
+  def read_dirty(_connection, _reference, _recipients), do: not_loaded()
 
-  @spec receive_inline(connection(), reference(), recipients()) :: step()
-  def receive_inline(_connection, _reference, _recipients), do: not_loaded()
+  @spec read_inline(connection(), reference(), recipients()) :: next()
+  def read_inline(_connection, _reference, _recipients), do: not_loaded()
 
-  @spec feed(connection(), binary(), recipients()) :: step()
-  def feed(_connection, _bytes, _recipients), do: not_loaded()
+  @spec feed_dirty(connection(), binary(), recipients()) :: next()
+  def feed_dirty(_connection, _bytes, _recipients), do: not_loaded()
 
-  @spec feed_inline(connection(), binary(), recipients()) :: step()
+  @spec feed_inline(connection(), binary(), recipients()) :: next()
   def feed_inline(_connection, _bytes, _recipients), do: not_loaded()
 
-  @spec disconnect(connection(), atom(), recipients()) :: step()
+  @spec await_room(connection(), recipients()) :: next()
+  def await_room(_connection, _recipients), do: not_loaded()
+
+  @spec looked(connection(), queued :: non_neg_integer(), recipients()) :: next()
+  def looked(_connection, _queued, _recipients), do: not_loaded()
+
+  @spec disconnect(connection(), atom(), recipients()) :: next()
   def disconnect(_connection, _reason, _recipients), do: not_loaded()
 
   @spec agree(connection(), non_neg_integer()) :: :ok
   def agree(_connection, _interval), do: not_loaded()
-
-  @spec resume(connection()) :: resume()
-  def resume(_connection), do: not_loaded()
-
-  @spec looked(connection(), non_neg_integer()) :: resume()
-  def looked(_connection, _queued), do: not_loaded()
 
   @spec new_routes() :: routes()
   def new_routes, do: not_loaded()

@@ -43,7 +43,7 @@ defmodule Barytherium.ConformanceTest do
       for case <- Conformance.decoding(),
           version <- case.versions,
           pieces <- Conformance.cuts(case.input) do
-        outcome = receive_slices(case, version, pieces)
+        outcome = read(case, version, pieces)
 
         assert {case.name, version, pieces, outcome} ==
                  {case.name, version, pieces, expected(case)}
@@ -90,12 +90,12 @@ defmodule Barytherium.ConformanceTest do
     }
   end
 
-  defp receive_slices(case, version, pieces) do
+  defp read(case, version, pieces) do
     {socket, peer} = Peer.pair()
     {:ok, descriptor} = Socket.descriptor(socket)
     {:ok, parser} = Parser.open(descriptor, "", loop(socket, case, version))
-    step = Parser.receive_slice(parser)
-    outcome = feed(pieces, step, parser, peer)
+    next = Parser.read_dirty(parser)
+    outcome = feed(pieces, next, parser, peer)
     Parser.disconnect(parser, :closed)
     Enum.each([socket, peer], &Peer.close/1)
     outcome
@@ -109,19 +109,19 @@ defmodule Barytherium.ConformanceTest do
 
   defp feed(pieces, {:connected_frame, _frame}, parser, peer) do
     Parser.agree(parser, 0)
-    feed(pieces, Parser.receive_slice(parser), parser, peer)
+    feed(pieces, Parser.read_dirty(parser), parser, peer)
   end
 
-  defp feed(pieces, turn, parser, peer) when turn in [:again, :yield],
-    do: feed(pieces, Parser.receive_slice(parser), parser, peer)
+  defp feed(pieces, next, parser, peer) when next in [:read_dirty, :read_inline],
+    do: feed(pieces, Parser.read_dirty(parser), parser, peer)
 
-  defp feed(["" | pieces], step, parser, peer), do: feed(pieces, step, parser, peer)
-  defp feed([], {:wait, _timeout}, _parser, _peer), do: {delivered(), nil}
+  defp feed(["" | pieces], next, parser, peer), do: feed(pieces, next, parser, peer)
+  defp feed([], {:await_input, _timeout}, _parser, _peer), do: {delivered(), nil}
 
-  defp feed([piece | pieces], {:wait, _timeout}, %{reference: reference} = parser, peer) do
+  defp feed([piece | pieces], {:await_input, _timeout}, %{reference: reference} = parser, peer) do
     Peer.send(peer, piece)
     assert_receive {:select, _socket, ^reference, :ready_input}
-    feed(pieces, Parser.receive_slice(parser), parser, peer)
+    feed(pieces, Parser.read_dirty(parser), parser, peer)
   end
 
   defp delivered do

@@ -2,7 +2,7 @@ defmodule Barytherium.Network.Parser do
   @moduledoc false
   # A connection's native side: its session, and with a descriptor also the reading. The functions
   # that read or parse send the frames, and answer with what is to be done next, a
-  # `t:Barytherium.Native.step/0`.
+  # `t:Barytherium.Native.next/0`.
 
   alias Barytherium.Native
   alias Barytherium.Network.{Options, Socket}
@@ -49,48 +49,48 @@ defmodule Barytherium.Network.Parser do
   def confirm(parser, socket), do: Native.confirm(parser.connection, socket)
 
   @doc """
-  Reads from the descriptor, on a dirty I/O thread. If the answer is to wait, a message
+  Reads from the descriptor, on a dirty I/O thread. If the answer is to await input, a message
   `{:select, _, reference, :ready_input}` comes when there is something to read.
   """
-  @spec receive_slice(t()) :: Native.step()
-  def receive_slice(parser),
-    do: Native.receive_slice(parser.connection, parser.reference, parser.recipients)
+  @spec read_dirty(t()) :: Native.next()
+  def read_dirty(parser),
+    do: Native.read_dirty(parser.connection, parser.reference, parser.recipients)
 
   @doc "The same on the caller's scheduler: reads little."
-  @spec receive_inline(t()) :: Native.step()
-  def receive_inline(parser),
-    do: Native.receive_inline(parser.connection, parser.reference, parser.recipients)
+  @spec read_inline(t()) :: Native.next()
+  def read_inline(parser),
+    do: Native.read_inline(parser.connection, parser.reference, parser.recipients)
 
   @doc """
   Takes bytes that were read elsewhere. An empty binary means: continue with bytes that were taken
   before, and check whether the peer is late.
   """
-  @spec feed(t(), binary()) :: Native.step()
+  @spec feed(t(), binary()) :: Native.next()
   def feed(parser, bytes) when byte_size(bytes) <= @inline_max,
     do: Native.feed_inline(parser.connection, bytes, parser.recipients)
 
-  def feed(parser, bytes), do: Native.feed(parser.connection, bytes, parser.recipients)
+  def feed(parser, bytes), do: Native.feed_dirty(parser.connection, bytes, parser.recipients)
 
   @doc "Continues with bytes that were taken before, which may be a lot."
-  @spec feed_slice(t()) :: Native.step()
-  def feed_slice(parser), do: Native.feed(parser.connection, "", parser.recipients)
+  @spec feed_dirty(t()) :: Native.next()
+  def feed_dirty(parser), do: Native.feed_dirty(parser.connection, "", parser.recipients)
+
+  @doc "After `{:await_room, _}`: whether to go on."
+  @spec await_room(t()) :: Native.next()
+  def await_room(parser), do: Native.await_room(parser.connection, parser.recipients)
+
+  @doc "After `{:look, pid}`, with `queued` messages in the mailbox of `pid`: whether to go on."
+  @spec looked(t(), non_neg_integer()) :: Native.next()
+  def looked(parser, queued), do: Native.looked(parser.connection, queued, parser.recipients)
 
   @doc """
   Ends the connection for `reason`, unless it has ended. Delivers what was read before.
 
   The reason `:no_listener` ends the reading only: there may still be something to write.
   """
-  @spec disconnect(t(), atom()) :: Native.step()
+  @spec disconnect(t(), atom()) :: Native.next()
   def disconnect(parser, reason),
     do: Native.disconnect(parser.connection, reason, parser.recipients)
-
-  @doc "After `:full`, a pause, or when woken: whether to go on."
-  @spec resume(t()) :: Native.resume()
-  def resume(parser), do: Native.resume(parser.connection)
-
-  @doc "The same after `{:look, pid}`, with `queued` messages in the mailbox of `pid`."
-  @spec looked(t(), non_neg_integer()) :: Native.resume()
-  def looked(parser, queued), do: Native.looked(parser.connection, queued)
 
   @doc "Starts the heart-beats: the peer promised a byte every `interval` ms, 0 for no promise."
   @spec agree(t(), non_neg_integer()) :: :ok

@@ -2,8 +2,18 @@ defmodule Barytherium.Network.ReceiveLoop do
   @moduledoc false
   # The process of one connection's receiving side. It does what the native side says is next, and
   # tells the network when the connection ends. `Barytherium.Network.Receiver` starts it.
+  #
+  # Its states are what `Barytherium.Native` calls next:
+  #
+  #   * `:opening` - waits to become the owner of its `:ssl` socket;
+  #   * `:read_dirty`, `:read_inline` - reads when it has handled what is in its mailbox;
+  #   * `:await_turn` - reads inline after `{:barytherium, :turn}`;
+  #   * `:await_input` - reads inline when the socket is ready, or at the deadline;
+  #   * `:await_room` - looks at the mailbox of a recipient after `{:barytherium, :room}`, or after a time.
+  #
+  # With `tls: :otp`, the bytes come from `:ssl`, and "reading" is to decode what it has sent.
 
-  use GenServer, restart: :temporary
+  @behaviour :gen_statem
 
   alias Barytherium.{Connection, Schema, Telemetry}
   alias Barytherium.Network.{ConnectionLog, Parser, Sender, Socket}
@@ -24,13 +34,17 @@ defmodule Barytherium.Network.ReceiveLoop do
   @longest_arrival 1_000
 
   @impl true
+  def callback_mode, do: :handle_event_function
+
+  @impl true
   def init(state) do
     with {:ok, greeting} <- Map.fetch(state, :greeting),
          do: GenServer.cast(state.listener_pid, greeting)
 
     # `:ssl` drops what was not read from a passive socket when an alert arrives. So this process becomes the
     # owner of an active one, and begins when it is.
-    if active_ssl?(state), do: {:ok, state}, else: {:ok, state, {:continue, :open}}
+    unless active_ssl?(state), do: open(self())
+    {:ok, :opening, state}
   end
 
   @doc "Whether the receiver of this socket has to become its owner, and is then told to `open/1`."
@@ -40,10 +54,9 @@ defmodule Barytherium.Network.ReceiveLoop do
 
   @doc "The receiver is the owner of its socket."
   @spec open(pid()) :: :ok
-  def open(receiver), do: GenServer.cast(receiver, {:barytherium, :open})
+  def open(receiver), do: :gen_statem.cast(receiver, :open)
 
-  @impl true
-  def handle_continue(:open, %{socket: socket} = state) do
+  defp open_connection(%{socket: socket} = state) do
     # An `:ssl` socket has no descriptor with plain bytes. `:ssl` reads from it.
     ssl? = Connection.tls(socket) == :otp
     ssl = if ssl?, do: if(active_ssl?(state), do: :active, else: :passive)
@@ -70,13 +83,10 @@ defmodule Barytherium.Network.ReceiveLoop do
         socket: unless(ssl?, do: Socket.monitor(Socket.tcp(socket)))
       },
       parser: nil,
-      next: :inline,
       # When the timer for the deadline goes off, in milliseconds; nil without one.
       timer: nil,
-      # When the loop stopped reading because the listener is behind; nil if it has not. The timer that
-      # makes it look again.
-      paused: nil,
-      pause_timer: nil
+      # When the loop stopped reading because a recipient is behind; nil if it has not.
+      paused: nil
     }
 
     if ssl?, do: open_ssl(state, loop), else: open_tcp(state, loop)
@@ -92,9 +102,9 @@ defmodule Barytherium.Network.ReceiveLoop do
       # The socket may have been closed before we duplicated it, and its number reused.
       if Socket.descriptor(socket) == {:ok, descriptor} do
         Parser.confirm(parser, socket)
-        act(:yield, loop)
+        next(:read_inline, loop)
       else
-        parser |> Parser.disconnect(:closed) |> act(loop)
+        disconnect(:closed, loop)
       end
     else
       {:error, reason} when reason in [:einval, :ebadf] -> finish(:closed, loop)
@@ -104,90 +114,82 @@ defmodule Barytherium.Network.ReceiveLoop do
 
   defp open_ssl(state, loop) do
     case Parser.open(nil, "", state) do
-      {:ok, parser} -> act(:yield, %{loop | parser: parser})
+      {:ok, parser} -> next(:read_inline, %{loop | parser: parser})
       {:error, reason} -> finish(reason, loop)
     end
   end
 
   @impl true
-  # There is something to read.
-  def handle_info({:select, _socket, reference, :ready_input}, %{paused: nil} = loop)
-      when reference == loop.parser.reference,
-      do: read(:inline, loop)
+  def handle_event(:cast, :open, :opening, state), do: open_connection(state)
+  def handle_event({:call, from}, _stray, _state, _loop), do: unknown_call(from)
+  # What was sent to the socket before this process owned it is for `:ssl`.
+  def handle_event(_type, _event, :opening, _loop), do: :keep_state_and_data
 
   # A process or port that this one depends on has ended.
-  def handle_info({:DOWN, monitor, _type, _object, _info}, %{monitors: monitors} = loop) do
+  def handle_event(:info, {:DOWN, monitor, _type, _object, _info}, _state, loop) do
     cond do
-      monitor == monitors.listener -> loop.parser |> Parser.disconnect(:no_listener) |> act(loop)
-      monitor in Map.values(monitors) -> loop.parser |> Parser.disconnect(:closed) |> act(loop)
-      true -> ignore(loop)
+      monitor == loop.monitors.listener -> disconnect(:no_listener, loop)
+      monitor in Map.values(loop.monitors) -> disconnect(:closed, loop)
+      true -> :keep_state_and_data
     end
   end
 
-  # The next call, after every message that was waiting.
-  def handle_info(:timeout, %{paused: nil, next: next} = loop) when next != :wait,
-    do: read(next, loop)
+  # Everything that was read before is in the mailbox of `pid` already.
+  def handle_event(:info, {:barytherium, :fence, pid, message}, _state, _loop) do
+    send(pid, message)
+    :keep_state_and_data
+  end
 
-  # It is this connection's turn.
-  def handle_info({:barytherium, :turn}, %{next: :turn, paused: nil} = loop),
-    do: read(:turn, loop)
+  # Every message that was waiting has been handled.
+  def handle_event(:info, {:barytherium, :read}, state, loop), do: read(state, loop)
 
-  # What it has sent may be in the mailbox, behind the message of the timer.
-  def handle_info(:deadline, %{ssl: :active, paused: nil} = loop) do
+  # It is this connection's turn, or it asks again.
+  def handle_event(:info, {:barytherium, :turn}, :await_turn, loop), do: read(:read_inline, loop)
+  def handle_event(:state_timeout, :turn, :await_turn, loop), do: read(:read_inline, loop)
+
+  # There is something to read.
+  def handle_event(:info, {:select, _socket, reference, :ready_input}, :await_input, loop)
+      when reference == loop.parser.reference,
+      do: read(:read_inline, loop)
+
+  # What an active `:ssl` socket has sent may be in the mailbox, behind the message of the timer.
+  def handle_event(:info, :deadline, :await_input, %{ssl: :active} = loop) do
     case take_arrived(%{loop | timer: nil}) do
-      %{inbox: []} = loop -> read(:inline, loop)
-      loop -> act({:wait, :infinity}, loop)
+      %{inbox: []} = loop -> read(:read_inline, loop)
+      loop -> next({:await_input, :infinity}, loop)
     end
   end
 
   # The peer is late only if the socket is empty. If it is not late, the native side says how long
   # to wait from here.
-  def handle_info(:deadline, %{paused: nil} = loop), do: read(:inline, %{loop | timer: nil})
-  def handle_info(:deadline, loop), do: {:noreply, %{loop | timer: nil}}
+  def handle_event(:info, :deadline, :await_input, loop),
+    do: read(:read_inline, %{loop | timer: nil})
 
-  def handle_info({:ssl, _socket, data}, %{ssl: :active} = loop),
-    do: arrived(%{loop | inbox: [data | loop.inbox]})
+  def handle_event(:info, :deadline, _state, loop), do: {:keep_state, %{loop | timer: nil}}
 
-  def handle_info({:ssl_passive, _socket}, %{ssl: :active} = loop),
-    do: arrived(%{loop | active: false})
+  # Time to look at the recipient's mailbox, or another connection has handed this over.
+  def handle_event(:info, {:barytherium, :room}, :await_room, loop), do: await_room(loop)
+  def handle_event(:state_timeout, :room, :await_room, loop), do: await_room(loop)
 
-  def handle_info({:ssl_closed, _socket}, %{ssl: :active} = loop),
-    do: arrived(%{loop | ended: loop.ended || :closed})
+  def handle_event(:info, {:ssl, _socket, data}, state, %{ssl: :active} = loop),
+    do: arrived(state, %{loop | inbox: [data | loop.inbox]})
 
-  def handle_info({:ssl_error, _socket, reason}, %{ssl: :active} = loop),
-    do: arrived(%{loop | ended: loop.ended || reason})
+  def handle_event(:info, {:ssl_passive, _socket}, state, %{ssl: :active} = loop),
+    do: arrived(state, %{loop | active: false})
 
-  # Time to look at the listener's mailbox, or another connection has handed this over.
-  def handle_info({:barytherium, :resume}, %{paused: paused} = loop) when paused != nil,
-    do: resume(loop)
+  def handle_event(:info, {:ssl_closed, _socket}, state, %{ssl: :active} = loop),
+    do: arrived(state, %{loop | ended: loop.ended || :closed})
 
-  # Everything that was read before is in the mailbox of `pid` already.
-  def handle_info({:barytherium, :fence, pid, message}, loop) do
-    send(pid, message)
-    ignore(loop)
-  end
+  def handle_event(:info, {:ssl_error, _socket, reason}, state, %{ssl: :active} = loop),
+    do: arrived(state, %{loop | ended: loop.ended || reason})
 
-  def handle_info(_stray, loop), do: ignore(loop)
+  def handle_event(_type, _stray, _state, _loop), do: :keep_state_and_data
 
-  @impl true
-  def handle_cast({:barytherium, :open}, %{greeting: _greeting} = state),
-    do: handle_continue(:open, state)
-
-  def handle_cast(_stray, loop), do: ignore(loop)
+  defp unknown_call(from),
+    do: {:keep_state_and_data, {:reply, from, {:error, :unknown_call}}}
 
   @impl true
-  def handle_call(_stray, from, loop) do
-    GenServer.reply(from, {:error, :unknown_call})
-    ignore(loop)
-  end
-
-  # A message cancels the timeout of a GenServer, so the timeout is set again.
-  defp ignore(%{paused: nil, next: :turn} = loop), do: {:noreply, loop, @longest_queueing}
-  defp ignore(%{paused: nil, next: next} = loop) when next != :wait, do: {:noreply, loop, 0}
-  defp ignore(loop), do: {:noreply, loop}
-
-  @impl true
-  def terminate(_reason, loop) do
+  def terminate(_reason, _state, loop) do
     # The parser is nil after an orderly end.
     if loop[:parser], do: Parser.disconnect(loop.parser, :closed)
     if loop[:ssl] == :active, do: give_back(loop)
@@ -210,128 +212,123 @@ defmodule Barytherium.Network.ReceiveLoop do
   end
 
   # Something about an `:ssl` socket, which is looked at when everything before it was delivered.
-  defp arrived(%{next: :wait, paused: nil} = loop), do: act({:wait, :infinity}, loop)
-  defp arrived(loop), do: ignore(loop)
+  defp arrived(:await_input, loop), do: next({:await_input, :infinity}, loop)
+  defp arrived(_state, loop), do: {:keep_state, loop}
 
-  defp read(:inbox, %{inbox: inbox} = loop) do
+  defp read(:read_dirty, %{ssl: nil} = loop), do: loop.parser |> Parser.read_dirty() |> next(loop)
+  defp read(:read_dirty, loop), do: loop.parser |> Parser.feed_dirty() |> next(loop)
+
+  defp read(:read_inline, %{ssl: nil} = loop),
+    do: loop.parser |> Parser.read_inline() |> next(loop)
+
+  defp read(:read_inline, loop), do: loop.parser |> Parser.feed("") |> next(loop)
+
+  defp read(:read_inbox, %{inbox: inbox} = loop) do
     bytes = inbox |> Enum.reverse() |> IO.iodata_to_binary()
-    loop.parser |> Parser.feed(bytes) |> act(%{loop | inbox: []})
+    loop.parser |> Parser.feed(bytes) |> next(%{loop | inbox: []})
   end
-
-  defp read(:slice, %{ssl: nil} = loop), do: loop.parser |> Parser.receive_slice() |> act(loop)
-  defp read(:slice, loop), do: loop.parser |> Parser.feed_slice() |> act(loop)
-  defp read(:turn, loop), do: read(:inline, loop)
-
-  defp read(:inline, %{ssl: nil} = loop),
-    do: loop.parser |> Parser.receive_inline() |> act(loop)
-
-  defp read(:inline, loop), do: loop.parser |> Parser.feed("") |> act(loop)
 
   defp read({:recv, timeout}, %{parser: parser, socket: socket} = loop) do
     case :ssl.recv(socket, 0, min(timeout, @longest_ssl_wait)) do
-      {:ok, bytes} ->
-        parser |> Parser.feed(IO.iodata_to_binary(bytes)) |> act(loop)
-
-      {:error, :timeout} ->
-        read(:inline, loop)
-
-      {:error, reason} ->
-        parser |> Parser.disconnect(ConnectionLog.reason(reason, loop)) |> act(loop)
+      {:ok, bytes} -> parser |> Parser.feed(IO.iodata_to_binary(bytes)) |> next(loop)
+      {:error, :timeout} -> read(:read_inline, loop)
+      {:error, reason} -> reason |> ConnectionLog.reason(loop) |> disconnect(loop)
     end
   end
 
-  # With a timeout of 0, every message that is waiting is handled before the next call.
-  defp act({:wait, timeout}, %{ssl: :passive} = loop),
-    do: {:noreply, %{loop | next: {:recv, timeout}}, 0}
+  # A stray message.
+  defp read(_state, _loop), do: :keep_state_and_data
 
-  defp act({:wait, _timeout}, %{ssl: :active, inbox: [_ | _]} = loop),
-    do: {:noreply, %{loop | next: :inbox}, 0}
+  # Does what the native side says is next.
+  defp next({:await_input, timeout}, %{ssl: :passive} = loop), do: soon({:recv, timeout}, loop)
 
-  defp act({:wait, _timeout}, %{ssl: :active, ended: ended} = loop) when ended != nil,
-    do: loop.parser |> Parser.disconnect(ConnectionLog.reason(ended, loop)) |> act(loop)
+  defp next({:await_input, _timeout}, %{ssl: :active, inbox: [_ | _]} = loop),
+    do: soon(:read_inbox, loop)
 
-  defp act({:wait, timeout}, %{ssl: :active, active: false} = loop) do
+  defp next({:await_input, _timeout}, %{ssl: :active, ended: ended} = loop) when ended != nil,
+    do: ended |> ConnectionLog.reason(loop) |> disconnect(loop)
+
+  defp next({:await_input, timeout}, %{ssl: :active, active: false} = loop) do
     # It fails if the connection has ended while the socket was passive.
     case :ssl.setopts(loop.socket, active: @ssl_records) do
-      :ok -> act({:wait, timeout}, %{loop | active: true})
-      {:error, _reason} -> act({:wait, timeout}, %{loop | ended: :closed})
+      :ok -> next({:await_input, timeout}, %{loop | active: true})
+      {:error, _reason} -> next({:await_input, timeout}, %{loop | ended: :closed})
     end
   end
 
-  defp act({:wait, timeout}, loop), do: {:noreply, set_timer(timeout, %{loop | next: :wait})}
-  defp act(:again, loop), do: {:noreply, %{loop | next: :slice}, 0}
+  defp next({:await_input, timeout}, loop),
+    do: {:next_state, :await_input, set_timer(timeout, loop)}
 
-  defp act(:yield, loop) do
+  defp next(:read_dirty, loop), do: soon(:read_dirty, went_on(loop))
+
+  defp next(:read_inline, loop) do
     :erlang.yield()
-    {:noreply, %{loop | next: :inline}, 0}
+    soon(:read_inline, went_on(loop))
   end
 
-  defp act(:queue, loop), do: {:noreply, %{loop | next: :turn}, @longest_queueing}
-  defp act(:full, loop), do: resume(loop)
+  defp next(:await_turn, loop),
+    do: {:next_state, :await_turn, loop, {:state_timeout, @longest_queueing, :turn}}
 
-  defp act({:connected_frame, frame}, loop) do
+  defp next({:look, pid}, %{listener_pid: listener} = loop) do
+    case Process.info(pid, :message_queue_len) do
+      {:message_queue_len, queued} -> loop.parser |> Parser.looked(queued) |> next(loop)
+      nil when pid == listener -> disconnect(:no_listener, loop)
+      # Who made its route will know.
+      nil -> loop.parser |> Parser.looked(0) |> next(loop)
+    end
+  end
+
+  defp next({:await_room, timeout}, loop) do
+    loop = %{loop | paused: loop.paused || System.monotonic_time()}
+    {:next_state, :await_room, loop, {:state_timeout, timeout, :room}}
+  end
+
+  defp next({:connected_frame, frame}, loop) do
     {_hb_send, hb_recv} = GenServer.call(loop.network_pid, {:connected_frame, frame}, :infinity)
     Parser.agree(loop.parser, hb_recv)
     # Many connections are idle from here on, and would keep what it took to get here.
     :erlang.garbage_collect()
-    act(:yield, loop)
+    next(:read_inline, loop)
   end
 
   # Records go through the sender, in one order with those that it writes. A sender that is not ours
   # sends them with its next write, or they are sent when the socket is closed.
-  defp act({:owed, step}, loop) do
+  defp next({:owed, next}, loop) do
     if loop.own_network, do: Sender.flush(loop.sender_pid)
-    act(step, loop)
+    next(next, loop)
   end
 
-  defp act({:relay, casts, step}, loop) do
+  defp next({:relay, casts, next}, loop) do
     Enum.each(casts, fn {listener, message} -> GenServer.cast(listener, message) end)
-    act(step, loop)
+    next(next, loop)
   end
 
   # Our network knows that its callback process has ended, and what is still to be done then.
-  defp act({:stop, :no_listener, nil}, %{own_network: true} = loop),
+  defp next({:stop, :no_listener, nil}, %{own_network: true} = loop),
     do: {:stop, :normal, %{loop | parser: nil}}
 
-  defp act({:stop, :no_listener, nil}, loop), do: finish(:closed, loop)
+  defp next({:stop, :no_listener, nil}, loop), do: finish(:closed, loop)
 
-  defp act({:stop, reason, failure}, loop) do
+  defp next({:stop, reason, failure}, loop) do
     ConnectionLog.failure(failure, loop)
     finish(reason, loop)
   end
 
-  # The listener may be too far behind.
-  defp resume(loop), do: loop.parser |> Parser.resume() |> pause_or_go_on(loop)
-
-  defp pause_or_go_on({:look, pid}, %{listener_pid: listener} = loop) do
-    case Process.info(pid, :message_queue_len) do
-      {:message_queue_len, queued} -> loop.parser |> Parser.looked(queued) |> pause_or_go_on(loop)
-      nil when pid == listener -> loop.parser |> Parser.disconnect(:no_listener) |> act(loop)
-      # Who made its route will know.
-      nil -> loop.parser |> Parser.looked(0) |> pause_or_go_on(loop)
-    end
+  # Goes on when everything that is in the mailbox has been handled.
+  defp soon(state, loop) do
+    send(self(), {:barytherium, :read})
+    {:next_state, state, loop}
   end
 
-  defp pause_or_go_on({:pause, timeout}, loop) do
-    timer = Process.send_after(self(), {:barytherium, :resume}, timeout)
-    loop = cancel_pause(loop)
-    {:noreply, %{loop | paused: loop.paused || System.monotonic_time(), pause_timer: timer}}
-  end
+  defp went_on(%{paused: nil} = loop), do: loop
 
-  defp pause_or_go_on(:yield, %{paused: nil} = loop), do: act(:yield, loop)
-
-  defp pause_or_go_on(:yield, loop) do
+  defp went_on(loop) do
     Telemetry.pause(loop, loop.paused)
-    act(:yield, %{cancel_pause(loop) | paused: nil})
+    %{loop | paused: nil}
   end
 
-  # A timer that is left would end a later pause, and start one of its own.
-  defp cancel_pause(%{pause_timer: nil} = loop), do: loop
-
-  defp cancel_pause(loop) do
-    Process.cancel_timer(loop.pause_timer)
-    %{loop | pause_timer: nil}
-  end
+  defp await_room(loop), do: loop.parser |> Parser.await_room() |> next(loop)
+  defp disconnect(reason, loop), do: loop.parser |> Parser.disconnect(reason) |> next(loop)
 
   defp finish(reason, loop) do
     tell_network({:barytherium, :disconnect, reason}, loop)

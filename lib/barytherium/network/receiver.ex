@@ -91,7 +91,7 @@ defmodule Barytherium.Network.Receiver do
   # before anything else.
   @spec start_loop(map()) :: {:ok, pid()}
   def start_loop(state) do
-    with {:ok, receiver} <- GenServer.start_link(ReceiveLoop, prepare(state), @spawn_options) do
+    with {:ok, receiver} <- :gen_statem.start_link(ReceiveLoop, prepare(state), @spawn_options) do
       if ReceiveLoop.active_ssl?(state), do: hand_over(state.socket, receiver)
       {:ok, receiver}
     end
@@ -117,7 +117,7 @@ defmodule Barytherium.Network.Receiver do
     # If the caller is the listener, it takes nothing before this function returns.
     own_listener = state.listener_pid == self()
     state = Map.merge(state, %{caller: self(), own_listener: own_listener})
-    {:ok, receiver} = GenServer.start(ReceiveLoop, state, @spawn_options)
+    {:ok, receiver} = :gen_statem.start(ReceiveLoop, state, @spawn_options)
     monitor = Process.monitor(receiver)
 
     receive do

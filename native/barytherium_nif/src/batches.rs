@@ -1,4 +1,4 @@
-//! The frames of a slice that wait to be sent: a batch for each recipient.
+//! The frames of a call that wait to be sent: a batch for each recipient.
 //!
 //! A process gets its frames in the order on the wire, whatever their subscriptions. The listener gets
 //! its frames in order with those of all others: a RECEIPT comes after the messages before it. So its
@@ -7,12 +7,12 @@
 use crate::routes::Route;
 use crate::terms::{Batch, MessageEnv};
 
-/// With one recipient more, what waits is sent first. A slice reads some 800 frames of 256 bytes. More
+/// With one recipient more, what waits is sent first. A call reads some 800 frames of 256 bytes. More
 /// recipients that take turns would get one or two each, which is not worth a search for their batch.
 /// And a thread keeps the memory of its batches, a few kilobytes each.
 const RECIPIENTS_MAX: usize = 256;
 
-/// The batches of a thread. There are none between slices.
+/// The batches of a thread. There are none between calls.
 #[derive(Default)]
 pub struct Batches {
     /// How the frames of each batch go: None to the listener.
@@ -79,7 +79,7 @@ impl Batches {
         self.current = 0;
     }
 
-    /// Forgets what a slice has left that panicked.
+    /// Forgets what a call has left that panicked.
     pub fn clear(&mut self) {
         let opened = &mut self.batches[..self.routes.len()];
         opened.iter_mut().for_each(Batch::clear);

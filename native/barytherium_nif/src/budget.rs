@@ -21,22 +21,22 @@ const DECRYPTING_WORK: usize = 1;
 const RECORD_WORK: usize = 1024;
 
 /// The work of a turn on a dirty thread: about a millisecond.
-const SLICE_WORK: usize = 4 * 1024 * 1024;
+const DIRTY_WORK: usize = 4 * 1024 * 1024;
 
 /// The work of a turn on an ordinary scheduler, which may be held for a millisecond: about 0.25 ms.
 const INLINE_WORK: usize = 1024 * 1024;
 
 /// A turn may exceed its work by this much to finish decoding what it has read.
-const SLICE_OVERRUN: usize = 1536 * 1024;
+const DIRTY_OVERRUN: usize = 1536 * 1024;
 const INLINE_OVERRUN: usize = 512 * 1024;
 
-/// A slice reads no more after this time, however little it has done. Otherwise a peer that sends as
+/// A call reads no more after this time, however little it has done. Otherwise a peer that sends as
 /// fast as single bytes are read could keep a thread.
-pub const SLICE_TIME: Duration = Duration::from_millis(5);
+pub const DIRTY_TIME: Duration = Duration::from_millis(5);
 
 /// Bytes that were read without finding the socket empty. More than this make a burst. Only a burst
 /// is read on dirty threads, where a busy machine may let it wait for a processor, and only in a
-/// burst does a slice linger. A peer that sends little never gets a thread, however often it sends.
+/// burst does a call linger. A peer that sends little never gets a thread, however often it sends.
 const BURST: usize = 64 * 1024;
 
 /// While connections wait for a turn, one that has read this much must wait too. Otherwise it would
@@ -81,9 +81,9 @@ pub struct Budget {
 
 impl Budget {
     /// A turn on a dirty thread begins.
-    pub fn start_slice(&mut self) {
-        self.enough = self.work + SLICE_WORK;
-        self.limit = self.enough + SLICE_OVERRUN;
+    pub fn start_dirty(&mut self) {
+        self.enough = self.work + DIRTY_WORK;
+        self.limit = self.enough + DIRTY_OVERRUN;
         self.read_max = READ_MAX;
     }
 
@@ -92,6 +92,11 @@ impl Budget {
         self.enough = self.work + INLINE_WORK;
         self.limit = self.enough + INLINE_OVERRUN;
         self.read_max = INLINE_READ_MAX;
+    }
+
+    /// The last turn begins: what was read is decoded, however much it is.
+    pub fn start_last(&mut self) {
+        self.limit = usize::MAX;
     }
 
     /// `bytes` were read.
@@ -145,7 +150,7 @@ impl Budget {
 
     /// How much of the timeslice of a process the work since `before` takes, in percent.
     pub fn timeslice(&self, before: usize) -> i32 {
-        let percent = (self.work - before) * 100 / SLICE_WORK;
+        let percent = (self.work - before) * 100 / DIRTY_WORK;
         percent.clamp(1, 100) as i32
     }
 

@@ -1,8 +1,8 @@
 //! Parsing and formatting without a connection, for `Barytherium.Frame`.
 
 use crate::atoms;
+use crate::next::parse_error;
 use crate::parse_state::ParseState;
-use crate::step::parse_error;
 use crate::terms::{Batch, BinaryBody, BodyPlace, binary};
 use rustler::{Atom, Binary, Encoder, Env, Error, NifResult, NifStruct, Term};
 use stomp::{

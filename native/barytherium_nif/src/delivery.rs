@@ -3,14 +3,13 @@
 //! A recipient on this node is sent its messages from here. Other nodes are out of `enif_send`'s
 //! reach: messages to a listener there are handed back for the caller to cast.
 //!
-//! At the end of a slice, each recipient is sent what waits for it. Until then it is sent what is enough
+//! At the end of a call, each recipient is sent what waits for it. Until then it is sent what is enough
 //! for a message.
 
 use crate::atoms;
 use crate::batches::{Batches, SendFirst};
 use crate::recipients::Recipients;
 use crate::routes::{Origin, Route};
-use crate::stats::Stats;
 use crate::terms::{BinaryBody, BodyPlace, binary};
 use rustler::{Encoder, Env, LocalPid, NifResult, Term};
 
@@ -56,31 +55,20 @@ pub enum Flushed {
     NoCaller,
 }
 
-/// The messages of one slice.
-pub struct Delivery<'a, 't> {
+/// The messages of one call.
+pub struct Delivery<'a, 's> {
     caller: Env<'a>,
     to: Address<'a>,
     /// None if it is not a process of this node.
     listener: Option<LocalPid>,
-    batches: &'t mut Batches,
+    batches: &'s mut Batches,
     /// `{listener, message}`, for the caller to cast in this order.
     casts: Vec<Term<'a>>,
-    recipients: &'t mut Recipients,
-    stats: &'t Stats,
-    /// Whether bodies may share a binary.
-    share_bodies: bool,
 }
 
-impl<'a, 't> Delivery<'a, 't> {
+impl<'a, 's> Delivery<'a, 's> {
     /// `batches` are the thread's.
-    pub fn new(
-        caller: Env<'a>,
-        to: Address<'a>,
-        batches: &'t mut Batches,
-        recipients: &'t mut Recipients,
-        stats: &'t Stats,
-        share_bodies: bool,
-    ) -> Self {
+    pub fn new(caller: Env<'a>, to: Address<'a>, batches: &'s mut Batches) -> Self {
         batches.clear();
         Delivery {
             caller,
@@ -88,9 +76,6 @@ impl<'a, 't> Delivery<'a, 't> {
             listener: to.local_listener(),
             batches,
             casts: Vec::new(),
-            recipients,
-            stats,
-            share_bodies,
         }
     }
 
@@ -98,31 +83,32 @@ impl<'a, 't> Delivery<'a, 't> {
     /// `following` more were left. Returns how many bytes of memory its new headers take.
     pub fn push(
         &mut self,
+        recipients: &mut Recipients,
         frame: stomp::Frame<'_, BinaryBody>,
         size: usize,
         following: usize,
     ) -> usize {
-        self.select(&frame);
+        self.select(recipients, &frame);
         // What follows is for all recipients.
         let following = following / self.batches.len();
         let batch = self.batches.get(self.batches.current());
         let is_last = batch.len() + 1 >= MESSAGE_FRAMES;
-        let place = BodyPlace::new(self.share_bodies && !is_last, size, following);
+        let place = BodyPlace::new(recipients.share_bodies && !is_last, size, following);
         batch.push(frame, place)
     }
 
     /// Makes the batch for `frame` the current one, and sends what has to come before. Whether a recipient
     /// is full then is looked at when there is more for it.
-    fn select(&mut self, frame: &stomp::Frame<'_, BinaryBody>) {
-        let route = self.recipients.route(frame);
+    fn select(&mut self, recipients: &mut Recipients, frame: &stomp::Frame<'_, BinaryBody>) {
+        let route = recipients.route(frame);
         match self.batches.select(route) {
             SendFirst::Nothing => {}
             SendFirst::Current => {
-                self.send(self.batches.current());
+                self.send(recipients, self.batches.current());
                 self.batches.set_route(route);
             }
             SendFirst::All => {
-                self.flush();
+                self.flush(recipients);
                 self.batches.open(route);
             }
         }
@@ -134,34 +120,38 @@ impl<'a, 't> Delivery<'a, 't> {
     }
 
     /// Delivers the CONNECTED frame, alone in its message, and returns it for the network.
-    pub fn connected(&mut self, frame: stomp::Frame<'_, BinaryBody>) -> Term<'a> {
-        self.push(frame, 0, 0);
+    pub fn connected(
+        &mut self,
+        recipients: &mut Recipients,
+        frame: stomp::Frame<'_, BinaryBody>,
+    ) -> Term<'a> {
+        self.push(recipients, frame, 0, 0);
         let batch = self.batches.get(self.batches.current());
         let frame = batch.copy_last(self.caller);
-        self.flush();
+        self.flush(recipients);
         frame.encode(self.caller)
     }
 
     /// Delivers the frames for the recipient of the last frame, if they are enough for a message. If the
     /// connection has to wait for it, delivers the others' too.
-    pub fn flush_enough(&mut self) -> Flushed {
-        if !self.is_enough() {
+    pub fn flush_enough(&mut self, recipients: &mut Recipients) -> Flushed {
+        if !self.is_enough(recipients) {
             return Flushed::Done;
         }
-        match self.send(self.batches.current()) {
-            Flushed::Full => self.flush().max(Flushed::Full),
+        match self.send(recipients, self.batches.current()) {
+            Flushed::Full => self.flush(recipients).max(Flushed::Full),
             flushed => flushed,
         }
     }
 
-    fn is_enough(&mut self) -> bool {
+    fn is_enough(&mut self, recipients: &Recipients) -> bool {
         let at = self.batches.current();
         let batch = self.batches.get(at);
         batch.len() >= MESSAGE_FRAMES
             || batch.bytes() >= MESSAGE_BYTES
             || self
                 .recipient(self.batches.route(at))
-                .is_some_and(|pid| self.recipients.is_full(pid))
+                .is_some_and(|pid| recipients.is_full(pid))
     }
 
     /// The process that gets frames by `route`, if it is one of this node.
@@ -170,10 +160,10 @@ impl<'a, 't> Delivery<'a, 't> {
     }
 
     /// Delivers all frames, in a message for each recipient.
-    pub fn flush(&mut self) -> Flushed {
+    pub fn flush(&mut self, recipients: &mut Recipients) -> Flushed {
         let mut worst = Flushed::Done;
         for at in 0..self.batches.len() {
-            worst = worst.max(self.send(at));
+            worst = worst.max(self.send(recipients, at));
         }
         self.batches.close();
         worst
@@ -181,7 +171,7 @@ impl<'a, 't> Delivery<'a, 't> {
 
     /// Delivers the frames of a batch. They are counted before they are sent: whoever has got a frame
     /// finds it counted.
-    fn send(&mut self, at: usize) -> Flushed {
+    fn send(&mut self, recipients: &mut Recipients, at: usize) -> Flushed {
         let (caller, sender) = (self.caller, self.to.sender);
         let route = self.batches.route(at);
         let recipient = self.recipient(route);
@@ -189,7 +179,7 @@ impl<'a, 't> Delivery<'a, 't> {
         if batch.len() == 0 {
             return Flushed::Done;
         }
-        self.stats.frames.add(batch.len());
+        recipients.stats.frames.add(batch.len());
         let Some(recipient) = recipient else {
             let message = message(batch.take_copy(caller), sender);
             self.casts.push((self.to.listener, message).encode(caller));
@@ -206,9 +196,9 @@ impl<'a, 't> Delivery<'a, 't> {
                 }
             }
         });
-        self.announce_first();
+        self.announce_first(recipients);
         match sent {
-            true if self.recipients.sent(recipient, bytes) => Flushed::Full,
+            true if recipients.sent(recipient, bytes) => Flushed::Full,
             true => Flushed::Done,
             false if recipient.is_alive(caller) => Flushed::NoCaller,
             // A recipient that has ended takes nothing. Who made its route will know.
@@ -218,8 +208,8 @@ impl<'a, 't> Delivery<'a, 't> {
     }
 
     /// Tells the listener by which routes a first message has come.
-    fn announce_first(&mut self) {
-        for route in self.recipients.take_first() {
+    fn announce_first(&self, recipients: &mut Recipients) {
+        for route in recipients.take_first() {
             let route = binary(self.caller, &route);
             let event = (atoms::barytherium(), atoms::first_message(), route);
             if let Some(listener) = self.listener {
@@ -229,17 +219,12 @@ impl<'a, 't> Delivery<'a, 't> {
         }
     }
 
-    /// There is nothing to deliver at the moment.
-    pub fn rest(&mut self) {
-        self.recipients.rest();
-    }
-
-    /// The slice's answer: `step`, or `{:relay, casts, step}`.
-    pub fn answer(self, step: Term<'a>) -> Term<'a> {
+    /// The answer to the caller: `next`, or `{:relay, casts, next}`.
+    pub fn answer(self, next: Term<'a>) -> Term<'a> {
         if self.casts.is_empty() {
-            return step;
+            return next;
         }
-        (atoms::relay(), self.casts, step).encode(self.caller)
+        (atoms::relay(), self.casts, next).encode(self.caller)
     }
 }
 

@@ -8,12 +8,13 @@
 //! ports are still there, and ends the connections of those that are not. In a VM that does not halt,
 //! the connection's process has ended the connection by then.
 
-use crate::socket::{Port, end, keep_library};
+use crate::lock::lock;
+use crate::port::{Port, end, keep_library};
 use crate::terms::MessageEnv;
 use rustler::Term;
 use std::collections::HashMap;
 use std::os::fd::RawFd;
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
@@ -31,7 +32,7 @@ static DUPLICATES: LazyLock<Mutex<HashMap<RawFd, Port>>> = LazyLock::new(Mutex::
 /// other sockets when it halts.
 pub fn watch(duplicate: RawFd, socket: Term) {
     if let Some(port) = Port::of(socket) {
-        let mut duplicates = lock();
+        let mut duplicates = lock(&DUPLICATES);
         duplicates.insert(duplicate, port);
         if duplicates.len() == 1 {
             wake();
@@ -41,7 +42,7 @@ pub fn watch(duplicate: RawFd, socket: Term) {
 
 /// The connection is ending. From here on only its owner uses `duplicate`.
 pub fn forget(duplicate: RawFd) {
-    lock().remove(&duplicate);
+    lock(&DUPLICATES).remove(&duplicate);
 }
 
 fn wake() {
@@ -64,11 +65,11 @@ fn run() {
     let mut discarded = [0; 16 * 1024];
     let mut interval = INTERVAL;
     loop {
-        if lock().is_empty() {
+        if lock(&DUPLICATES).is_empty() {
             thread::park();
         }
         thread::sleep(std::mem::replace(&mut interval, INTERVAL));
-        for (&duplicate, port) in lock().iter() {
+        for (&duplicate, port) in lock(&DUPLICATES).iter() {
             if !port.is_alive(env.env()) {
                 // The duplicate is open: it is closed after `forget`, which waits for the lock.
                 end(duplicate, &mut discarded);
@@ -76,8 +77,4 @@ fn run() {
             }
         }
     }
-}
-
-fn lock() -> MutexGuard<'static, HashMap<RawFd, Port>> {
-    DUPLICATES.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -5,6 +5,8 @@
 
 use crate::account;
 use crate::atoms;
+use crate::call::State;
+use crate::clock::now;
 use crate::codec::{self, FrameTerm};
 use crate::connection::Connection;
 use crate::delivery::Address;
@@ -13,10 +15,10 @@ use crate::parse_state::{Negotiated, ParseState};
 use crate::recipients::Recipients;
 use crate::routes::{Origin, Route, Routes};
 use crate::socket::{Ending, Socket};
-use crate::state::{State, Transport, now};
 use crate::stats::Stats;
 use crate::terms::binary;
 use crate::tls::{self, Tls, TlsSettings};
+use crate::transport::Transport;
 use crate::turn::{self, Place};
 use rustler::{Atom, Binary, Env, LocalPid, NifResult, Reference, ResourceArc, Term};
 use std::sync::Arc;
@@ -47,26 +49,29 @@ fn open<'a>(
         None => pending.to_vec(),
         Some(tls) => tls.take_plaintext(),
     };
-    if !undecoded.is_empty() {
-        stats.read(undecoded.len(), now());
-    }
     let listener = to.local_listener();
     let place = listener.and(socket.as_ref());
-    let state = State {
-        session: options.session(decoder, now()),
-        undecoded: undecoded.into(),
-        budget: Default::default(),
-        recipients: Recipients::new(env.pid(), listener, options.high_water_mark, options.routes),
-        place: place.map(|_| Place::new(env.pid())),
-        stats,
-        show_econnreset: options.show_econnreset,
-        share_bodies: parse_state.shares_bodies(),
-        paused: false,
-        transport: socket.map(|socket| Transport {
+    let place = place.map(|_| Place::new(env.pid()));
+    let recipients = Recipients::new(
+        env.pid(),
+        listener,
+        options.high_water_mark,
+        options.routes.clone(),
+        stats.clone(),
+        parse_state.shares_bodies(),
+    );
+    let state = State::new(
+        options.session(decoder, now()),
+        socket.map(|socket| Transport {
             socket,
             tls: options.tls,
         }),
-    };
+        undecoded,
+        recipients,
+        place,
+        stats,
+        options.show_econnreset,
+    );
     let connection = ResourceArc::new(Connection::new(state));
     env.monitor(&connection, &env.pid());
     Ok(connection)
@@ -74,39 +79,39 @@ fn open<'a>(
 
 #[rustler::nif]
 fn confirm(connection: ResourceArc<Connection>, socket: Term) -> Atom {
-    connection.confirm(socket);
+    connection.change(|state| state.confirm(socket));
     rustler::types::atom::ok()
 }
 
 #[rustler::nif(schedule = "DirtyIo")]
-fn receive_slice<'a>(
+fn read_dirty<'a>(
     env: Env<'a>,
     connection: ResourceArc<Connection>,
     reference: Reference,
     to: Address<'a>,
 ) -> NifResult<Term<'a>> {
-    connection.read(env, reference, to, |reader| reader.receive())
+    connection.call(env, to, |call| call.read_dirty(reference))
 }
 
 /// The same on the caller's scheduler, for what takes well under a millisecond.
 #[rustler::nif]
-fn receive_inline<'a>(
+fn read_inline<'a>(
     env: Env<'a>,
     connection: ResourceArc<Connection>,
     reference: Reference,
     to: Address<'a>,
 ) -> NifResult<Term<'a>> {
-    connection.read(env, reference, to, |reader| reader.receive_inline())
+    connection.call(env, to, |call| call.read_inline(reference))
 }
 
 #[rustler::nif(schedule = "DirtyIo")]
-fn feed<'a>(
+fn feed_dirty<'a>(
     env: Env<'a>,
     connection: ResourceArc<Connection>,
     bytes: Binary,
     to: Address<'a>,
 ) -> NifResult<Term<'a>> {
-    connection.feed(env, to, |slice| slice.feed(&bytes))
+    connection.call(env, to, |call| Ok(call.feed_dirty(&bytes)))
 }
 
 /// The same on the caller's scheduler, for few bytes: it takes well under a millisecond.
@@ -117,7 +122,28 @@ fn feed_inline<'a>(
     bytes: Binary,
     to: Address<'a>,
 ) -> NifResult<Term<'a>> {
-    connection.feed(env, to, |slice| slice.feed_inline(&bytes))
+    connection.call(env, to, |call| Ok(call.feed_inline(&bytes)))
+}
+
+/// Whether to look at the mailbox of a recipient, after a wait for room in it.
+#[rustler::nif]
+fn await_room<'a>(
+    env: Env<'a>,
+    connection: ResourceArc<Connection>,
+    to: Address<'a>,
+) -> NifResult<Term<'a>> {
+    connection.call(env, to, |call| Ok(call.await_room()))
+}
+
+/// There are `queued` messages in the mailbox that was looked at.
+#[rustler::nif]
+fn looked<'a>(
+    env: Env<'a>,
+    connection: ResourceArc<Connection>,
+    queued: usize,
+    to: Address<'a>,
+) -> NifResult<Term<'a>> {
+    connection.call(env, to, |call| Ok(call.looked(queued)))
 }
 
 /// A lot may have to be decoded first.
@@ -128,12 +154,12 @@ fn disconnect<'a>(
     reason: Atom,
     to: Address<'a>,
 ) -> NifResult<Term<'a>> {
-    connection.disconnect(env, reason, to)
+    connection.call(env, to, |call| Ok(call.disconnect(reason)))
 }
 
 #[rustler::nif]
 fn agree(connection: ResourceArc<Connection>, interval: u64) -> Atom {
-    connection.agree(Duration::from_millis(interval));
+    connection.change(|state| state.agree(Duration::from_millis(interval)));
     rustler::types::atom::ok()
 }
 
@@ -214,18 +240,6 @@ fn binaries<'a>(env: Env<'a>, ids: &[Arc<[u8]>]) -> Vec<Term<'a>> {
 fn set_urgent(routes: ResourceArc<Routes>, urgent: bool) -> Atom {
     routes.set_urgent(urgent);
     rustler::types::atom::ok()
-}
-
-/// After `:full`, a pause, or when woken: `:yield` to go on, `{:look, pid}`, or `{:pause, ms}`.
-#[rustler::nif]
-fn resume<'a>(env: Env<'a>, connection: ResourceArc<Connection>) -> Term<'a> {
-    connection.resume(env)
-}
-
-/// After `{:look, pid}`, with `queued` messages in the mailbox of `pid`: `:yield` or `{:pause, ms}`.
-#[rustler::nif]
-fn looked<'a>(env: Env<'a>, connection: ResourceArc<Connection>, queued: usize) -> Term<'a> {
-    connection.looked(env, queued)
 }
 
 /// A TLS session with the server `name`: `{:ok, tls}` or `{:error, {reason, details}}`. Loading the

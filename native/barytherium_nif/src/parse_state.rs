@@ -1,12 +1,13 @@
 //! The state of `parse_all/2` between two calls: the decoder of a partial frame, in a resource, or
 //! what is needed to make a new one.
 
+use crate::lock::lock;
 use crate::options::Limits;
 use crate::terms::BinaryBody;
 use rustler::{
     Binary, Decoder as TermDecoder, Encoder, Env, Error, NifMap, NifResult, ResourceArc, Term,
 };
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use stomp::{Decoder, Dialect, Server, Version};
 
 /// A partial frame with a larger head, or more headers, is completed on a dirty thread: all headers are
@@ -32,7 +33,7 @@ impl rustler::Resource for Partial {}
 
 impl Partial {
     fn with<T>(&self, access: impl FnOnce(&mut Option<Decoder<BinaryBody>>) -> T) -> T {
-        access(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        access(&mut lock(&self.0))
     }
 }
 

@@ -3,13 +3,18 @@
 
 use crate::account::Account;
 use crate::routes::{Known, Route, Routes};
-use crate::state::now;
+use crate::stats::Stats;
+use pacing::Pace;
 use rustler::{Env, LocalPid, ResourceArc};
 use std::collections::{BTreeMap, BTreeSet};
-use stomp::{Frame, Resume};
+use stomp::Frame;
 
 /// The recipients of one connection.
 pub struct Recipients {
+    /// Counts what was delivered.
+    pub stats: ResourceArc<Stats>,
+    /// Whether bodies may share a binary.
+    pub share_bodies: bool,
     /// The process of the connection, and the number of messages at which it pauses; None for no
     /// back-pressure.
     owner: LocalPid,
@@ -24,6 +29,8 @@ pub struct Recipients {
     granted: BTreeSet<LocalPid>,
     /// The recipient that the connection waits for.
     awaited: Option<LocalPid>,
+    /// Whether it waits for nobody any more.
+    is_ending: bool,
 }
 
 struct Member {
@@ -38,8 +45,12 @@ impl Recipients {
         listener: Option<LocalPid>,
         mark: Option<usize>,
         routes: Option<ResourceArc<Routes>>,
+        stats: ResourceArc<Stats>,
+        share_bodies: bool,
     ) -> Recipients {
         Recipients {
+            stats,
+            share_bodies,
             owner,
             mark: listener.and(mark),
             listener,
@@ -48,6 +59,7 @@ impl Recipients {
             accounts: BTreeMap::new(),
             granted: BTreeSet::new(),
             awaited: None,
+            is_ending: false,
         }
     }
 
@@ -111,7 +123,7 @@ impl Recipients {
         });
         let was_full = std::mem::replace(&mut member.is_full, !member.account.sent(bytes));
         let reads_on = urgent && member.account.has_reserve();
-        let waits = member.is_full && (was_full || !several) && !reads_on;
+        let waits = member.is_full && (was_full || !several) && !reads_on && !self.is_ending;
         if waits {
             self.awaited = Some(recipient);
         }
@@ -127,6 +139,7 @@ impl Recipients {
     /// Whether `recipient` may not get a message more than the next one.
     pub fn is_full(&self, recipient: LocalPid) -> bool {
         self.are_several()
+            && !self.is_ending
             && self
                 .accounts
                 .get(&recipient)
@@ -144,49 +157,55 @@ impl Recipients {
 
     /// Whether the connection may go on after it had to wait. It does not wait for a process that has no
     /// route any more.
-    pub fn resume(&mut self, env: Env) -> Resume {
+    pub fn poll(&mut self, env: Env) -> Pace {
         self.refresh();
         let urgent = self.is_urgent();
-        let resume = match self.awaited() {
-            None => Resume::Go,
-            Some(Member { account, .. }) => match urgent && account.use_reserve(env) {
-                true => Resume::Go,
-                false => account.resume(now()),
-            },
+        let pace = match self.awaited() {
+            None => Pace::Go,
+            Some(Member { account, .. }) if urgent && account.has_reserve() => {
+                account.withdraw(env);
+                Pace::Go
+            }
+            Some(Member { account, .. }) => account.poll(),
         };
-        self.note(resume)
+        self.note(pace)
     }
 
     /// The same, with `queued` messages in the mailbox of the process that it waits for.
-    pub fn looked(&mut self, env: Env, queued: usize) -> Resume {
-        let looked = |member: &mut Member| member.account.looked(env, queued, now());
-        let resume = self.awaited().map_or(Resume::Go, looked);
-        self.note(resume)
+    pub fn looked(&mut self, env: Env, queued: usize) -> Pace {
+        let looked = |member: &mut Member| member.account.looked(env, queued);
+        let pace = self.awaited().map_or(Pace::Go, looked);
+        self.note(pace)
     }
 
-    fn note(&mut self, resume: Resume) -> Resume {
-        if resume == Resume::Go {
+    fn note(&mut self, pace: Pace) -> Pace {
+        if pace == Pace::Go {
             if let Some(member) = self.awaited() {
                 member.is_full = false;
             }
             self.granted.extend(self.awaited.take());
         }
-        resume
+        pace
     }
 
     /// There is nothing to send at the moment.
     pub fn rest(&mut self) {
         for pid in std::mem::take(&mut self.granted) {
             if let Some(member) = self.accounts.get_mut(&pid) {
-                member.account.rest();
+                member.account.give_back();
             }
         }
     }
 
+    /// The connection is about to end: it waits for nobody from here on.
+    pub fn end(&mut self) {
+        self.is_ending = true;
+    }
+
     /// The connection is over.
     pub fn close(self, env: Env) {
-        for member in self.accounts.into_values() {
-            member.account.close(env);
+        for mut member in self.accounts.into_values() {
+            member.account.withdraw(env);
         }
     }
 }

@@ -4,10 +4,11 @@
 //! table is locked only to look something up or to change one entry. A receive loop looks at a counter to see
 //! whether what it knows is still true, and remembers the route of its last message.
 
+use crate::lock::lock;
 use rustler::{LocalPid, NifResult, Term};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use stomp::{Command, Frame, Unacknowledged};
 
 /// Where the messages of a subscription go.
@@ -236,8 +237,4 @@ impl Known {
     pub fn take_first(&mut self) -> Vec<Box<[u8]>> {
         std::mem::take(&mut self.first)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

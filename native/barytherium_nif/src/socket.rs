@@ -12,18 +12,16 @@
 //! also those that one process polls often, which are connections like ours. Therefore every message is
 //! settled, see [`Socket::settle`].
 
-use crate::halt;
 use crate::terms::BinaryBody;
 use rustler::sys::{
-    ERL_NIF_SELECT_READ, ERL_NIF_SELECT_STOP, ErlNifEnv, ErlNifEvent, ErlNifPort,
-    ErlNifResourceFlags, ErlNifResourceStop, ErlNifResourceType, ErlNifResourceTypeInit,
-    ErlNifSelectFlags, c_int, c_void, enif_alloc_resource, enif_get_local_port,
-    enif_init_resource_type, enif_is_port_alive, enif_release_resource, enif_select,
+    ERL_NIF_SELECT_READ, ERL_NIF_SELECT_STOP, ErlNifEnv, ErlNifEvent, ErlNifResourceFlags,
+    ErlNifResourceStop, ErlNifResourceType, ErlNifResourceTypeInit, ErlNifSelectFlags, c_int,
+    c_void, enif_alloc_resource, enif_init_resource_type, enif_release_resource, enif_select,
 };
 use rustler::{Env, Reference, Term};
 use std::cell::Cell;
 use std::io::{Error, ErrorKind, Result};
-use std::mem::MaybeUninit;
+use std::mem::{ManuallyDrop, MaybeUninit};
 use std::os::fd::RawFd;
 use std::ptr;
 use std::sync::OnceLock;
@@ -155,11 +153,15 @@ impl Socket {
         })
     }
 
-    /// The descriptor was still that of `owner`, a socket, after it had been duplicated. A number
+    /// The descriptor was still that of the socket that was meant, after it had been duplicated. A number
     /// that was looked up before may be closed by then, and opened again as something else.
-    pub fn confirm(&mut self, owner: Term) {
+    pub fn confirm(&mut self) {
         self.confirmed = true;
-        halt::watch(self.descriptor, owner);
+    }
+
+    /// The number of the duplicate.
+    pub fn descriptor(&self) -> RawFd {
+        self.descriptor
     }
 
     /// Reads what is there, without waiting: first into `body`, which lacks this many bytes, but no
@@ -279,73 +281,38 @@ impl Socket {
     /// Stops polling and has the duplicate closed. A `Socket` that is dropped instead is never
     /// closed.
     pub fn stop(self, env: Env, ending: Ending) {
-        halt::forget(self.descriptor);
+        let this = ManuallyDrop::new(self);
         let undefined = rustler::types::atom::undefined().to_term(env).as_c_arg();
         // SAFETY: as in `notify`; this also runs the stop callback if nothing was ever selected.
         // The VM keeps the resource alive until that has happened, so our reference can go. Where
         // the VM refuses, because the descriptor is above its limit, it has never polled it and
         // does not run the callback: nobody else uses the descriptor, and it is closed here.
         unsafe {
-            if ending == Ending::Shutdown && self.confirmed {
-                libc::shutdown(self.descriptor, libc::SHUT_RDWR);
+            if ending == Ending::Shutdown && this.confirmed {
+                libc::shutdown(this.descriptor, libc::SHUT_RDWR);
             }
             let stopped = enif_select(
                 env.as_c_arg(),
-                self.descriptor,
+                this.descriptor,
                 ERL_NIF_SELECT_STOP,
-                self.polled,
+                this.polled,
                 ptr::null(),
                 undefined,
             );
             if stopped < 0 {
-                libc::close(self.descriptor);
+                libc::close(this.descriptor);
             }
-            enif_release_resource(self.polled);
+            enif_release_resource(this.polled);
         }
     }
 }
 
-/// A port of this node.
-#[derive(Clone, Copy)]
-pub struct Port(ErlNifPort);
-
-impl Port {
-    pub fn of(term: Term) -> Option<Port> {
-        let mut port = MaybeUninit::uninit();
-        // SAFETY: the port is filled in if the term is one of this node, and only then used.
-        unsafe {
-            let env = term.get_env().as_c_arg();
-            let is_one = enif_get_local_port(env, term.as_c_arg(), port.as_mut_ptr()) != 0;
-            is_one.then(|| Port(port.assume_init()))
-        }
-    }
-
-    /// Whether it is open. For any thread, with an environment that belongs to no process.
-    pub fn is_alive(mut self, env: Env) -> bool {
-        // SAFETY: it may be called on any thread, and looks the port up by its number.
-        unsafe { enif_is_port_alive(env.as_c_arg(), &mut self.0) != 0 }
-    }
-}
-
-/// Ends the connection of `descriptor`. What has arrived is discarded, because the end does not reach
-/// a peer whose window is closed.
-pub fn end(descriptor: RawFd, buffer: &mut [u8]) {
-    // SAFETY: both calls check the descriptor that they are given, and `buffer` is borrowed mutably.
-    unsafe {
-        libc::shutdown(descriptor, libc::SHUT_RDWR);
-        let (start, length) = (buffer.as_mut_ptr().cast(), buffer.len());
-        while libc::recv(descriptor, start, length, libc::MSG_DONTWAIT) > 0 {}
-    }
-}
-
-/// Keeps this library in memory when the VM unloads it: a thread of ours runs its code.
-pub fn keep_library() {
-    // SAFETY: `dladdr` fills in `info` for an address of this library, whose path is then valid;
-    // a failure leaves everything as it was.
-    unsafe {
-        let mut info = std::mem::zeroed();
-        if libc::dladdr(keep_library as *const c_void, &mut info) != 0 {
-            libc::dlopen(info.dli_fname, libc::RTLD_NOW | libc::RTLD_NODELETE);
-        }
+#[cfg(debug_assertions)]
+impl Drop for Socket {
+    fn drop(&mut self) {
+        eprintln!(
+            "a bug: descriptor {} was not stopped, and stays open",
+            self.descriptor
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! What a connection has done so far. Counters are updated once for each slice or read, which costs
+//! What a connection has done so far. Counters are updated once for each call or read, which costs
 //! next to nothing.
 
 use rustler::{Encoder, Env, Term};

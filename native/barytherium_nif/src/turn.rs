@@ -6,11 +6,12 @@
 //! connections' own schedulers, where the listeners find the terms in the cache.
 
 use crate::atoms;
-use crate::state::now;
+use crate::clock::now;
+use crate::lock::lock;
+use pacing::{Slots, Turn};
 use rustler::{Env, LocalPid};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Mutex, OnceLock, PoisonError};
-use stomp::{Slots, Turn};
+use std::sync::{Mutex, OnceLock};
 
 static SLOTS: OnceLock<Mutex<Slots<LocalPid>>> = OnceLock::new();
 
@@ -43,17 +44,8 @@ impl Place {
 
     /// The connection has more to read. If it has to wait, its process gets a message when it is
     /// its turn.
-    pub fn next(&mut self, env: Env) -> Turn {
-        let turn = match self.stage {
-            Stage::Idle => with_slots(|slots| slots.request(self.owner, now())),
-            Stage::Queued => with_slots(|slots| slots.claim(self.owner, now())),
-            Stage::Holding => {
-                let mut woken = Vec::new();
-                let turn = with_slots(|slots| slots.rotate(self.owner, now(), &mut woken));
-                wake(env, &woken);
-                turn
-            }
-        };
+    pub fn poll(&mut self, env: Env) -> Turn {
+        let turn = with_slots(env, |slots| slots.poll(self.owner, now()));
         self.stage = match turn {
             Turn::Queued => Stage::Queued,
             Turn::Alone | Turn::Crowded => Stage::Holding,
@@ -64,7 +56,7 @@ impl Place {
     /// Whether the connection has to wait for its turn.
     pub fn is_queued(&mut self, env: Env) -> bool {
         if self.stage == Stage::Queued {
-            self.next(env);
+            self.poll(env);
         }
         self.stage == Stage::Queued
     }
@@ -78,17 +70,8 @@ impl Place {
     pub fn leave(&mut self, env: Env) {
         if self.stage != Stage::Idle {
             self.stage = Stage::Idle;
-            let mut woken = Vec::new();
-            with_slots(|slots| slots.release(self.owner, now(), &mut woken));
-            wake(env, &woken);
+            with_slots(env, |slots| slots.release(self.owner, now()));
         }
-    }
-}
-
-/// Tells connections that it is their turn. If a process is dead, its monitor releases the slot.
-fn wake(env: Env, woken: &[LocalPid]) {
-    for owner in woken {
-        _ = env.send(owner, (atoms::barytherium(), atoms::turn()));
     }
 }
 
@@ -99,13 +82,23 @@ pub fn is_crowded() -> bool {
 
 /// Connections that have a turn or wait for one.
 pub fn count() -> usize {
-    with_slots(|slots| slots.connections())
+    lock(slots()).connections()
 }
 
-fn with_slots<T>(access: impl FnOnce(&mut Slots<LocalPid>) -> T) -> T {
-    let slots = SLOTS.get_or_init(|| Mutex::new(Slots::new(1)));
-    let mut slots = slots.lock().unwrap_or_else(PoisonError::into_inner);
-    let result = access(&mut slots);
+fn slots() -> &'static Mutex<Slots<LocalPid>> {
+    SLOTS.get_or_init(|| Mutex::new(Slots::new(1)))
+}
+
+/// Changes the slots, and tells connections that it is their turn. If a process is dead, its monitor releases
+/// the slot.
+fn with_slots<T>(env: Env, change: impl FnOnce(&mut Slots<LocalPid>) -> T) -> T {
+    let mut slots = lock(slots());
+    let result = change(&mut slots);
     CROWDED.store(slots.is_crowded(), Relaxed);
+    let woken = slots.take_woken();
+    drop(slots);
+    for owner in woken {
+        _ = env.send(&owner, (atoms::barytherium(), atoms::turn()));
+    }
     result
 }

@@ -6,12 +6,9 @@
 //! * [`Decoder`]: bytes to frames, incrementally, borrowing from the input;
 //! * [`encode_head`]: a frame's command and headers to bytes;
 //! * [`Session`]: the first frame, the negotiated version, and when silence is a time-out;
-//! * [`Backlog`]: when a listener is too far behind, and which connection continues first;
-//! * [`Slots`]: which of many busy connections may read now;
 //! * [`Unacknowledged`]: which messages of a subscription wait for their acknowledgement.
 #![forbid(unsafe_code)]
 
-mod backlog;
 mod command;
 mod decoder;
 mod encoder;
@@ -22,11 +19,9 @@ mod head;
 mod options;
 mod scan;
 mod session;
-mod slots;
 mod unacknowledged;
 mod version;
 
-pub use backlog::{Backlog, Member, Resume};
 pub use command::Command;
 pub use decoder::{BodyBuffer, Decoder};
 pub use encoder::{EncodeError, encode_head};
@@ -38,7 +33,6 @@ pub use options::{
     DEFAULT_MAX_BODY, DEFAULT_MAX_HEADER_LINE, DEFAULT_MAX_HEADERS, Options, UndefinedEscapes,
 };
 pub use session::{DEFAULT_FIRST_FRAME_TIMEOUT, Event, HEARTBEAT_SLACK, Session, Timing};
-pub use slots::{Slots, Turn};
 pub use unacknowledged::Unacknowledged;
 pub use version::{Dialect, Server, Version};
 

@@ -170,7 +170,7 @@ defmodule Barytherium.Network.BackPressureTest do
 
     test "only one timer makes it look again, however often it is woken", %{receiver: receiver} do
       {:monitors, [process: loop]} = Process.info(receiver, :monitors)
-      for _n <- 1..1_000, do: send(loop, {:barytherium, :resume})
+      for _n <- 1..1_000, do: send(loop, {:barytherium, :room})
       :sys.get_state(loop)
       :erlang.trace(loop, true, [:receive])
       # The longest pause is 0.1 s. Each of 1,000 timers would wake it several times in this time.

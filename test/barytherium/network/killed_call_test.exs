@@ -75,14 +75,12 @@ defmodule Barytherium.Network.KilledCallTest do
 
   # Delivers until the listener is behind, and waits then. Returns how long at most.
   defp fill(pid, listener) do
-    assert run(pid, &Native.feed(&1, "", &2)) == :full
-
-    with {:look, ^listener} <- run(pid, fn connection, _ -> Native.resume(connection) end) do
+    with {:look, ^listener} <- run(pid, &Native.feed_dirty(&1, "", &2)) do
       queued = queued(listener)
-      {:pause, time} = run(pid, fn connection, _ -> Native.looked(connection, queued) end)
+      {:await_room, time} = run(pid, &Native.looked(&1, queued, &2))
       time
     else
-      {:pause, time} -> time
+      {:await_room, time} -> time
     end
   end
 
@@ -108,8 +106,8 @@ defmodule Barytherium.Network.KilledCallTest do
 
     send(listener, :drain)
     eventually(fn -> queued(listener) == 0 end)
-    assert run(second, fn connection, _ -> Native.resume(connection) end) == {:look, listener}
-    assert run(second, fn connection, _ -> Native.looked(connection, 0) end) == :yield
+    assert run(second, &Native.await_room/2) == {:look, listener}
+    assert run(second, &Native.looked(&1, 0, &2)) == :read_inline
   end
 
   # Making the terms of this many headers takes some tenths of a second.
@@ -124,11 +122,11 @@ defmodule Barytherium.Network.KilledCallTest do
     Peer.send(peer, connected_bytes())
     reply_heart_beats(0)
     Peer.send(peer, "MESSAGE\n" <> :binary.copy("a:b\n", @headers))
-    eventually(fn -> :sys.get_state(receiver).next == :wait end)
+    eventually(fn -> match?({:await_input, _loop}, :sys.get_state(receiver)) end)
     :erlang.trace(receiver, true, [:call])
-    :erlang.trace_pattern({Native, :receive_slice, 3}, true, [])
+    :erlang.trace_pattern({Native, :read_dirty, 3}, true, [])
     Peer.send(peer, "\n\0")
-    assert_receive {:trace, ^receiver, :call, {Native, :receive_slice, _arguments}}
+    assert_receive {:trace, ^receiver, :call, {Native, :read_dirty, _arguments}}
     # It is in the call, and will be for a while.
     Process.sleep(50)
     Process.exit(receiver, :kill)

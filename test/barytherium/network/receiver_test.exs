@@ -196,7 +196,7 @@ defmodule Barytherium.Network.ReceiverTest do
     for receiver <- receivers do
       eventually(fn -> Process.info(receiver, :status) == {:status, :waiting} end)
       {:current_function, function} = Process.info(receiver, :current_function)
-      assert {:gen_server, :loop, _arity} = function
+      assert {:gen_statem, :loop_receive, _arity} = function
     end
   end
 
@@ -205,7 +205,7 @@ defmodule Barytherium.Network.ReceiverTest do
     test "a connection that has little to read is never read on another thread (#{transport})" do
       {receiver, peer, _socket} = start_connected(unquote(transport))
       :erlang.trace(receiver, true, [:call])
-      :erlang.trace_pattern({Barytherium.Network.Parser, :receive_slice, 1}, true, [])
+      :erlang.trace_pattern({Barytherium.Network.Parser, :read_dirty, 1}, true, [])
 
       # These are more messages than the high-water mark.
       for n <- 1..300 do
@@ -242,7 +242,8 @@ defmodule Barytherium.Network.ReceiverTest do
         send(receiver, :stray)
         send(receiver, :timeout)
         send(receiver, :deadline)
-        send(receiver, {:barytherium, :resume})
+        send(receiver, {:barytherium, :room})
+        send(receiver, {:barytherium, :read})
         send(receiver, {:barytherium, :turn})
         GenServer.cast(receiver, :stray)
         for _n <- 1..200, do: :sys.get_state(receiver) && Process.sleep(10)

@@ -1,7 +1,7 @@
 use super::*;
 
 /// Connections that wait for a full mailbox, in their order. The first one has just looked.
-fn all_waiting(connections: usize) -> (Queue, Vec<usize>) {
+pub fn all_waiting(connections: usize) -> (Queue, Vec<usize>) {
     let mut queue = Queue::with(connections);
     queue.flood(SMALL);
     let order = waiting(&queue);
@@ -15,28 +15,25 @@ fn when_the_first_that_waits_is_held_up_another_looks_in_its_place() {
     let second = order[1];
     queue.length = 0;
     queue.now = HELD_UP - ms(1);
-    queue.resume(second);
+    queue.ask(second);
     assert!(!queue.free[second]);
     queue.now = HELD_UP;
-    queue.resume(second);
+    queue.ask(second);
     assert_eq!(queue.free, [true, true]);
 }
 
-/// The first of three connections is resumed, and so are the others, who do not go on. The first one has
+/// The first of three connections goes on, and so may the others, who do not go on. The first one has
 /// used its grant, and the mailbox is empty again.
 fn two_held_up(do_they_know: bool) -> (Queue, Vec<usize>) {
     let (mut queue, order) = all_waiting(3);
     queue.length = 0;
-    let (mut woken, look) = (Vec::new(), (queue.backlog.sent, 0));
-    let member = &mut queue.members[order[0]];
-    let now = queue.now;
-    let answer = queue
-        .backlog
-        .looked(order[0], member, MARK, look, now, &mut woken);
-    assert_eq!(answer, Resume::Go);
+    let first = queue.members[order[0]];
+    assert_eq!(queue.backlog.poll(first, queue.now), Pace::Look);
+    assert_eq!(queue.backlog.looked(first, 0, queue.now), Pace::Go);
+    assert_eq!(queue.backlog.take_woken(), order[1..]);
     for &who in &order[1..] {
         if do_they_know {
-            queue.resume(who);
+            queue.ask(who);
         }
         queue.free[who] = false;
     }
@@ -59,7 +56,7 @@ fn grants_that_are_not_used_go_back() {
 }
 
 #[test]
-fn a_grant_of_an_earlier_round_is_void() {
+fn a_grant_that_went_back_is_void() {
     let (mut queue, order) = two_held_up(true);
     queue.now = HELD_UP;
     queue.poll();

@@ -1,25 +1,44 @@
-//! What the process of a connection does next: the answer of a slice.
+//! What comes next: the answer of every call of a connection.
+//!
+//! Each has one name: here, as an atom, and as a state of `Barytherium.Network.ReceiveLoop`.
 
 use crate::atoms;
 use crate::socket::Ending;
 use crate::terms::binary;
+use pacing::Turn;
 use rustler::{Atom, Encoder, Env, LocalPid, Term};
-use stomp::{ParseError, Resume, Turn};
+use std::time::Duration;
+use stomp::ParseError;
 
-/// The next step of the process that runs the loop.
-pub enum Step<'a> {
-    /// Read more. The turn says where and when.
-    Turn(Turn),
-    /// Read a little on an ordinary scheduler, when others had their turn.
-    Look,
-    /// Read when the socket is ready, or after this many milliseconds.
-    Wait(Option<u64>),
-    /// Ask to resume: the listener may be too far behind.
-    Full,
+/// What the process of a connection does next.
+pub enum Next<'a> {
+    /// Read on a dirty I/O thread: there is a lot to read.
+    ReadDirty,
+    /// Read on the ordinary scheduler, when others had their turn.
+    ReadInline,
+    /// Read inline when this connection gets a turn: too many others have a lot to read.
+    AwaitTurn,
+    /// Read inline when the socket is ready, or after this time.
+    AwaitInput(Option<Duration>),
+    /// Look how many messages this process has in its mailbox: it may be too far behind.
+    Look(LocalPid),
+    /// Look again when woken, or after this time: a recipient is too far behind.
+    AwaitRoom(Duration),
     /// Tell the network of this CONNECTED frame, and tell us which heart-beats it agreed on.
-    Connected(Term<'a>),
+    ConnectedFrame(Term<'a>),
     /// Stop: the connection is over.
     Stop(End),
+}
+
+impl From<Turn> for Next<'_> {
+    /// Where a connection with this turn reads.
+    fn from(turn: Turn) -> Self {
+        match turn {
+            Turn::Alone => Next::ReadDirty,
+            Turn::Crowded => Next::ReadInline,
+            Turn::Queued => Next::AwaitTurn,
+        }
+    }
 }
 
 /// How a connection ended.
@@ -47,7 +66,7 @@ pub enum Failure {
     Panic,
 }
 
-impl Step<'_> {
+impl Next<'_> {
     /// Stop for `reason`.
     pub fn stop(reason: Atom) -> Self {
         Self::end(reason, None, Ending::Shutdown)
@@ -65,7 +84,7 @@ impl Step<'_> {
 
     /// What the peer sent last says why it has ended the connection.
     pub fn explain(&mut self, failure: Failure) {
-        if let Step::Stop(end) = self
+        if let Next::Stop(end) = self
             && matches!(end.failure, None | Some(Failure::Truncated))
             && end.socket == Ending::Shutdown
         {
@@ -74,7 +93,7 @@ impl Step<'_> {
     }
 
     fn end(reason: Atom, failure: Option<Failure>, socket: Ending) -> Self {
-        Step::Stop(End {
+        Next::Stop(End {
             reason,
             failure,
             socket,
@@ -82,22 +101,29 @@ impl Step<'_> {
     }
 }
 
-impl<'a> Step<'a> {
+impl<'a> Next<'a> {
     pub fn encode(&self, env: Env<'a>) -> Term<'a> {
         match self {
-            Step::Turn(Turn::Alone) => atoms::again().encode(env),
-            Step::Turn(Turn::Crowded) | Step::Look => atoms::r#yield().encode(env),
-            Step::Turn(Turn::Queued) => atoms::queue().encode(env),
-            Step::Full => atoms::full().encode(env),
-            Step::Wait(Some(millis)) => (atoms::wait(), millis).encode(env),
-            Step::Wait(None) => (atoms::wait(), atoms::infinity()).encode(env),
-            Step::Connected(frame) => (atoms::connected_frame(), frame).encode(env),
-            Step::Stop(end) => {
+            Next::ReadDirty => atoms::read_dirty().encode(env),
+            Next::ReadInline => atoms::read_inline().encode(env),
+            Next::AwaitTurn => atoms::await_turn().encode(env),
+            Next::AwaitInput(None) => (atoms::await_input(), atoms::infinity()).encode(env),
+            Next::AwaitInput(Some(time)) => (atoms::await_input(), millis(*time)).encode(env),
+            Next::Look(pid) => (atoms::look(), pid).encode(env),
+            Next::AwaitRoom(time) => (atoms::await_room(), millis(*time)).encode(env),
+            Next::ConnectedFrame(frame) => (atoms::connected_frame(), frame).encode(env),
+            Next::Stop(end) => {
                 let failure = end.failure.as_ref().map(|failure| failure.encode(env));
                 (atoms::stop(), end.reason, failure).encode(env)
             }
         }
     }
+}
+
+/// Rounded up: a process that wakes too early would only wait again.
+fn millis(time: Duration) -> u64 {
+    let millis = time.as_nanos().div_ceil(1_000_000);
+    millis.try_into().unwrap_or(u64::MAX)
 }
 
 impl Failure {
@@ -122,13 +148,4 @@ pub fn parse_error<'a>(env: Env<'a>, error: &ParseError) -> Term<'a> {
     let excerpt = binary(env, &error.excerpt);
     let rule = atoms::of_rule(error.rule);
     (rule, error.offset, excerpt, error.rule.to_string()).encode(env)
-}
-
-/// The answer to a connection that waits for the process `awaited`.
-pub fn encode_resume<'a>(env: Env<'a>, resume: Resume, awaited: Option<LocalPid>) -> Term<'a> {
-    match resume {
-        Resume::Go => Step::Look.encode(env),
-        Resume::Look(_) => (atoms::look(), awaited).encode(env),
-        Resume::Wait(time) => (atoms::pause(), time.as_millis() as u64).encode(env),
-    }
 }

@@ -10,7 +10,7 @@ fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-/// A backlog and its listener's mailbox, from which messages are taken in order.
+/// A backlog and its listener's mailbox, from which messages are taken in order. Connections are numbered.
 #[derive(Default)]
 struct Queue {
     backlog: Backlog<usize>,
@@ -25,8 +25,12 @@ struct Queue {
 
 impl Queue {
     fn with(connections: usize) -> Queue {
+        let mut backlog = Backlog::default();
         Queue {
-            members: vec![Member::default(); connections],
+            members: (0..connections)
+                .map(|who| backlog.join(who, MARK))
+                .collect(),
+            backlog,
             sent: vec![0; connections],
             free: vec![true; connections],
             ..Queue::default()
@@ -36,39 +40,42 @@ impl Queue {
     fn send(&mut self, who: usize, bytes: usize) {
         self.length += 1;
         self.sent[who] += 1;
-        self.free[who] = self.backlog.sent(bytes, &mut self.members[who], MARK);
+        self.free[who] = self.backlog.sent(self.members[who], bytes);
         if !self.free[who] {
-            self.resume(who);
+            self.ask(who);
         }
     }
 
-    fn resume(&mut self, who: usize) {
-        match self
-            .backlog
-            .resume(who, &mut self.members[who], MARK, self.now)
-        {
-            Resume::Go => self.free[who] = true,
-            Resume::Look(_) => _ = self.look(who),
-            Resume::Wait(_) => {}
+    fn ask(&mut self, who: usize) {
+        match self.backlog.poll(self.members[who], self.now) {
+            Pace::Go => self.free[who] = true,
+            Pace::Look => _ = self.answer(who),
+            Pace::Wait(_) => {}
         }
     }
 
-    fn look(&mut self, who: usize) -> Resume {
-        let mut woken = Vec::new();
-        let member = &mut self.members[who];
-        let look = (self.backlog.sent, self.length);
-        let answer = self
+    fn look(&mut self, who: usize) -> Pace {
+        match self.backlog.poll(self.members[who], self.now) {
+            Pace::Look => self.answer(who),
+            pace => pace,
+        }
+    }
+
+    fn answer(&mut self, who: usize) -> Pace {
+        let pace = self
             .backlog
-            .looked(who, member, MARK, look, self.now, &mut woken);
-        self.free[who] = answer == Resume::Go;
-        woken.into_iter().for_each(|other| self.resume(other));
-        answer
+            .looked(self.members[who], self.length, self.now);
+        self.free[who] = pace == Pace::Go;
+        for other in self.backlog.take_woken() {
+            self.ask(other);
+        }
+        pace
     }
 
     /// The first connection that waits looks, as it does after each pause.
     fn poll(&mut self) {
-        if let Some(first) = self.backlog.first_waiting() {
-            self.look(first);
+        if let Some(&first) = self.backlog.waiting.front() {
+            self.look(self.backlog.connections[&first].key);
         }
     }
 
@@ -87,29 +94,42 @@ impl Queue {
     }
 }
 
+fn grant(backlog: &Backlog<usize>, member: Member) -> usize {
+    match backlog.connections[&member].state {
+        State::Sending { grant } | State::Woken { grant } => grant,
+        State::Waiting => 0,
+    }
+}
+
 fn grants(queue: &Queue) -> Vec<usize> {
-    queue.members.iter().map(|member| member.grant).collect()
+    let grant = |&member: &Member| grant(&queue.backlog, member);
+    queue.members.iter().map(grant).collect()
 }
 
 fn waiting(queue: &Queue) -> Vec<usize> {
-    queue.backlog.waiting.iter().map(|&(who, _)| who).collect()
+    let key = |member: &Member| queue.backlog.connections[member].key;
+    queue.backlog.waiting.iter().map(key).collect()
+}
+
+/// A backlog whose first connection has filled the mailbox, and another connection.
+fn filled() -> (Backlog<usize>, [Member; 2]) {
+    let mut backlog = Backlog::default();
+    let members = [backlog.join(1, MARK), backlog.join(2, MARK)];
+    while backlog.sent(members[0], SMALL) {}
+    (backlog, members)
 }
 
 #[test]
 fn the_mailbox_of_a_listener_that_keeps_up_is_looked_at_once_per_mark() {
     let mut backlog = Backlog::default();
-    let mut member = Member::default();
+    let member = backlog.join(1, MARK);
     for _ in 1..MARK {
-        assert!(backlog.sent(SMALL, &mut member, MARK));
+        assert!(backlog.sent(member, SMALL));
     }
-    assert!(!backlog.sent(SMALL, &mut member, MARK));
-    assert_eq!(
-        backlog.resume(1, &mut member, MARK, ms(0)),
-        Resume::Look(64)
-    );
-    let mut woken = Vec::new();
-    let answer = backlog.looked(1, &mut member, MARK, (64, 0), ms(0), &mut woken);
-    assert_eq!((answer, woken.len()), (Resume::Go, 0));
+    assert!(!backlog.sent(member, SMALL));
+    assert_eq!(backlog.poll(member, ms(0)), Pace::Look);
+    assert_eq!(backlog.looked(member, 0, ms(0)), Pace::Go);
+    assert_eq!(backlog.take_woken(), []);
     assert_eq!((backlog.messages.len(), backlog.bytes), (0, 0));
 }
 
@@ -119,9 +139,9 @@ fn a_connection_is_paused_at_the_mark_and_resumed_at_half_of_it() {
     queue.flood(SMALL);
     assert_eq!(queue.length, MARK);
     queue.length = MARK / 2 + 1;
-    assert!(matches!(queue.look(0), Resume::Wait(_)));
+    assert!(matches!(queue.look(0), Pace::Wait(_)));
     queue.length = MARK / 2;
-    assert_eq!(queue.look(0), Resume::Go);
+    assert_eq!(queue.look(0), Pace::Go);
     queue.flood(SMALL);
     assert_eq!(queue.length, MARK);
 }
@@ -167,7 +187,7 @@ fn without_room_for_all_the_others_keep_waiting_in_their_order() {
     queue.length = MARK / 2;
     queue.poll();
     let (first, others) = order.split_at(MARK / 2);
-    assert!(first.iter().all(|&who| queue.members[who].grant == 1));
+    assert!(first.iter().all(|&who| grants(&queue)[who] == 1));
     assert_eq!(waiting(&queue), others);
 }
 
@@ -180,74 +200,61 @@ fn an_unused_grant_is_given_to_others() {
     assert_eq!(grants(&queue), [32, 32]);
     // The second connection has nothing to send.
     queue.free[1] = false;
-    queue.backlog.give_back(&mut queue.members[1]);
+    queue.backlog.give_back(queue.members[1]);
     queue.flood(SMALL);
     assert_eq!(queue.length, MARK);
 }
 
 #[test]
 fn when_a_connection_ends_its_grant_is_free_and_the_next_one_looks() {
-    let mut queue = Queue::with(3);
+    let mut queue = Queue::with(4);
     queue.flood(SMALL);
-    let [first, next] = [0, 1].map(|at| queue.backlog.waiting[at].0);
-    let promoted = queue.backlog.leave(first, &mut queue.members[first]);
-    assert_eq!(promoted, Some(next));
+    let order = waiting(&queue);
+    queue.backlog.leave(queue.members[order[0]]);
+    assert_eq!(queue.backlog.take_woken(), [order[1]]);
     queue.length = 0;
     queue.poll();
-    for who in [0, 1, 2] {
-        queue.backlog.leave(who, &mut queue.members[who]);
+    for &who in &order[1..] {
+        queue.backlog.leave(queue.members[who]);
     }
     assert_eq!(queue.backlog.granted, 0);
-    assert!(queue.backlog.waiting.is_empty() && queue.backlog.resumed.is_empty());
+    assert!(queue.backlog.waiting.is_empty() && queue.backlog.connections.is_empty());
 }
 
 #[test]
-fn a_connection_that_ends_before_it_knows_that_it_was_resumed_gives_back_its_grant() {
-    let mut backlog = Backlog::default();
-    let (mut member, mut woken) = (Member::default(), Vec::new());
-    while backlog.sent(SMALL, &mut member, MARK) {}
-    backlog.looked(1, &mut member, MARK, (64, MARK), ms(0), &mut woken);
-    backlog.resume(2, &mut Member::default(), MARK, ms(0));
-    let mut first = Member::default();
-    assert_eq!(
-        backlog.looked(1, &mut first, MARK, (64, 0), ms(1), &mut woken),
-        Resume::Go
-    );
-    assert_eq!((first.grant, woken), (32, vec![2]));
-    assert_eq!(backlog.leave(2, &mut Member::default()), None);
+fn a_connection_that_ends_before_it_knows_that_it_was_woken_gives_back_its_grant() {
+    let (mut backlog, [first, second]) = filled();
+    for pace in [Pace::Look, Pace::Look] {
+        assert_eq!(backlog.poll(first, ms(0)), pace);
+    }
+    backlog.looked(first, MARK, ms(0));
+    assert_eq!(backlog.poll(second, ms(0)), Pace::Wait(HELD_UP));
+    assert_eq!(backlog.looked(first, 0, ms(1)), Pace::Go);
+    assert_eq!(grant(&backlog, first), 32);
+    assert_eq!(backlog.take_woken(), [2]);
+    backlog.leave(second);
+    assert_eq!(backlog.take_woken(), []);
     assert_eq!(backlog.granted, 32);
 }
 
 #[test]
 fn messages_sent_during_a_look_count_as_still_in_the_mailbox() {
-    let mut backlog = Backlog::default();
-    let (mut member, mut woken) = (Member::default(), Vec::new());
-    while backlog.sent(SMALL, &mut member, MARK) {}
-    assert_eq!(
-        backlog.resume(1, &mut member, MARK, ms(0)),
-        Resume::Look(64)
-    );
+    let (mut backlog, [first, _]) = filled();
+    assert_eq!(backlog.poll(first, ms(0)), Pace::Look);
     // The look found 10 messages. 5 more were sent after it.
-    (0..5).for_each(|_| _ = backlog.sent(SMALL, &mut member, MARK));
-    backlog.looked(1, &mut member, MARK, (64, 10), ms(0), &mut woken);
+    (0..5).for_each(|_| _ = backlog.sent(first, SMALL));
+    backlog.looked(first, 10, ms(0));
     assert_eq!(backlog.messages.len(), 15);
 }
 
 #[test]
 fn of_two_connections_that_look_at_once_only_one_looks_again() {
-    let mut backlog = Backlog::default();
-    let (mut member, mut woken) = (Member::default(), Vec::new());
-    while backlog.sent(SMALL, &mut member, MARK) {}
-    for who in [1, 2] {
-        assert_eq!(
-            backlog.resume(who, &mut member, MARK, ms(0)),
-            Resume::Look(64)
-        );
+    let (mut backlog, members) = filled();
+    for member in members {
+        assert_eq!(backlog.poll(member, ms(0)), Pace::Look);
     }
-    let first = backlog.looked(1, &mut member, MARK, (64, MARK), ms(0), &mut woken);
-    let second = backlog.looked(2, &mut member, MARK, (64, MARK), ms(0), &mut woken);
-    assert_eq!(first, Resume::Wait(ms(1)));
-    assert_eq!(second, Resume::Wait(HELD_UP));
+    let paces = members.map(|member| backlog.looked(member, MARK, ms(0)));
+    assert_eq!(paces, [Pace::Wait(ms(1)), Pace::Wait(HELD_UP)]);
 }
 
 #[test]
@@ -255,14 +262,14 @@ fn pauses_double_up_to_a_limit() {
     let mut queue = Queue::with(1);
     queue.flood(SMALL);
     for pause in [2, 4, 8, 16, 16] {
-        assert_eq!(queue.look(0), Resume::Wait(ms(pause)));
+        assert_eq!(queue.look(0), Pace::Wait(ms(pause)));
     }
     queue.now = ms(250);
-    assert_eq!(queue.look(0), Resume::Go);
+    assert_eq!(queue.look(0), Pace::Go);
     queue.flood(SMALL);
     queue.now = ms(2_000);
-    let pauses: Vec<Resume> = (0..10).map(|_| queue.look(0)).collect();
-    assert_eq!(pauses.last(), Some(&Resume::Wait(ms(128))));
+    let pauses: Vec<Pace> = (0..10).map(|_| queue.look(0)).collect();
+    assert_eq!(pauses.last(), Some(&Pace::Wait(ms(128))));
 }
 
 #[test]
@@ -344,15 +351,14 @@ fn a_listener_that_takes_nothing_gets_no_more_than_the_limit_in_bytes_whoever_el
 #[test]
 fn a_grant_is_limited_by_the_own_mark_of_the_connection() {
     let mut backlog = Backlog::default();
-    let (mut member, mut woken) = (Member::default(), Vec::new());
-    while backlog.sent(SMALL, &mut member, 1_000) {}
-    backlog.looked(1, &mut member, 1_000, (1_000, 1_000), ms(0), &mut woken);
-    backlog.resume(2, &mut Member::default(), 4, ms(0));
-    let mut first = Member::default();
-    backlog.looked(1, &mut first, 1_000, (1_000, 0), ms(1), &mut woken);
-    let mut second = Member::default();
-    assert_eq!(backlog.resume(2, &mut second, 4, ms(1)), Resume::Go);
-    assert_eq!((first.grant, second.grant), (500, 1));
+    let [first, second] = [(1, 1_000), (2, 4)].map(|(key, mark)| backlog.join(key, mark));
+    while backlog.sent(first, SMALL) {}
+    backlog.poll(first, ms(0));
+    backlog.looked(first, 1_000, ms(0));
+    backlog.poll(second, ms(0));
+    backlog.looked(first, 0, ms(1));
+    assert_eq!(backlog.poll(second, ms(1)), Pace::Go);
+    assert_eq!([first, second].map(|m| grant(&backlog, m)), [500, 1]);
 }
 
 #[test]
@@ -385,18 +391,23 @@ fn a_slow_listener_gets_no_more_than_it_takes() {
 fn a_mark_of_one_or_zero_still_lets_messages_through() {
     for mark in [0, 1] {
         let mut backlog = Backlog::default();
-        let (mut member, mut woken) = (Member::default(), Vec::new());
-        assert!(!backlog.sent(SMALL, &mut member, mark));
+        let member = backlog.join(1, mark);
+        assert!(!backlog.sent(member, SMALL));
         for _ in 0..10 {
-            let sent = backlog.sent;
-            assert_eq!(
-                backlog.resume(1, &mut member, mark, ms(0)),
-                Resume::Look(sent)
-            );
-            backlog.looked(1, &mut member, mark, (sent, 1), ms(0), &mut woken);
-            let answer = backlog.looked(1, &mut member, mark, (sent, 0), ms(0), &mut woken);
-            assert_eq!(answer, Resume::Go);
-            assert!(!backlog.sent(SMALL, &mut member, mark));
+            assert_eq!(backlog.poll(member, ms(0)), Pace::Look);
+            backlog.looked(member, 1, ms(0));
+            assert_eq!(backlog.looked(member, 0, ms(0)), Pace::Go);
+            assert!(!backlog.sent(member, SMALL));
         }
     }
+}
+
+#[test]
+fn a_connection_that_waits_no_longer_gives_up_its_place() {
+    let (mut queue, order) = held_up::all_waiting(3);
+    queue.backlog.withdraw(queue.members[order[1]]);
+    assert_eq!(queue.backlog.take_woken(), []);
+    queue.backlog.withdraw(queue.members[order[0]]);
+    assert_eq!(queue.backlog.take_woken(), [order[2]]);
+    assert_eq!(waiting(&queue), [order[2]]);
 }

@@ -1,0 +1,140 @@
+//! Bytes to frames, as far as the budget goes.
+
+use super::{Call, Flow};
+use crate::atoms;
+use crate::clock::now;
+use crate::next::{Failure, Next};
+use crate::parse_state::is_small;
+use std::ops::ControlFlow::{Break, Continue};
+use stomp::Event;
+
+/// Bytes of an ERROR's first line that are of use in a log.
+const LONGEST_LINE: usize = 500;
+
+impl<'a> Call<'a, '_> {
+    /// Takes bytes that were read elsewhere, on a dirty thread. With none, goes on with those that were
+    /// taken before, and sees whether the peer is late.
+    pub fn feed_dirty(&mut self, bytes: &[u8]) -> Next<'a> {
+        self.state.stats.slices.add(1);
+        self.state.budget.start_dirty();
+        self.take(bytes)
+    }
+
+    /// Takes bytes that were read elsewhere, on an ordinary scheduler. If they may complete a large
+    /// frame, they are decoded in the next call.
+    pub fn feed_inline(&mut self, bytes: &[u8]) -> Next<'a> {
+        self.state.stats.slices.add(1);
+        self.state.budget.start_inline();
+        if is_small(self.state.session.decoder()) {
+            return self.take(bytes);
+        }
+        self.has_read_elsewhere(bytes);
+        self.state.undecoded.append(bytes);
+        Next::ReadDirty
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> Next<'a> {
+        self.has_read_elsewhere(bytes);
+        match self.decode_undecoded() {
+            Break(next) => {
+                self.state.undecoded.append(bytes);
+                next
+            }
+            Continue(()) => self
+                .decode(bytes)
+                .break_value()
+                .unwrap_or_else(|| self.wait()),
+        }
+    }
+
+    fn has_read_elsewhere(&mut self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.has_read(bytes.len());
+        }
+    }
+
+    /// Accounts for bytes that were read.
+    pub(super) fn has_read(&mut self, bytes: usize) {
+        let now = now();
+        self.state.session.touch(now);
+        self.state.budget.read(bytes);
+        self.state.stats.read(bytes, now);
+    }
+
+    /// Decodes what an earlier call has left over.
+    pub(super) fn decode_undecoded(&mut self) -> Flow<'a> {
+        let mut undecoded = std::mem::take(&mut self.state.undecoded);
+        let mut input = undecoded.bytes();
+        let flow = self.decode_input(&mut input);
+        let left = input.len();
+        if left > 0 {
+            undecoded.keep_last(left);
+            self.state.undecoded = undecoded;
+        }
+        flow
+    }
+
+    /// The connection ends: decodes all that earlier calls have left over, whoever is behind.
+    pub(super) fn decode_rest(&mut self) {
+        self.state.budget.start_last();
+        self.state.recipients.end();
+        while let Break(Next::ConnectedFrame(_)) = self.decode_undecoded() {}
+    }
+
+    /// Decodes bytes that were just read. Nothing may be left over of what was read before.
+    pub(super) fn decode(&mut self, mut bytes: &[u8]) -> Flow<'a> {
+        let flow = self.decode_input(&mut bytes);
+        self.state.undecoded.append(bytes);
+        flow
+    }
+
+    fn decode_input(&mut self, input: &mut &[u8]) -> Flow<'a> {
+        let started = now();
+        let flow = self.decode_frames(input);
+        self.state.stats.parsed(now() - started);
+        flow
+    }
+
+    fn decode_frames(&mut self, input: &mut &[u8]) -> Flow<'a> {
+        loop {
+            let before = input.len();
+            let recipients = &mut self.state.recipients;
+            match self.state.session.next(input) {
+                Ok(None) => return Continue(()),
+                Ok(Some(Event::Frame(frame))) => {
+                    let headers = frame.headers().len();
+                    let size = before - input.len();
+                    let bytes = self.delivery.push(recipients, frame, size, input.len());
+                    self.state.budget.frame(headers, bytes);
+                    self.deliver_enough()?;
+                }
+                Ok(Some(Event::Connected(frame))) => {
+                    let frame = self.delivery.connected(recipients, frame);
+                    self.leave_turn();
+                    return Break(Next::ConnectedFrame(frame));
+                }
+                Ok(Some(Event::Closed(frame))) => {
+                    self.delivery.push(recipients, frame, 0, 0);
+                    return Break(self.stop(Next::stop(atoms::closed())));
+                }
+                Ok(Some(Event::Refused(frame))) => {
+                    let message = frame.header(b"message").unwrap_or_default().into_owned();
+                    let line = first_line(frame.body.as_ref()).to_vec();
+                    self.delivery.push(recipients, frame, 0, 0);
+                    let refused = Next::fail(atoms::closed(), Failure::Refused(message, line));
+                    return Break(self.stop(refused));
+                }
+                Err(error) => {
+                    let failed = Next::fail(atoms::parse_error(), Failure::Parse(error));
+                    return Break(self.stop(failed));
+                }
+            }
+        }
+    }
+}
+
+/// Some brokers send a stack trace.
+fn first_line(body: &[u8]) -> &[u8] {
+    let line = body.split(|&byte| byte == b'\n').next().unwrap_or_default();
+    &line[..line.len().min(LONGEST_LINE)]
+}

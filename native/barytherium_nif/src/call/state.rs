@@ -1,0 +1,90 @@
+//! What a connection keeps from one call to the next.
+
+use crate::budget::Budget;
+use crate::clock::now;
+use crate::recipients::Recipients;
+use crate::socket::Ending;
+use crate::stats::Stats;
+use crate::terms::BinaryBody;
+use crate::transport::Transport;
+use crate::turn::Place;
+use crate::undecoded::Undecoded;
+use rustler::{Env, ResourceArc, Term};
+use std::time::Duration;
+use stomp::Session;
+
+/// A connection that has not ended.
+pub struct State {
+    pub(super) session: Session<BinaryBody>,
+    /// None if the bytes come from elsewhere.
+    pub(super) transport: Option<Transport>,
+    pub(super) undecoded: Undecoded,
+    pub(super) budget: Budget,
+    /// Who gets the frames, and what they have not taken.
+    pub(super) recipients: Recipients,
+    /// None if the connection does not share the processors with others: nothing is read here, or
+    /// sending to the listener may block its process.
+    pub(super) place: Option<Place>,
+    pub(super) stats: ResourceArc<Stats>,
+    /// The socket option: a reset is a reason of its own, and not `closed`.
+    pub(super) show_econnreset: bool,
+    /// Whether the connection waits for a recipient.
+    pub(super) is_paused: bool,
+}
+
+impl State {
+    /// A connection that begins with `undecoded` bytes.
+    pub fn new(
+        session: Session<BinaryBody>,
+        transport: Option<Transport>,
+        undecoded: Vec<u8>,
+        recipients: Recipients,
+        place: Option<Place>,
+        stats: ResourceArc<Stats>,
+        show_econnreset: bool,
+    ) -> State {
+        if !undecoded.is_empty() {
+            stats.read(undecoded.len(), now());
+        }
+        State {
+            session,
+            transport,
+            undecoded: undecoded.into(),
+            budget: Budget::default(),
+            recipients,
+            place,
+            stats,
+            show_econnreset,
+            is_paused: false,
+        }
+    }
+
+    /// The descriptor is that of the socket that was meant.
+    pub fn confirm(&mut self, owner: Term) {
+        if let Some(transport) = &mut self.transport {
+            transport.confirm(owner);
+        }
+    }
+
+    /// Starts the heart-beats that the network agreed on.
+    pub fn agree(&mut self, interval: Duration) {
+        self.session.agree(interval, now());
+    }
+
+    /// What becomes of the socket after an orderly end.
+    pub fn ending(&self, ending: Ending) -> Ending {
+        let transport = self.transport.as_ref();
+        transport.map_or(ending, |transport| transport.ending(ending))
+    }
+
+    /// Closes the duplicate, and lets others that wait for a recipient or for a turn go on.
+    pub fn stop(self, env: Env, ending: Ending) {
+        if let Some(transport) = self.transport {
+            transport.stop(env, ending);
+        }
+        self.recipients.close(env);
+        if let Some(mut place) = self.place {
+            place.leave(env);
+        }
+    }
+}

@@ -5,7 +5,7 @@
 //! batch is never beside others.
 
 use crate::routes::Route;
-use crate::terms::{Batch, MessageEnv};
+use crate::terms::MessageBatch;
 
 /// With one recipient more, what waits is sent first. A call reads some 800 frames of 256 bytes. More
 /// recipients that take turns would get one or two each, which is not worth a search for their batch.
@@ -18,7 +18,7 @@ pub struct Batches {
     /// How the frames of each batch go: None to the listener.
     routes: Vec<Option<Route>>,
     /// As many, and empty ones for later.
-    batches: Vec<Batch<MessageEnv>>,
+    batches: Vec<MessageBatch>,
     /// The batch of the last frame.
     current: usize,
 }
@@ -63,7 +63,7 @@ impl Batches {
     pub fn open(&mut self, route: Option<Route>) {
         self.current = self.routes.len();
         if self.batches.len() == self.current {
-            self.batches.push(Batch::new(MessageEnv::new()));
+            self.batches.push(MessageBatch::new());
         }
         self.routes.push(route);
     }
@@ -82,7 +82,7 @@ impl Batches {
     /// Forgets what a call has left that panicked.
     pub fn clear(&mut self) {
         let opened = &mut self.batches[..self.routes.len()];
-        opened.iter_mut().for_each(Batch::clear);
+        opened.iter_mut().for_each(MessageBatch::clear);
         self.close();
     }
 
@@ -92,9 +92,9 @@ impl Batches {
     }
 
     /// Whether frames wait.
-    pub fn has_frames(&self) -> bool {
-        let opened = &self.batches[..self.routes.len()];
-        opened.iter().any(|batch| batch.len() > 0)
+    pub fn has_frames(&mut self) -> bool {
+        let mut opened = self.batches[..self.routes.len()].iter_mut();
+        opened.any(|batch| batch.with(|_env, batch| batch.len() > 0))
     }
 
     /// The index of the batch of the last frame.
@@ -103,7 +103,7 @@ impl Batches {
     }
 
     /// A batch.
-    pub fn get(&mut self, at: usize) -> &mut Batch<MessageEnv> {
+    pub fn get(&mut self, at: usize) -> &mut MessageBatch {
         &mut self.batches[at]
     }
 

@@ -19,10 +19,10 @@ pub fn parse<'a>(env: Env<'a>, data: Binary<'a>, state: ParseState) -> Term<'a> 
     let Some(mut decoder) = state.take() else {
         return atoms::used().encode(env);
     };
-    let mut batch = Batch::new(env);
-    let failure = decode(data, &mut decoder, &mut batch, state.shares_bodies()).err();
+    let mut batch = Batch::default();
+    let failure = decode(env, data, &mut decoder, &mut batch, state.shares_bodies()).err();
     let failure = failure.map(|error| parse_error(env, &error));
-    (batch.take(), state.after(decoder), failure).encode(env)
+    (batch.list(env), state.after(decoder), failure).encode(env)
 }
 
 /// The same on an ordinary scheduler, or `:dirty` if that would take too long.
@@ -35,9 +35,10 @@ pub fn parse_inline<'a>(env: Env<'a>, data: Binary<'a>, state: ParseState) -> Te
 }
 
 fn decode<'a>(
+    env: Env<'a>,
     data: Binary<'a>,
     decoder: &mut Decoder<BinaryBody>,
-    batch: &mut Batch<Env<'a>>,
+    batch: &mut Batch<'a>,
     share_bodies: bool,
 ) -> Result<(), ParseError> {
     let mut input = data.as_slice();
@@ -50,10 +51,11 @@ fn decode<'a>(
             (frame.command() == Command::Connected).then(|| Dialect::of_connected(&frame));
         let end = data.len() - input.len() - 1;
         match part_of(data, &frame.body, end) {
-            Some(body) => batch.push_with_body(&frame, body),
+            Some(body) => batch.push_with_body(env, &frame, body),
             None => {
                 let size = before - input.len();
-                batch.push(frame, BodyPlace::new(share_bodies, size, input.len()));
+                let place = BodyPlace::new(share_bodies, size, input.len());
+                batch.push(env, frame, place);
             }
         }
         if let Some(dialect) = dialect {

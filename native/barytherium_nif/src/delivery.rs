@@ -92,9 +92,11 @@ impl<'a, 's> Delivery<'a, 's> {
         // What follows is for all recipients.
         let following = following / self.batches.len();
         let batch = self.batches.get(self.batches.current());
-        let is_last = batch.len() + 1 >= MESSAGE_FRAMES;
-        let place = BodyPlace::new(recipients.share_bodies && !is_last, size, following);
-        batch.push(frame, place)
+        batch.with(|env, batch| {
+            let is_last = batch.len() + 1 >= MESSAGE_FRAMES;
+            let place = BodyPlace::new(recipients.share_bodies && !is_last, size, following);
+            batch.push(env, frame, place)
+        })
     }
 
     /// Makes the batch for `frame` the current one, and sends what has to come before. Whether a recipient
@@ -115,7 +117,7 @@ impl<'a, 's> Delivery<'a, 's> {
     }
 
     /// Whether there are frames that were not sent.
-    pub fn has_frames(&self) -> bool {
+    pub fn has_frames(&mut self) -> bool {
         self.batches.has_frames()
     }
 
@@ -127,7 +129,7 @@ impl<'a, 's> Delivery<'a, 's> {
     ) -> Term<'a> {
         self.push(recipients, frame, 0, 0);
         let batch = self.batches.get(self.batches.current());
-        let frame = batch.copy_last(self.caller);
+        let frame = batch.with(|env, batch| batch.last(env).map(|last| last.in_env(self.caller)));
         self.flush(recipients);
         frame.encode(self.caller)
     }
@@ -147,8 +149,7 @@ impl<'a, 's> Delivery<'a, 's> {
     fn is_enough(&mut self, recipients: &Recipients) -> bool {
         let at = self.batches.current();
         let batch = self.batches.get(at);
-        batch.len() >= MESSAGE_FRAMES
-            || batch.bytes() >= MESSAGE_BYTES
+        batch.with(|_env, batch| batch.len() >= MESSAGE_FRAMES || batch.bytes() >= MESSAGE_BYTES)
             || self
                 .recipient(self.batches.route(at))
                 .is_some_and(|pid| recipients.is_full(pid))
@@ -176,17 +177,20 @@ impl<'a, 's> Delivery<'a, 's> {
         let route = self.batches.route(at);
         let recipient = self.recipient(route);
         let batch = self.batches.get(at);
-        if batch.len() == 0 {
+        let (frames, bytes) = batch.with(|_env, batch| (batch.len(), batch.bytes()));
+        if frames == 0 {
             return Flushed::Done;
         }
-        recipients.stats.frames.add(batch.len());
+        recipients.stats.frames.add(frames);
         let Some(recipient) = recipient else {
-            let message = message(batch.take_copy(caller), sender);
+            let frames = batch.with(|env, batch| batch.list(env).in_env(caller));
+            batch.clear();
+            let message = message(frames, sender);
             self.casts.push((self.to.listener, message).encode(caller));
             return Flushed::Done;
         };
-        let bytes = batch.bytes();
-        let sent = batch.send(caller, &recipient, |env, frames| {
+        let sent = batch.send(caller, &recipient, |env, batch| {
+            let frames = batch.list(env);
             match route.map(|route| route.origin) {
                 None => cast(message(frames, sender.in_env(env))),
                 Some(Origin::Sender(pid)) => cast(message(frames, pid.encode(env))),

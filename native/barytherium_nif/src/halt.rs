@@ -10,8 +10,7 @@
 
 use crate::lock::lock;
 use crate::port::{Port, end, keep_library};
-use crate::terms::MessageEnv;
-use rustler::Term;
+use rustler::{OwnedEnv, Term};
 use std::collections::HashMap;
 use std::os::fd::RawFd;
 use std::sync::{LazyLock, Mutex};
@@ -61,7 +60,7 @@ fn start() -> Option<Thread> {
 }
 
 fn run() {
-    let env = MessageEnv::new();
+    let env = OwnedEnv::new();
     let mut discarded = [0; 16 * 1024];
     let mut interval = INTERVAL;
     loop {
@@ -70,7 +69,7 @@ fn run() {
         }
         thread::sleep(std::mem::replace(&mut interval, INTERVAL));
         for (&duplicate, port) in lock(&DUPLICATES).iter() {
-            if !port.is_alive(env.env()) {
+            if !env.run(|env| port.is_alive(env)) {
                 // The duplicate is open: it is closed after `forget`, which waits for the lock.
                 end(duplicate, &mut discarded);
                 interval = DISCARDING;

@@ -3,9 +3,7 @@
 //! * [`batch`]: the frames of one message, made together;
 //! * [`headers`]: the lists of their headers;
 //! * [`bodies`]: the binaries of their bodies;
-//! * [`raw`]: the calls to the VM, with all of the `unsafe` code. What it exports to its siblings
-//!   takes terms without checking where they come from. A [`Batch`] has one environment and all of
-//!   the terms that were made in it, so no other code can mix terms of two environments.
+//! * [`raw`]: the calls to the VM, with all of the `unsafe` code.
 
 mod batch;
 mod bodies;
@@ -13,9 +11,9 @@ mod headers;
 #[allow(unsafe_code)]
 mod raw;
 
-pub use batch::Batch;
+pub use batch::{Batch, MessageBatch};
 pub use bodies::BodyPlace;
-pub use raw::{BinaryBody, MessageEnv, init};
+pub use raw::{BinaryBody, init};
 
 use rustler::{Binary, Encoder, Env, NewBinary, Term};
 

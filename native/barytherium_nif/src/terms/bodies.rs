@@ -4,7 +4,8 @@
 //! bodies that follow each other are cut out of one binary. Whoever keeps one of them keeps all of
 //! that binary: it holds no more than [`SHARED_BODIES`] times the smallest body in it.
 
-use super::raw::{Environment, HEAP_BINARY_MAX, RawTerm, SharedBinary, WORD, binary_bytes};
+use super::raw::{HEAP_BINARY_MAX, MakeTerms, RawTerm, SharedBinary, WORD, binary_bytes};
+use rustler::Env;
 
 /// The size of a shared binary, in bodies.
 const SHARED_BODIES: usize = 8;
@@ -43,24 +44,19 @@ impl BodyPlace {
 
 /// The binaries of one batch.
 #[derive(Default)]
-pub struct Bodies {
-    classes: [Class; CLASSES],
+pub struct Bodies<'e> {
+    classes: [Class<'e>; CLASSES],
     bytes: usize,
 }
 
 #[derive(Default)]
-struct Class {
-    binary: Option<SharedBinary>,
+struct Class<'e> {
+    binary: Option<SharedBinary<'e>>,
     /// The smallest body so far; 0 before the first.
     smallest: usize,
 }
 
-impl Bodies {
-    /// Forgets all binaries.
-    pub fn clear(&mut self) {
-        *self = Bodies::default();
-    }
-
+impl<'e> Bodies<'e> {
     /// Bytes of memory that the binaries take.
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -77,32 +73,27 @@ impl Bodies {
     }
 
     /// The binary of a body.
-    pub fn make(
-        &mut self,
-        environment: &impl Environment,
-        body: &[u8],
-        place: BodyPlace,
-    ) -> RawTerm {
+    pub fn make(&mut self, env: Env<'e>, body: &[u8], place: BodyPlace) -> RawTerm<'e> {
         if let BodyPlace::Shared { frame, following } = place
             && body.len() > HEAP_BINARY_MAX
             && body.len() <= SHARED_BODY_MAX
-            && let Some(shared) = self.shared(environment, body.len(), frame, following)
+            && let Some(shared) = self.shared(env, body.len(), frame, following)
         {
-            return environment.part(shared, body);
+            return env.part(shared, body);
         }
         self.add(body.len());
-        environment.binary(body)
+        env.binary(body)
     }
 
     /// A binary that has room for a body of `length` bytes. `None` if the body should have its own.
     /// The first body of a class gets its own, because it may be the only one.
     fn shared(
         &mut self,
-        environment: &impl Environment,
+        env: Env<'e>,
         length: usize,
         frame: usize,
         following: usize,
-    ) -> Option<&mut SharedBinary> {
+    ) -> Option<&mut SharedBinary<'e>> {
         let class = &mut self.classes[(length.ilog2() - HEAP_BINARY_MAX.ilog2()) as usize];
         let is_first = class.smallest == 0;
         if is_first || length < class.smallest {
@@ -123,7 +114,7 @@ impl Bodies {
                 return None;
             }
             self.bytes += binary_bytes(size);
-            class.binary = Some(environment.shared_binary(size));
+            class.binary = Some(env.shared_binary(size));
         }
         self.bytes += SUB_BINARY;
         class.binary.as_mut()

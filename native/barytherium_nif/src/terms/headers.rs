@@ -2,7 +2,8 @@
 //! same as at its place in the batch's frame before uses that line's term again. So do names, and the
 //! ends of lists.
 
-use super::raw::{BinaryBody, Environment, RawTerm, WORD, binary_bytes};
+use super::raw::{BinaryBody, MakeTerms, RawTerm, WORD, binary_bytes, emptied};
+use rustler::Env;
 use stomp::{Frame, Header, Same};
 
 /// An end of a list is shared if at least this many headers at the end are those of the batch's
@@ -20,26 +21,32 @@ const PAIR: usize = 3 * WORD;
 
 /// The headers of the batch's frame before.
 #[derive(Default)]
-pub struct Headers {
+pub struct Headers<'e> {
     /// The number of that frame in its stream; 0 if there is none.
     number: u64,
-    pairs: Vec<RawTerm>,
-    names: Vec<RawTerm>,
+    pairs: Vec<RawTerm<'e>>,
+    names: Vec<RawTerm<'e>>,
     /// The list that starts at each header, and behind them the empty one. Empty if the last list
     /// was made as a whole.
-    ends: Vec<RawTerm>,
+    ends: Vec<RawTerm<'e>>,
     bytes: usize,
 }
 
-impl Headers {
-    /// Forgets the frame before.
-    pub fn clear(&mut self) {
-        self.number = 0;
-        for terms in [&mut self.pairs, &mut self.names, &mut self.ends] {
-            terms.clear();
+impl<'e> Headers<'e> {
+    /// Without the frame before, for another environment.
+    pub fn emptied<'f>(self) -> Headers<'f> {
+        let kept = |terms| {
+            let mut terms = emptied(terms);
             terms.shrink_to(KEPT_HEADERS);
+            terms
+        };
+        Headers {
+            number: 0,
+            pairs: kept(self.pairs),
+            names: kept(self.names),
+            ends: kept(self.ends),
+            bytes: 0,
         }
-        self.bytes = 0;
     }
 
     /// Bytes of memory that all lists take.
@@ -48,11 +55,7 @@ impl Headers {
     }
 
     /// The list of a frame's headers.
-    pub fn list(
-        &mut self,
-        environment: &impl Environment,
-        frame: &Frame<'_, BinaryBody>,
-    ) -> RawTerm {
+    pub fn list(&mut self, env: Env<'e>, frame: &Frame<'_, BinaryBody>) -> RawTerm<'e> {
         let headers = frame.headers();
         let count = headers.len();
         if count != self.pairs.len() {
@@ -63,22 +66,22 @@ impl Headers {
         let mut new = 0;
         let number = std::mem::replace(&mut self.number, frame.number());
         for (index, header) in headers.enumerate() {
-            if self.header(environment, index, header, header.same(number)) {
+            if self.header(env, index, header, header.same(number)) {
                 new = index + 1;
             }
         }
         if count - new < SHARED_END_MIN {
             self.ends.clear();
             self.bytes += count * CELL;
-            return environment.list(&self.pairs);
+            return env.list(&self.pairs);
         }
-        self.linked(environment, new)
+        self.linked(env, new)
     }
 
     /// A list whose first `new` headers are others than in the list before.
-    fn linked(&mut self, environment: &impl Environment, new: usize) -> RawTerm {
+    fn linked(&mut self, env: Env<'e>, new: usize) -> RawTerm<'e> {
         let new = if self.ends.is_empty() {
-            let empty = environment.list(&[]);
+            let empty = env.list(&[]);
             self.ends.resize(self.pairs.len() + 1, empty);
             self.pairs.len()
         } else {
@@ -86,28 +89,22 @@ impl Headers {
         };
         self.bytes += new * CELL;
         for index in (0..new).rev() {
-            self.ends[index] = environment.cell(self.pairs[index], self.ends[index + 1]);
+            self.ends[index] = env.cell(self.pairs[index], self.ends[index + 1]);
         }
         self.ends[0]
     }
 
     /// Whether the header differs from that at its place in the batch's frame before. `same` is what they
     /// have in common.
-    fn header(
-        &mut self,
-        environment: &impl Environment,
-        index: usize,
-        header: Header,
-        same: Same,
-    ) -> bool {
+    fn header(&mut self, env: Env<'e>, index: usize, header: Header, same: Same) -> bool {
         let known = index < self.pairs.len();
         let name = match same {
             Same::Line if known => return false,
             Same::Name if known => self.names[index],
-            _ => self.binary(environment, &header.name()),
+            _ => self.binary(env, &header.name()),
         };
-        let value = self.binary(environment, &header.value());
-        let pair = environment.pair(name, value);
+        let value = self.binary(env, &header.value());
+        let pair = env.pair(name, value);
         self.bytes += PAIR;
         if known {
             (self.names[index], self.pairs[index]) = (name, pair);
@@ -118,8 +115,8 @@ impl Headers {
         true
     }
 
-    fn binary(&mut self, environment: &impl Environment, bytes: &[u8]) -> RawTerm {
+    fn binary(&mut self, env: Env<'e>, bytes: &[u8]) -> RawTerm<'e> {
         self.bytes += binary_bytes(bytes.len());
-        environment.binary(bytes)
+        env.binary(bytes)
     }
 }

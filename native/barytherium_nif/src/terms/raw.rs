@@ -1,14 +1,18 @@
 //! Calls to the VM that make terms, for the path that every frame takes.
+//!
+//! A [`RawTerm<'e>`] belongs to the environment `Env<'e>`. The lifetime is invariant, and no two environments
+//! have the same, so the compiler refuses to mix their terms, and to keep a term for longer than its environment.
+//! [`Arena`] is the one place where terms are kept without a lifetime, together with their environment.
 
 use crate::atoms;
 use rustler::sys::{
     ErlNifBinary, ErlNifEnv, ErlNifTerm, enif_alloc_binary, enif_alloc_env, enif_clear_env,
-    enif_free_env, enif_make_binary, enif_make_copy, enif_make_list_cell,
-    enif_make_list_from_array, enif_make_map_from_arrays, enif_make_new_binary,
-    enif_make_sub_binary, enif_make_tuple_from_array, enif_realloc_binary, enif_release_binary,
-    enif_send,
+    enif_free_env, enif_make_binary, enif_make_list_cell, enif_make_list_from_array,
+    enif_make_map_from_arrays, enif_make_new_binary, enif_make_sub_binary,
+    enif_make_tuple_from_array, enif_realloc_binary, enif_release_binary, enif_send,
 };
 use rustler::{Env, LocalPid, Term};
+use std::marker::PhantomData;
 use std::mem::{ManuallyDrop, MaybeUninit};
 use std::ptr;
 use std::slice;
@@ -59,126 +63,158 @@ pub fn init() {
     });
 }
 
-/// A term, without the environment that it belongs to.
+/// A term of the environment `Env<'e>`, in one word. [`Term`] takes two.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-pub struct RawTerm(ErlNifTerm);
-
-impl RawTerm {
-    pub fn of(term: Term) -> RawTerm {
-        RawTerm(term.as_c_arg())
-    }
-
-    /// The term again, in `env`, which has to be the environment that it belongs to.
-    pub fn in_env<'a>(self, env: Env<'a>) -> Term<'a> {
-        // SAFETY: a `Batch` calls this with its own environment only.
-        unsafe { Term::new(env, self.0) }
-    }
-
-    /// A copy in `env`.
-    pub fn copy<'a>(self, env: Env<'a>) -> Term<'a> {
-        // SAFETY: the environment of a `Batch`'s term is alive, and the copy is made in `env`.
-        unsafe { Term::new(env, enif_make_copy(env.as_c_arg(), self.0)) }
-    }
+pub struct RawTerm<'e> {
+    term: ErlNifTerm,
+    /// As in `Env`: invariant.
+    environment: PhantomData<*mut &'e u8>,
 }
 
-/// An environment that terms are made in. The terms that its methods take belong to it.
-pub trait Environment {
-    fn as_ptr(&self) -> *mut ErlNifEnv;
-
-    fn binary(&self, bytes: &[u8]) -> RawTerm {
-        let mut term = MaybeUninit::uninit();
-        // SAFETY: the VM makes room for `bytes` and fills in the term; nobody else knows it yet.
-        unsafe {
-            let data = enif_make_new_binary(self.as_ptr(), bytes.len(), term.as_mut_ptr());
-            ptr::copy_nonoverlapping(bytes.as_ptr(), data, bytes.len());
-            RawTerm(term.assume_init())
+impl<'e> RawTerm<'e> {
+    /// # Safety
+    /// `term` belongs to the environment `Env<'e>`.
+    unsafe fn new(term: ErlNifTerm) -> RawTerm<'e> {
+        RawTerm {
+            term,
+            environment: PhantomData,
         }
     }
 
+    pub fn of(term: Term<'e>) -> RawTerm<'e> {
+        // SAFETY: that is what the lifetime of a `Term` says.
+        unsafe { RawTerm::new(term.as_c_arg()) }
+    }
+
+    pub fn in_env(self, env: Env<'e>) -> Term<'e> {
+        // SAFETY: the environments are the same, because their lifetimes are.
+        unsafe { Term::new(env, self.term) }
+    }
+}
+
+/// Making the terms of frames.
+pub trait MakeTerms<'e> {
+    fn binary(self, bytes: &[u8]) -> RawTerm<'e>;
     /// A binary of `size` bytes to be filled, outside the heap: more than 64.
-    fn shared_binary(&self, size: usize) -> SharedBinary {
+    fn shared_binary(self, size: usize) -> SharedBinary<'e>;
+    /// Appends `bytes` to `shared`, which has room for them: the binary of this part.
+    fn part(self, shared: &mut SharedBinary<'e>, bytes: &[u8]) -> RawTerm<'e>;
+    fn list(self, terms: &[RawTerm<'e>]) -> RawTerm<'e>;
+    fn cell(self, head: RawTerm<'e>, tail: RawTerm<'e>) -> RawTerm<'e>;
+    fn pair(self, first: RawTerm<'e>, second: RawTerm<'e>) -> RawTerm<'e>;
+    /// A `Barytherium.Frame`.
+    fn frame(self, command: Command, headers: RawTerm<'e>, body: RawTerm<'e>) -> RawTerm<'e>;
+    /// The binary of a body that was collected.
+    fn body(self, body: BinaryBody) -> RawTerm<'e>;
+}
+
+// SAFETY of all `RawTerm::new` here: the term was made in `self`, or is an argument that belongs to it.
+impl<'e> MakeTerms<'e> for Env<'e> {
+    fn binary(self, bytes: &[u8]) -> RawTerm<'e> {
+        let mut term = MaybeUninit::uninit();
+        // SAFETY: the VM makes room for `bytes` and fills in the term; nobody else knows it yet.
+        unsafe {
+            let data = enif_make_new_binary(self.as_c_arg(), bytes.len(), term.as_mut_ptr());
+            ptr::copy_nonoverlapping(bytes.as_ptr(), data, bytes.len());
+            RawTerm::new(term.assume_init())
+        }
+    }
+
+    fn shared_binary(self, size: usize) -> SharedBinary<'e> {
         assert!(size > HEAP_BINARY_MAX);
         let mut term = MaybeUninit::uninit();
         // SAFETY: as in `binary`. A binary of this size does not move.
-        let data = unsafe { enif_make_new_binary(self.as_ptr(), size, term.as_mut_ptr()) };
+        let data = unsafe { enif_make_new_binary(self.as_c_arg(), size, term.as_mut_ptr()) };
         SharedBinary {
             // SAFETY: just filled in.
-            term: unsafe { term.assume_init() },
+            term: unsafe { RawTerm::new(term.assume_init()) },
             data,
             size,
             used: 0,
         }
     }
 
-    /// Appends `bytes` to `shared`, which has room for them: the binary of this part.
-    fn part(&self, shared: &mut SharedBinary, bytes: &[u8]) -> RawTerm {
+    fn part(self, shared: &mut SharedBinary<'e>, bytes: &[u8]) -> RawTerm<'e> {
         assert!(bytes.len() <= shared.room());
         let start = shared.used;
         shared.used += bytes.len();
-        // SAFETY: there is room, and no term refers to this part of the memory yet.
+        // SAFETY: the binary is alive as long as its environment. There is room, and no term refers to this
+        // part of the memory yet.
         unsafe {
             let end = shared.data.add(start);
             ptr::copy_nonoverlapping(bytes.as_ptr(), end, bytes.len());
-            let part = enif_make_sub_binary(self.as_ptr(), shared.term, start, bytes.len());
-            RawTerm(part)
+            let whole = shared.term.term;
+            let part = enif_make_sub_binary(self.as_c_arg(), whole, start, bytes.len());
+            RawTerm::new(part)
         }
     }
 
-    /// A list of `terms`.
-    fn list(&self, terms: &[RawTerm]) -> RawTerm {
-        let start = terms.as_ptr().cast();
+    fn list(self, terms: &[RawTerm<'e>]) -> RawTerm<'e> {
+        let (start, count) = (terms.as_ptr().cast(), terms.len() as u32);
         // SAFETY: a `RawTerm` is an `ErlNifTerm`, and there are as many as said.
-        RawTerm(unsafe { enif_make_list_from_array(self.as_ptr(), start, terms.len() as u32) })
+        unsafe { RawTerm::new(enif_make_list_from_array(self.as_c_arg(), start, count)) }
     }
 
-    fn cell(&self, head: RawTerm, tail: RawTerm) -> RawTerm {
+    fn cell(self, head: RawTerm<'e>, tail: RawTerm<'e>) -> RawTerm<'e> {
         // SAFETY: both terms belong to this environment.
-        RawTerm(unsafe { enif_make_list_cell(self.as_ptr(), head.0, tail.0) })
+        unsafe { RawTerm::new(enif_make_list_cell(self.as_c_arg(), head.term, tail.term)) }
     }
 
-    fn pair(&self, first: RawTerm, second: RawTerm) -> RawTerm {
-        let terms = [first.0, second.0];
+    fn pair(self, first: RawTerm<'e>, second: RawTerm<'e>) -> RawTerm<'e> {
+        let terms = [first.term, second.term];
         // SAFETY: as in `cell`.
-        RawTerm(unsafe { enif_make_tuple_from_array(self.as_ptr(), terms.as_ptr(), 2) })
+        unsafe {
+            RawTerm::new(enif_make_tuple_from_array(
+                self.as_c_arg(),
+                terms.as_ptr(),
+                2,
+            ))
+        }
     }
 
-    /// A `Barytherium.Frame`.
-    fn frame(&self, command: Command, headers: RawTerm, body: RawTerm) -> RawTerm {
+    fn frame(self, command: Command, headers: RawTerm<'e>, body: RawTerm<'e>) -> RawTerm<'e> {
         let constants = CONSTANTS.get().expect("made when the library was loaded");
         let command = constants.commands[command as usize];
-        let values = [constants.frame_module, body.0, command, headers.0];
+        let values = [constants.frame_module, body.term, command, headers.term];
         let mut map = MaybeUninit::uninit();
         // SAFETY: there are as many keys as values, and the keys differ, so this cannot fail and
         // `map` is written.
         unsafe {
             enif_make_map_from_arrays(
-                self.as_ptr(),
+                self.as_c_arg(),
                 constants.keys.as_ptr(),
                 values.as_ptr(),
                 values.len(),
                 map.as_mut_ptr(),
             );
-            RawTerm(map.assume_init())
+            RawTerm::new(map.assume_init())
         }
     }
-}
 
-impl Environment for Env<'_> {
-    fn as_ptr(&self) -> *mut ErlNifEnv {
-        self.as_c_arg()
+    fn body(self, mut body: BinaryBody) -> RawTerm<'e> {
+        if body.length <= HEAP_BINARY_MAX {
+            return self.binary(body.as_ref());
+        }
+        if body.length < body.binary.size {
+            body.resize(body.length);
+        }
+        let mut body = ManuallyDrop::new(body);
+        // SAFETY: the binary is filled; making a term of it hands it to the VM, so it must not
+        // be released here any more.
+        unsafe { RawTerm::new(enif_make_binary(self.as_c_arg(), &mut body.binary)) }
     }
 }
 
 /// A binary that is filled piece by piece, each of which becomes a binary that refers to it.
-pub struct SharedBinary {
-    term: ErlNifTerm,
+pub struct SharedBinary<'e> {
+    term: RawTerm<'e>,
     data: *mut u8,
     size: usize,
     used: usize,
 }
 
-impl SharedBinary {
+impl SharedBinary<'_> {
     pub fn size(&self) -> usize {
         self.size
     }
@@ -188,53 +224,80 @@ impl SharedBinary {
     }
 }
 
-/// An environment for messages, one after the other.
-pub struct MessageEnv(*mut ErlNifEnv);
+/// What an [`Arena`] keeps with its environment: something that holds terms of it.
+pub trait Kept {
+    type In<'e>: Default;
 
-impl Environment for MessageEnv {
-    fn as_ptr(&self) -> *mut ErlNifEnv {
-        self.0
-    }
+    /// The same without terms, for the environment's next contents. Between these lifetimes no term can get
+    /// from one to the other.
+    fn emptied<'f>(kept: Self::In<'_>) -> Self::In<'f>;
 }
 
-impl MessageEnv {
-    pub fn new() -> MessageEnv {
-        // SAFETY: no preconditions; the VM ends itself when it has no memory for it.
-        MessageEnv(unsafe { enif_alloc_env() })
+/// The memory of `terms`, without them.
+pub fn emptied<'f>(mut terms: Vec<RawTerm<'_>>) -> Vec<RawTerm<'f>> {
+    terms.clear();
+    let mut terms = ManuallyDrop::new(terms);
+    // SAFETY: of the same vector, which is empty. The lifetime of a type does not change how it is laid out.
+    unsafe { Vec::from_raw_parts(terms.as_mut_ptr().cast(), 0, terms.capacity()) }
+}
+
+/// An environment for messages, one after the other, and what holds terms of it. Both are emptied together, so
+/// there is no term without its environment.
+pub struct Arena<K: Kept> {
+    environment: *mut ErlNifEnv,
+    /// Its terms belong to `environment`.
+    kept: K::In<'static>,
+}
+
+impl<K: Kept> Arena<K> {
+    pub fn new() -> Arena<K> {
+        Arena {
+            // SAFETY: no preconditions; the VM ends itself when it has no memory for it.
+            environment: unsafe { enif_alloc_env() },
+            kept: Default::default(),
+        }
     }
 
-    pub fn env(&self) -> Env<'_> {
-        // SAFETY: the environment lives as long as `self` is borrowed.
-        unsafe { Env::new(self, self.0) }
+    /// Calls `f` with the environment and what is kept with it.
+    pub fn with<T>(&mut self, f: impl for<'e> FnOnce(Env<'e>, &mut K::In<'e>) -> T) -> T {
+        let kept: *mut K::In<'static> = &mut self.kept;
+        let environment = self.environment;
+        // SAFETY: the environment and what is kept live as long as `self` is borrowed. The lifetimes of a type
+        // do not change how it is laid out. `f` has to work with every lifetime, so it cannot mix these terms
+        // with others, or keep them elsewhere.
+        unsafe { f(Env::new(&environment, environment), &mut *kept.cast()) }
     }
 
-    /// Sends the message that `make` makes to `pid`, without copying it. Nothing is left in the
-    /// environment. False if there is no such process any more.
+    /// Sends the message that `make` makes to `pid`, without copying it. Nothing is left in the arena. False if
+    /// there is no such process any more.
     pub fn send(
         &mut self,
         caller: Env,
         pid: &LocalPid,
-        make: impl for<'e> FnOnce(Env<'e>) -> Term<'e>,
+        make: impl for<'e> FnOnce(Env<'e>, &mut K::In<'e>) -> Term<'e>,
     ) -> bool {
-        let message = make(self.env()).as_c_arg();
-        // SAFETY: `caller` is the environment of the process that runs the NIF, `message` belongs
-        // to `self`. The VM takes the environment's contents; the environment itself stays ours.
-        let sent = unsafe { enif_send(caller.as_c_arg(), pid.as_c_arg(), self.0, message) };
+        let message = self.with(|env, kept| make(env, kept).as_c_arg());
+        // SAFETY: `caller` is the environment of the process that runs the NIF, and `message` belongs
+        // to ours. The VM takes its contents; the environment itself stays ours.
+        let sent =
+            unsafe { enif_send(caller.as_c_arg(), pid.as_c_arg(), self.environment, message) };
+        // If there is no such process, the contents are left.
         self.clear();
         sent != 0
     }
 
     /// Frees all terms.
     pub fn clear(&mut self) {
-        // SAFETY: terms that were made in it do not outlive the borrow of `self`.
-        unsafe { enif_clear_env(self.0) };
+        self.kept = K::emptied(std::mem::take(&mut self.kept));
+        // SAFETY: there are no terms in `kept`, and others do not outlive `with`.
+        unsafe { enif_clear_env(self.environment) };
     }
 }
 
-impl Drop for MessageEnv {
+impl<K: Kept> Drop for Arena<K> {
     fn drop(&mut self) {
-        // SAFETY: allocated in `new`, and terms of it do not outlive the borrow of `self`.
-        unsafe { enif_free_env(self.0) };
+        // SAFETY: allocated in `new`. What is kept frees no terms when it is dropped, and nobody else has them.
+        unsafe { enif_free_env(self.environment) };
     }
 }
 
@@ -279,19 +342,6 @@ impl BinaryBody {
         // SAFETY: the binary was allocated by `enif_alloc_binary` and is not a term yet.
         let resized = unsafe { enif_realloc_binary(&mut self.binary, size) };
         assert!(resized != 0, "out of memory for a body of {size} bytes");
-    }
-
-    pub fn into_term(mut self, environment: &impl Environment) -> RawTerm {
-        if self.length <= HEAP_BINARY_MAX {
-            return environment.binary(self.as_ref());
-        }
-        if self.length < self.binary.size {
-            self.resize(self.length);
-        }
-        let mut this = ManuallyDrop::new(self);
-        // SAFETY: the binary is filled; making a term of it hands it to the VM, so it must not
-        // be released here any more.
-        RawTerm(unsafe { enif_make_binary(environment.as_ptr(), &mut this.binary) })
     }
 }
 

@@ -23,6 +23,7 @@ defmodule Barytherium.Native do
   @type connection :: reference()
   @type stats :: reference()
   @type routes :: reference()
+  @type tls_handshake :: reference()
   @type tls :: reference()
   @typedoc "Certificates and keys are in DER, ciphers are the IANA's names."
   @type tls_settings :: %{
@@ -139,14 +140,16 @@ defmodule Barytherium.Native do
   @spec set_urgent(routes(), boolean()) :: :ok
   def set_urgent(_routes, _urgent), do: not_loaded()
 
-  @spec tls_open(tls_settings(), name :: String.t()) :: {:ok, tls()} | {:error, tls_failure()}
+  @spec tls_open(tls_settings(), name :: String.t()) ::
+          {:ok, tls_handshake()} | {:error, tls_failure()}
   def tls_open(_settings, _name), do: not_loaded()
 
   @spec tls_knows_cipher(String.t()) :: boolean()
   def tls_knows_cipher(_name), do: not_loaded()
 
-  @spec tls_handshake(tls(), binary()) :: {:continue | :established | tls_failure(), binary()}
-  def tls_handshake(_tls, _bytes), do: not_loaded()
+  @spec tls_handshake(tls_handshake(), binary()) ::
+          {:continue | {:established, tls()} | tls_failure(), binary()}
+  def tls_handshake(_handshake, _bytes), do: not_loaded()
 
   @spec tls_encrypt(tls(), iodata()) :: binary() | :busy | {:closed | :internal_error, binary()}
   def tls_encrypt(_tls, _data), do: not_loaded()

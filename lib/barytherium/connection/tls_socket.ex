@@ -28,8 +28,8 @@ defmodule Barytherium.Connection.TlsSocket do
           {:ok, t()} | {:error, error()}
   def handshake(socket, settings, name, deadline) do
     result =
-      with {:ok, tls} <- open(settings, name),
-           do: continue(%__MODULE__{socket: socket, tls: tls}, "", deadline)
+      with {:ok, handshake} <- open(settings, name),
+           do: continue(socket, handshake, "", deadline)
 
     with {:error, _reason} <- result, do: :gen_tcp.close(socket)
     result
@@ -39,17 +39,20 @@ defmodule Barytherium.Connection.TlsSocket do
     with {:error, failure} <- Native.tls_open(settings, name), do: {:error, {:tls_alert, failure}}
   end
 
-  defp continue(%{socket: socket, tls: tls} = connection, bytes, deadline) do
-    {state, records} = Native.tls_handshake(tls, bytes)
+  defp continue(socket, handshake, bytes, deadline) do
+    {state, records} = Native.tls_handshake(handshake, bytes)
     sent = send_records(socket, records)
 
     case {state, sent} do
-      {:established, :ok} ->
-        {:ok, connection}
+      {{:established, tls}, :ok} ->
+        {:ok, %__MODULE__{socket: socket, tls: tls}}
+
+      {{:established, _tls}, error} ->
+        error
 
       {:continue, :ok} ->
         with {:ok, bytes} <- :gen_tcp.recv(socket, 0, Deadline.left(deadline)),
-             do: continue(connection, bytes, deadline)
+             do: continue(socket, handshake, bytes, deadline)
 
       {failure, _sent} when is_tuple(failure) ->
         {:error, {:tls_alert, failure}}

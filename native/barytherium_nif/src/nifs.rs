@@ -17,7 +17,7 @@ use crate::routes::{Origin, Route, Routes};
 use crate::socket::{Ending, Socket};
 use crate::stats::Stats;
 use crate::terms::binary;
-use crate::tls::{self, Tls, TlsSettings};
+use crate::tls::{self, Tls, TlsHandshake, TlsSettings};
 use crate::transport::Transport;
 use crate::turn::{self, Place};
 use rustler::{Atom, Binary, Env, LocalPid, NifResult, Reference, ResourceArc, Term};
@@ -242,25 +242,29 @@ fn set_urgent(routes: ResourceArc<Routes>, urgent: bool) -> Atom {
     rustler::types::atom::ok()
 }
 
-/// A TLS session with the server `name`: `{:ok, tls}` or `{:error, {reason, details}}`. Loading the
+/// A TLS handshake with the server `name`: `{:ok, handshake}` or `{:error, {reason, details}}`. Loading the
 /// authorities takes milliseconds.
 #[rustler::nif(schedule = "DirtyCpu")]
 fn tls_open(
     env: Env,
     settings: TlsSettings,
     name: &str,
-) -> Result<ResourceArc<Tls>, (Atom, String)> {
+) -> Result<ResourceArc<TlsHandshake>, (Atom, String)> {
     tls::open(env, settings, name)
 }
 
 #[rustler::nif]
 fn tls_knows_cipher(name: &str) -> bool {
-    tls_session::knows_cipher(name)
+    tls_client::knows_cipher(name)
 }
 
 #[rustler::nif(schedule = "DirtyCpu")]
-fn tls_handshake<'a>(env: Env<'a>, tls: ResourceArc<Tls>, bytes: Binary) -> Term<'a> {
-    tls::handshake(env, &tls, &bytes)
+fn tls_handshake<'a>(
+    env: Env<'a>,
+    handshake: ResourceArc<TlsHandshake>,
+    bytes: Binary,
+) -> Term<'a> {
+    tls::handshake(env, &handshake, &bytes)
 }
 
 /// On the caller's scheduler: takes well under a millisecond, or is refused with `:busy`.

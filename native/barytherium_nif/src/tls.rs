@@ -5,11 +5,20 @@ use crate::terms::binary;
 use parking_lot::{Mutex, MutexGuard};
 use rustler::{Atom, Binary, Encoder, Env, NifMap, NifTaggedEnum, NifUnitEnum, ResourceArc, Term};
 use std::panic::RefUnwindSafe;
-use tls_session::{Config, Handshake, Identity, Key, ServerName, Session, Settings, Trust};
-use tls_session::{End, Failure, Unwritable, Version};
+use tls_client::{Config, Handshake, Identity, Key, Progress, ServerName, Settings, Trust};
+use tls_client::{End, Ended, Exhausted, Failure, Records, Session, Version};
 
 /// The session is unlocked after this many bytes were encrypted, so that reading goes on.
 const ENCRYPTED_AT_ONCE: usize = 128 * 1024;
+
+/// A TLS connection that is being set up. None when that has ended.
+pub struct TlsHandshake(Mutex<Option<Handshake>>);
+
+// As for `Tls`.
+impl RefUnwindSafe for TlsHandshake {}
+
+#[rustler::resource_impl]
+impl rustler::Resource for TlsHandshake {}
 
 /// A TLS connection.
 pub struct Tls(Mutex<Session>);
@@ -109,12 +118,12 @@ impl From<TlsSettings<'_>> for Settings {
     }
 }
 
-/// A session with the server `name`, a DNS name or an IP address.
+/// A handshake with the server `name`, a DNS name or an IP address.
 pub fn open(
     env: Env,
     settings: TlsSettings,
     name: &str,
-) -> Result<ResourceArc<Tls>, (Atom, String)> {
+) -> Result<ResourceArc<TlsHandshake>, (Atom, String)> {
     let failed = |failure: Failure| (reason(env, &failure), failure.details);
     let config = Config::of(settings.into()).map_err(failed)?;
     let name = ServerName::try_from(name.to_owned()).map_err(|_| {
@@ -123,19 +132,31 @@ pub fn open(
             format!("not the name of a server: {name:?}"),
         )
     })?;
-    let session = Session::new(&config, name).map_err(failed)?;
-    Ok(ResourceArc::new(Tls(Mutex::new(session))))
+    let handshake = Handshake::new(&config, name).map_err(failed)?;
+    Ok(ResourceArc::new(TlsHandshake(Mutex::new(Some(handshake)))))
 }
 
-/// `{:continue | :established, records}` or `{{reason, details}, records}`.
-pub fn handshake<'a>(env: Env<'a>, tls: &Tls, bytes: &[u8]) -> Term<'a> {
-    let mut session = tls.0.lock();
-    let result = session.handshake(bytes);
-    let records = binary(env, &session.take_owed());
-    match result {
-        Ok(Handshake::Continue) => (atoms::r#continue(), records).encode(env),
-        Ok(Handshake::Established) => (atoms::established(), records).encode(env),
-        Err(failure) => ((reason(env, &failure), failure.details), records).encode(env),
+/// `{:continue | {:established, tls}, records}` or `{{reason, details}, records}`. One that has ended is
+/// `:closed`.
+pub fn handshake<'a>(env: Env<'a>, tls: &TlsHandshake, bytes: &[u8]) -> Term<'a> {
+    let mut place = tls.0.lock();
+    let Some(handshake) = place.take() else {
+        return ((atoms::closed(), ""), "").encode(env);
+    };
+    let (records, progress) = handshake.advance(bytes);
+    let records = binary(env, &records.into_bytes());
+    match progress {
+        Progress::Continue(handshake) => {
+            *place = Some(handshake);
+            (atoms::r#continue(), records).encode(env)
+        }
+        Progress::Established(session) => {
+            let tls = ResourceArc::new(Tls(Mutex::new(session)));
+            ((atoms::established(), tls), records).encode(env)
+        }
+        Progress::Failed(failure) => {
+            ((reason(env, &failure), failure.details), records).encode(env)
+        }
     }
 }
 
@@ -146,47 +167,50 @@ pub fn encrypt<'a>(env: Env<'a>, tls: &Tls, data: &[u8], may_wait: bool) -> Term
     if !may_wait && data.len() > ENCRYPTED_AT_ONCE {
         return atoms::busy().encode(env);
     }
-    let mut records = Vec::new();
+    let mut records = Records::default();
     let mut rest = data;
     loop {
         let (part, more) = rest.split_at(rest.len().min(ENCRYPTED_AT_ONCE));
         let Some(mut session) = tls.lock(may_wait) else {
             return atoms::busy().encode(env);
         };
-        let result = session.encrypt(part, &mut records);
+        let failed;
+        (records, failed) = match session.writing(records) {
+            Err(Ended(owed)) => (owed, Some(atoms::closed())),
+            Ok(mut writing) => {
+                let encrypted = writing.encrypt(part);
+                let failed = encrypted.err().map(|Exhausted| atoms::internal_error());
+                (writing.finish(), failed)
+            }
+        };
         unlock(session);
-        match result {
-            Ok(()) if !more.is_empty() => rest = more,
-            Ok(()) => return binary(env, &records),
-            Err(error) => return (unwritable(&error), binary(env, &records)).encode(env),
+        match failed {
+            None if !more.is_empty() => rest = more,
+            None => return binary(env, &records.into_bytes()),
+            Some(reason) => return (reason, binary(env, &records.into_bytes())).encode(env),
         }
-    }
-}
-
-fn unwritable(error: &Unwritable) -> Atom {
-    match error {
-        Unwritable::Ended => atoms::closed(),
-        Unwritable::Exhausted => atoms::internal_error(),
     }
 }
 
 /// The last records: what is owed, and the `close_notify` alert unless it was taken before.
 pub fn close<'a>(env: Env<'a>, tls: &Tls) -> Term<'a> {
-    let mut records = Vec::new();
-    tls.0.lock().close(&mut records);
-    binary(env, &records)
+    let records = match tls.0.lock().writing(Records::default()) {
+        Ok(writing) => writing.close(),
+        Err(Ended(owed)) => owed,
+    };
+    binary(env, &records.into_bytes())
 }
 
 /// `{:ok, plaintext}` of `length` bytes, or of any if it is 0; `:more` if more bytes of the socket are
 /// needed; `:closed` or `{reason, details}` if there will be no more.
 pub fn read<'a>(env: Env<'a>, tls: &Tls, bytes: &[u8], length: usize) -> Term<'a> {
-    let mut session = tls.0.lock();
-    if let Some(plaintext) = session.read(bytes, length) {
-        return (rustler::types::atom::ok(), binary(env, &plaintext)).encode(env);
-    }
-    match session.end() {
-        None => atoms::more().encode(env),
-        Some(End::Closed) => atoms::closed().encode(env),
-        Some(End::Failed(failure)) => (reason(env, failure), &failure.details).encode(env),
+    match tls.0.lock().read(bytes, length) {
+        Ok(Some(plaintext)) => {
+            let ok = rustler::types::atom::ok();
+            (ok, binary(env, &plaintext)).encode(env)
+        }
+        Ok(None) => atoms::more().encode(env),
+        Err(End::Closed) => atoms::closed().encode(env),
+        Err(End::Failed(failure)) => (reason(env, failure), &failure.details).encode(env),
     }
 }

@@ -2,12 +2,15 @@
 //! BEAM. rustls does the protocol and the cryptography.
 //!
 //! * [`Config`]: whom to trust and who we are; configurations are shared between connections;
-//! * [`Session`]: one connection, from the handshake to the end;
+//! * [`Handshake`]: a connection that is being set up;
+//! * [`Session`]: one that is, until its end;
 //! * [`Failure`]: why it failed, by the name of its TLS alert.
 #![forbid(unsafe_code)]
 
 mod config;
 mod failure;
+mod handshake;
+mod machine;
 mod session;
 #[cfg(test)]
 mod test_server;
@@ -15,4 +18,6 @@ mod verifier;
 
 pub use config::{Config, Identity, Key, ServerName, Settings, Trust, Version, knows_cipher};
 pub use failure::Failure;
-pub use session::{End, Handshake, Session, Unwritable};
+pub use handshake::{Handshake, Progress};
+pub use machine::{End, Records};
+pub use session::{Ended, Exhausted, Reading, Session, Writing};

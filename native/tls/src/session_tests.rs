@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::test_server::{Authority, Issued, NAME, Server};
-use crate::{Identity, Key, Settings, Trust, Version};
+use crate::{Config, Failure, Handshake, Identity, Key, Progress, Settings, Trust, Version};
 use rustls::SupportedProtocolVersion;
 use rustls::version::{TLS12, TLS13};
 
@@ -18,36 +18,54 @@ fn settings(authority: &Authority) -> Settings {
     }
 }
 
-fn session(settings: &Settings, name: &'static str) -> Session {
+fn handshake(settings: &Settings, name: &'static str) -> Handshake {
     let config = Config::of(settings.clone()).unwrap();
-    Session::new(&config, name.try_into().unwrap()).unwrap()
+    Handshake::new(&config, name.try_into().unwrap()).unwrap()
 }
 
 /// Moves the bytes of a handshake, in pieces of `piece` bytes.
-fn shake_hands(session: &mut Session, server: &mut Server, piece: usize) -> Result<(), Failure> {
-    let mut result = session.handshake(&[]);
+fn shake_hands(
+    handshake: Handshake,
+    server: &mut Server,
+    piece: usize,
+) -> Result<Session, Failure> {
+    shake_hands_and_tell(handshake, server, piece).map_err(|(failure, _told)| failure)
+}
+
+/// The same. With a failure, whether the server has learned of it.
+fn shake_hands_and_tell(
+    handshake: Handshake,
+    server: &mut Server,
+    piece: usize,
+) -> Result<Session, (Failure, bool)> {
+    let (mut progress, mut told) = advance(handshake, server, &[]);
     loop {
-        if result.clone()? == Handshake::Established {
-            // The server may refuse the client's last records.
-            server.take(&session.take_owed()).ok();
-            return Ok(());
-        }
-        server.take(&session.take_owed()).ok();
-        result = Ok(Handshake::Continue);
         for records in server.records().chunks(piece) {
-            result = session.handshake(records);
-            if result.is_err() {
-                break;
-            }
+            (progress, told) = match progress {
+                Progress::Continue(handshake) => advance(handshake, server, records),
+                ended => (ended, told),
+            };
+        }
+        match progress {
+            Progress::Continue(_) => {}
+            Progress::Established(session) => return Ok(session),
+            Progress::Failed(failure) => return Err((failure, told)),
         }
     }
+}
+
+/// Goes on, and whether the server has refused the records.
+fn advance(handshake: Handshake, server: &mut Server, bytes: &[u8]) -> (Progress, bool) {
+    let (records, progress) = handshake.advance(bytes);
+    let refused = server.take(&records.into_bytes()).is_err();
+    (progress, refused)
 }
 
 fn connected(versions: &[&'static SupportedProtocolVersion]) -> (Session, Server) {
     let authority = Authority::new();
     let mut server = Server::new(&authority.issue(|_| ()), versions);
-    let mut session = session(&settings(&authority), NAME);
-    shake_hands(&mut session, &mut server, usize::MAX).unwrap();
+    let handshake = handshake(&settings(&authority), NAME);
+    let session = shake_hands(handshake, &mut server, usize::MAX).unwrap();
     (session, server)
 }
 
@@ -55,17 +73,35 @@ fn connected(versions: &[&'static SupportedProtocolVersion]) -> (Session, Server
 fn read(session: &mut Session, bytes: &[u8], piece: usize) -> Vec<u8> {
     let mut plaintext = session.take_plaintext();
     for bytes in bytes.chunks(piece) {
-        let mut buffer = session.partial().to_vec();
+        let Ok(reading) = session.reading() else {
+            return plaintext;
+        };
+        let mut buffer = reading.partial().to_vec();
         buffer.extend_from_slice(bytes);
-        session.decrypt(&mut buffer, |part| plaintext.extend_from_slice(part));
+        reading.decrypt(&mut buffer, |part| plaintext.extend_from_slice(part));
     }
     plaintext
 }
 
 fn encrypt(session: &mut Session, data: &[u8]) -> Vec<u8> {
-    let mut records = Vec::new();
-    session.encrypt(data, &mut records).unwrap();
-    records
+    let mut writing = session.writing(Records::default()).unwrap();
+    writing.encrypt(data).unwrap();
+    writing.finish().into_bytes()
+}
+
+fn close(session: &mut Session) -> Vec<u8> {
+    match session.writing(Records::default()) {
+        Ok(writing) => writing.close().into_bytes(),
+        Err(Ended(owed)) => owed.into_bytes(),
+    }
+}
+
+/// What is owed by a session that cannot be written to.
+fn owed(session: &mut Session) -> Vec<u8> {
+    match session.writing(Records::default()) {
+        Ok(_) => panic!("it can be written"),
+        Err(Ended(owed)) => owed.into_bytes(),
+    }
 }
 
 #[test]
@@ -89,8 +125,8 @@ fn a_stream_may_be_cut_anywhere() {
         for piece in [1, 2, 3, 5, 17, 100, 4096] {
             let authority = Authority::new();
             let mut server = Server::new(&authority.issue(|_| ()), versions);
-            let mut session = session(&settings(&authority), NAME);
-            shake_hands(&mut session, &mut server, piece).unwrap();
+            let handshake = handshake(&settings(&authority), NAME);
+            let mut session = shake_hands(handshake, &mut server, piece).unwrap();
             let mut records = server.send(b"first");
             for byte in b"one byte in each record" {
                 records.extend(server.send(&[*byte]));
@@ -99,7 +135,7 @@ fn a_stream_may_be_cut_anywhere() {
             let plaintext = read(&mut session, &records, piece);
             assert_eq!(&plaintext[..28], b"firstone byte in each record");
             assert_eq!(plaintext.len(), 20_028);
-            assert_eq!(session.partial(), b"");
+            assert_eq!(session.partial, b"");
         }
     }
 }
@@ -142,11 +178,8 @@ fn the_peer_closes() {
         records.extend(server.close());
         records.extend(b"what follows is not read");
         assert_eq!(read(&mut session, &records, usize::MAX), b"last");
-        assert_eq!(session.end(), Some(&End::Closed));
-        assert_eq!(read(&mut session, b"more", usize::MAX), b"");
-        let mut records = Vec::new();
-        session.close(&mut records);
-        server.take(&records).unwrap();
+        assert_eq!(session.reading().err(), Some(&End::Closed));
+        server.take(&close(&mut session)).unwrap();
         assert!(server.client_has_closed());
     }
 }
@@ -156,16 +189,11 @@ fn closing_takes_one_alert() {
     for versions in EACH {
         let (mut session, mut server) = connected(versions);
         let mut records = encrypt(&mut session, b"last");
-        session.close(&mut records);
+        records.extend(close(&mut session));
         assert_eq!(server.take(&records).unwrap(), b"last");
         assert!(server.client_has_closed());
-        let mut records = Vec::new();
-        session.close(&mut records);
-        assert_eq!(
-            session.encrypt(b"too late", &mut records),
-            Err(Unwritable::Ended)
-        );
-        assert!(records.is_empty());
+        assert!(close(&mut session).is_empty());
+        assert!(owed(&mut session).is_empty());
     }
 }
 
@@ -178,29 +206,25 @@ fn a_damaged_record_fails_after_those_before_it() {
         records.extend(server.send(b"damaged"));
         records[damaged + 12] ^= 1;
         assert_eq!(read(&mut session, &records, usize::MAX), b"good");
-        let Some(End::Failed(failure)) = session.end() else {
+        let Err(End::Failed(failure)) = session.reading() else {
             panic!("it has not failed");
         };
         assert_eq!(failure.reason, "bad_record_mac");
         // The server gets the alert.
         assert!(session.owes());
         assert!(!session.owes());
-        let error = server.take(&session.take_owed()).unwrap_err();
+        let error = server.take(&owed(&mut session)).unwrap_err();
         assert_eq!(Failure::from(error).reason, "bad_record_mac");
-        assert_eq!(
-            session.encrypt(b"x", &mut Vec::new()),
-            Err(Unwritable::Ended)
-        );
     }
 }
 
 fn refusal(settings: &Settings, issued: &Issued, name: &'static str) -> &'static str {
     let mut reasons = EACH.map(|versions| {
         let mut server = Server::new(issued, versions);
-        let mut session = session(settings, name);
-        let failure = shake_hands(&mut session, &mut server, usize::MAX).unwrap_err();
-        // The server learns of it.
-        assert!(server.take(&session.take_owed()).is_err());
+        let handshake = handshake(settings, name);
+        let failed = shake_hands_and_tell(handshake, &mut server, usize::MAX).err();
+        let (failure, told) = failed.unwrap();
+        assert!(told);
         failure.reason
     });
     reasons.sort();
@@ -245,7 +269,7 @@ fn less_can_be_verified() {
         };
         EACH.iter().all(|versions| {
             let mut server = Server::new(&issued, versions);
-            shake_hands(&mut session(&settings, name), &mut server, usize::MAX).is_ok()
+            shake_hands(handshake(&settings, name), &mut server, usize::MAX).is_ok()
         })
     };
     assert!(accepts(Trust::Anyone, true, "other.example"));
@@ -265,10 +289,10 @@ fn no_version_or_cipher_in_common() {
         ..settings(&authority)
     };
     let mut server = Server::new(&issued, &[&TLS12]);
-    let mut session_13 = session(&only(vec![Version::Tls13]), NAME);
-    let failure = shake_hands(&mut session_13, &mut server, usize::MAX);
+    let handshake = handshake(&only(vec![Version::Tls13]), NAME);
+    let failure = shake_hands(handshake, &mut server, usize::MAX).err();
     // The server fails first, and has told the client.
-    assert_eq!(failure.unwrap_err().reason, "protocol_version");
+    assert_eq!(failure.unwrap().reason, "protocol_version");
 }
 
 #[test]
@@ -287,13 +311,16 @@ fn a_client_certificate() {
     for versions in EACH {
         let outcome = |settings: &Settings| {
             let mut server = Server::with_client_authority(&issued, versions, &authority);
-            let mut session = session(settings, NAME);
+            let handshake = handshake(settings, NAME);
+            let mut session = match shake_hands(handshake, &mut server, usize::MAX) {
+                Ok(session) => session,
+                Err(failure) => return failure.reason,
+            };
             // In TLS 1.3 the alert comes after the client's handshake.
-            let result = shake_hands(&mut session, &mut server, usize::MAX);
             let records = server.records();
             read(&mut session, &records, usize::MAX);
-            match (&result, session.end()) {
-                (Err(failure), _) | (_, Some(End::Failed(failure))) => failure.reason,
+            match session.reading() {
+                Err(End::Failed(failure)) => failure.reason,
                 _ => "accepted",
             }
         };
@@ -310,12 +337,14 @@ fn a_peer_that_does_not_speak_tls() {
         &b"HTTP/1.1 400 Bad Request\r\n\r\n"[..],
         b"ERROR\nmessage:hello\n\n\0",
     ] {
-        let mut session = session(&settings(&Authority::new()), NAME);
-        session.handshake(&[]).unwrap();
-        assert_eq!(
-            session.handshake(answer).unwrap_err().reason,
-            "unexpected_message"
-        );
+        let handshake = handshake(&settings(&Authority::new()), NAME);
+        let (_records, Progress::Continue(handshake)) = handshake.advance(&[]) else {
+            panic!("it has not begun");
+        };
+        let (_records, Progress::Failed(failure)) = handshake.advance(answer) else {
+            panic!("it has not failed");
+        };
+        assert_eq!(failure.reason, "unexpected_message");
     }
 }
 
@@ -323,14 +352,16 @@ fn a_peer_that_does_not_speak_tls() {
 fn data_that_comes_with_the_end_of_the_handshake_is_kept() {
     let authority = Authority::new();
     let mut server = Server::new(&authority.issue(|_| ()), &[&TLS13]);
-    let mut session = session(&settings(&authority), NAME);
-    session.handshake(&[]).unwrap();
-    server.take(&session.take_owed()).unwrap();
+    let handshake = handshake(&settings(&authority), NAME);
+    let (Progress::Continue(handshake), _) = advance(handshake, &mut server, &[]) else {
+        panic!("it has not begun");
+    };
     // A server may send before it has the client's last message.
     let mut records = server.records();
     records.extend(server.send(b"early"));
-    assert_eq!(session.handshake(&records), Ok(Handshake::Established));
-    server.take(&session.take_owed()).unwrap();
+    let (Progress::Established(mut session), _) = advance(handshake, &mut server, &records) else {
+        panic!("it has not ended");
+    };
     let records = server.send(b", later");
     assert_eq!(read(&mut session, &records, usize::MAX), b"early, later");
 }
@@ -339,8 +370,8 @@ fn data_that_comes_with_the_end_of_the_handshake_is_kept() {
 fn it_can_be_written_while_a_handshake_message_is_incomplete() {
     let authority = Authority::new();
     let mut server = Server::with_records_of(64, &authority.issue(|_| ()));
-    let mut session = session(&settings(&authority), NAME);
-    shake_hands(&mut session, &mut server, usize::MAX).unwrap();
+    let handshake = handshake(&settings(&authority), NAME);
+    let mut session = shake_hands(handshake, &mut server, usize::MAX).unwrap();
     // The server's tickets for later sessions, in several records each.
     let records = server.records();
     let (mut plaintext, mut written) = (Vec::new(), 0);
@@ -359,14 +390,11 @@ fn it_can_be_written_while_a_handshake_message_is_incomplete() {
 fn it_can_be_read_by_length() {
     let (mut session, mut server) = connected(&[&TLS13]);
     let records = server.send(b"0123456789");
-    assert_eq!(session.read(&records[..10], 0), None);
-    assert_eq!(session.read(&records[10..], 4), Some(b"0123".to_vec()));
-    assert_eq!(session.read(b"", 7), None);
-    assert_eq!(session.read(b"", 2), Some(b"45".to_vec()));
-    assert_eq!(
-        session.read(&server.send(b"abc"), 0),
-        Some(b"6789abc".to_vec())
-    );
-    assert_eq!(session.read(&server.close(), 0), None);
-    assert_eq!(session.end(), Some(&End::Closed));
+    assert_eq!(session.read(&records[..10], 0), Ok(None));
+    assert_eq!(session.read(&records[10..], 4), Ok(Some(b"0123".to_vec())));
+    assert_eq!(session.read(b"", 7), Ok(None));
+    assert_eq!(session.read(b"", 2), Ok(Some(b"45".to_vec())));
+    let records = server.send(b"abc");
+    assert_eq!(session.read(&records, 0), Ok(Some(b"6789abc".to_vec())));
+    assert_eq!(session.read(&server.close(), 0), Err(&End::Closed));
 }

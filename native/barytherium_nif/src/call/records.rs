@@ -9,7 +9,7 @@ use crate::tls::{self, Tls};
 use rustler::Env;
 use std::io::{self, ErrorKind};
 use std::ops::ControlFlow::{Break, Continue};
-use tls_session::End;
+use tls_client::End;
 
 /// The size of a read, at most. What is read, and its plaintext, have to stay in the second-level
 /// cache until they are decoded. The sender waits for the lock meanwhile.
@@ -83,28 +83,32 @@ impl<'a> Call<'a, '_> {
         let Some(mut session) = tls.lock(self.is_dirty) else {
             return Ok(Received::Busy);
         };
-        if let Some(end) = session.end().map(|end| ended(self.env, end)) {
-            self.owes |= session.owes();
-            return Ok(Received::Ended(end));
-        }
-        let partial = session.partial().len();
+        let reading = match session.reading() {
+            Ok(reading) => reading,
+            Err(end) => {
+                let end = ended(self.env, end);
+                self.owes |= session.owes();
+                return Ok(Received::Ended(end));
+            }
+        };
+        let partial = reading.partial().len();
         let buffer = &mut self.buffers.read;
         grow(buffer, partial + size);
-        buffer[..partial].copy_from_slice(session.partial());
+        buffer[..partial].copy_from_slice(reading.partial());
         let free = &mut buffer[partial..partial + size];
         let bytes = transport.socket.receive_one(free)?;
         let plaintext = &mut self.buffers.plaintext;
         plaintext.clear();
         let decoder = state.session.decoder();
         let (mut body, mut records) = (0, 0);
-        session.decrypt(&mut buffer[..partial + bytes], |mut part| {
+        let end = reading.decrypt(&mut buffer[..partial + bytes], |mut part| {
             records += 1;
             if plaintext.is_empty() {
                 body += decoder.take_body(&mut part);
             }
             plaintext.extend_from_slice(part);
         });
-        let end = session.end().map(|end| ended(self.env, end));
+        let end = end.map(|end| ended(self.env, end));
         self.owes |= session.owes();
         tls::unlock(session);
         Ok(Received::Records {

@@ -1,7 +1,7 @@
 //! The settings of a client that trusts one authority.
 
 use crate::test_server::Authority;
-use tls::{Config, Settings, Trust, Version};
+use tls_client::{Config, Settings, Trust, Version};
 
 pub fn config(authority: &Authority) -> Config {
     let settings = Settings {

@@ -41,6 +41,8 @@ defmodule Barytherium.ArgumentsTest do
     test "of the receive loop" do
       {socket, _peer} = Peer.pair()
       {:ok, udp} = :gen_udp.open(0)
+      # NEW_PORT_EXT of the external term format: an atom, an id and a creation.
+      elsewhere = :erlang.binary_to_term(<<131, 89, 119, 7, "far@off", 1::32, 1::32>>)
       loop = %{socket: socket, listener_pid: self(), network_pid: self(), sender_pid: self()}
 
       for {change, message} <- [
@@ -48,6 +50,7 @@ defmodule Barytherium.ArgumentsTest do
             {%{hb_recv: 1.5}, "hb_recv"},
             {%{listener_pid: {:name, :other@node}}, "not distributed"},
             {%{socket: udp}, "no TCP socket"},
+            {%{socket: elsewhere}, "another node, far@off"},
             {%{options: [max_headrs: 1]}, ":max_headers"}
           ] do
         error = assert_raise ArgumentError, fn -> Receiver.loop(Map.merge(loop, change)) end

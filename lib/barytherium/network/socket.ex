@@ -26,6 +26,9 @@ defmodule Barytherium.Network.Socket do
     end
   end
 
+  defp check_kind!(port) when is_port(port) and node(port) != node(),
+    do: raise(ArgumentError, "the socket is a port of another node, #{node(port)}")
+
   defp check_kind!(port) when is_port(port) do
     case :erlang.port_info(port, :name) do
       {:name, name} when name not in @tcp_drivers ->

@@ -28,13 +28,17 @@ enum Phase<B> {
     /// In a head. What has arrived of it is in `carry`, unless that is empty.
     Head,
     /// In the body of a frame whose head is in `carry`.
-    Body {
-        command: Command,
-        buffer: B,
-        length: Option<u64>,
-    },
+    Body(Collecting<B>),
     /// After an error nothing can be trusted.
     Failed(ParseError),
+}
+
+/// A body that is being collected.
+#[derive(Debug)]
+struct Collecting<B> {
+    command: Command,
+    buffer: B,
+    length: Option<u64>,
 }
 
 /// A complete head.
@@ -52,7 +56,27 @@ struct Complete<'i, B> {
 
 type Progress<'i, B> = Result<Option<Complete<'i, B>>, ParseError>;
 
-/// An incremental STOMP decoder. See the [module documentation](self).
+/// An incremental STOMP decoder. A frame that is cut is completed by the next input.
+///
+/// ```
+/// use stomp::{Command, Decoder, Options, Version};
+///
+/// let mut decoder: Decoder = Decoder::new(Some(Version::V1_2.into()), Options::default());
+/// let mut input: &[u8] = b"MESSAGE\ndestination:a\n\nfirst\0MESSAGE\ndestina";
+///
+/// let frame = decoder.next(&mut input)?.unwrap();
+/// assert_eq!(frame.command(), Command::Message);
+/// assert_eq!(*frame.header(b"destination").unwrap(), *b"a");
+/// assert_eq!(frame.body.as_ref(), b"first");
+/// // The rest is taken, and kept until there is more.
+/// assert!(decoder.next(&mut input)?.is_none());
+/// assert!(input.is_empty());
+///
+/// input = b"tion:b\n\nsecond\0";
+/// let frame = decoder.next(&mut input)?.unwrap();
+/// assert_eq!(frame.body.as_ref(), b"second");
+/// # Ok::<(), stomp::ParseError>(())
+/// ```
 #[derive(Debug)]
 pub struct Decoder<B = BytesMut> {
     options: Options,
@@ -111,7 +135,7 @@ impl<B: BodyBuffer> Decoder<B> {
     /// Bytes that are held of a frame that is not complete.
     pub fn buffered(&self) -> usize {
         match &self.phase {
-            Phase::Body { buffer, .. } => self.carry.len() + buffer.as_ref().len(),
+            Phase::Body(body) => self.carry.len() + body.buffer.as_ref().len(),
             Phase::Head => self.carry.len(),
             Phase::Between { .. } | Phase::Failed(_) => 0,
         }
@@ -125,11 +149,11 @@ impl<B: BodyBuffer> Decoder<B> {
     /// Bytes that are held of a body whose length is not known.
     pub fn buffered_without_length(&self) -> usize {
         match &self.phase {
-            Phase::Body {
+            Phase::Body(Collecting {
                 buffer,
                 length: None,
                 ..
-            } => buffer.as_ref().len(),
+            }) => buffer.as_ref().len(),
             _ => 0,
         }
     }
@@ -200,30 +224,31 @@ impl<B: BodyBuffer> Decoder<B> {
     }
 
     fn advance<'i>(&mut self, input: &mut &'i [u8]) -> Progress<'i, B> {
-        let head = match &mut self.phase {
-            Phase::Failed(error) => return Err(error.clone()),
-            Phase::Body { .. } => return self.continue_body(input),
+        let between = Phase::Between { cr: false };
+        let head = match std::mem::replace(&mut self.phase, between) {
+            Phase::Failed(error) => return Err(error),
+            Phase::Body(body) => return self.continue_body(body, input),
             Phase::Head => self.continue_head(input)?,
-            Phase::Between { .. } => {
-                if !self.skip_between(input)? {
+            Phase::Between { cr } => {
+                if !self.skip_between(cr, input)? {
                     return Ok(None);
                 }
                 self.start_head(input)?
             }
         };
         match head {
-            None => Ok(None),
             Some(head) => self.start_body(head, input),
+            None => {
+                self.phase = Phase::Head;
+                Ok(None)
+            }
         }
     }
 
     /// Skips what may stand between frames: EOLs, which are heart-beats, and NULs, which some
     /// servers add. An EOL may be CR LF in every version, because some servers end all their lines so.
-    /// True when a frame begins.
-    fn skip_between(&mut self, input: &mut &[u8]) -> Result<bool, ParseError> {
-        let Phase::Between { cr: mut pending } = self.phase else {
-            return Ok(true);
-        };
+    /// `pending`: the input before ended after a CR. True when a frame begins.
+    fn skip_between(&mut self, mut pending: bool, input: &mut &[u8]) -> Result<bool, ParseError> {
         let mut rest = *input;
         while let Some((&byte, after)) = rest.split_first() {
             match byte {
@@ -240,7 +265,9 @@ impl<B: BodyBuffer> Decoder<B> {
         }
         self.head_offset = self.offset + (input.len() - rest.len()) as u64;
         *input = rest;
-        self.phase = Phase::Between { cr: pending };
+        if pending {
+            self.phase = Phase::Between { cr: true };
+        }
         Ok(!input.is_empty())
     }
 
@@ -279,7 +306,6 @@ impl<B: BodyBuffer> Decoder<B> {
         let head = *input;
         self.check_unfinished(&head[self.head.line_start..])?;
         self.carry.extend_from_slice(head);
-        self.phase = Phase::Head;
         *input = &[];
         Ok(None)
     }

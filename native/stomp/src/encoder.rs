@@ -27,6 +27,17 @@ pub enum EncodeError {
 ///
 /// # Errors
 /// A header that cannot be written. The contents of `out` are unspecified then.
+///
+/// ```
+/// use stomp::{Command, Version, encode_head};
+///
+/// let headers = [(&b"destination"[..], &b"/queue/a:b"[..])];
+/// let mut frame = Vec::new();
+/// encode_head(Command::Send, headers, 5, Some(Version::V1_2.into()), &mut frame)?;
+/// frame.extend_from_slice(b"hello\0");
+/// assert_eq!(frame, b"SEND\ndestination:/queue/a\\cb\ncontent-length:5\n\nhello\0");
+/// # Ok::<(), stomp::EncodeError>(())
+/// ```
 pub fn encode_head<'a>(
     command: Command,
     headers: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,

@@ -48,6 +48,14 @@ fn decode(escaped: u8) -> Option<u8> {
 ///
 /// # Errors
 /// The index of the backslash of an undefined escape, if undefined escapes are refused.
+///
+/// ```
+/// use stomp::{Escapes, UndefinedEscapes, unescape};
+///
+/// let refuse = Escapes::Decoded(UndefinedEscapes::Refuse);
+/// assert_eq!(*unescape(br"a\cb", refuse).unwrap(), *b"a:b");
+/// assert_eq!(unescape(br"a\tb", refuse), Err(1));
+/// ```
 pub fn unescape(text: &[u8], escapes: Escapes) -> Result<Cow<'_, [u8]>, usize> {
     let (Escapes::Decoded(undefined), Some(first)) = (escapes, find(b'\\', text)) else {
         return Ok(Cow::Borrowed(text));
@@ -127,6 +135,12 @@ impl Escaping {
 }
 
 /// Appends `text` to `out`, escaped.
+///
+/// ```
+/// let mut escaped = Vec::new();
+/// stomp::escape(b"a:b", stomp::Escaping::All, &mut escaped);
+/// assert_eq!(escaped, br"a\cb");
+/// ```
 pub fn escape(text: &[u8], escaping: Escaping, out: &mut Vec<u8>) {
     if escaping == Escaping::Nothing {
         out.extend_from_slice(text);

@@ -3,22 +3,20 @@
 //! [`Head`] gets whole lines, wherever they were put together. So each rule is checked once, and at
 //! the same place of the stream however the bytes were cut.
 //!
-//! Feeds repeat most of their header lines from frame to frame. A line that has the same bytes as
-//! the line at the same place of the head before is not checked again.
+//! A line that has the same bytes as the line at the same place of the head before is not checked again, see
+//! [`before`].
 
+mod before;
 mod line;
 
+use before::Before;
 pub use line::Same;
 pub(crate) use line::{Line, Since};
 
 use crate::escape::{Escapes, unescape};
-use crate::scan::{common_prefix, find, find2};
+use crate::scan::{find, find2};
 use crate::version::allows_crlf;
 use crate::{Command, Dialect, Options, Rule, UndefinedEscapes};
-
-/// A larger head is not kept for comparison: a peer must not be able to grow a connection's memory
-/// for good.
-const KEPT_HEAD_MAX: usize = 4096;
 
 /// A broken rule, and its distance from the start of the line.
 pub(crate) type Fault = (Rule, usize);
@@ -44,17 +42,6 @@ pub(crate) struct Head {
     before: Before,
 }
 
-/// The head before.
-#[derive(Debug, Default)]
-struct Before {
-    /// Empty if it is not fit for comparison.
-    bytes: Vec<u8>,
-    command: Option<Command>,
-    crlf: bool,
-    lines: Vec<Line>,
-    content_length: ContentLength,
-}
-
 impl Head {
     /// Prepares for the next frame. The memory is kept: most frames look like the one before.
     pub fn clear(&mut self) {
@@ -78,15 +65,12 @@ impl Head {
 
     /// Keeps a complete head for comparison with the next one.
     pub fn keep(&mut self, head: &[u8]) {
-        self.before.bytes.clear();
-        if head.len() <= KEPT_HEAD_MAX {
-            self.before.bytes.extend_from_slice(head);
-        }
+        self.before.keep(head);
     }
 
     /// Does not compare the next head with the one before: lines may have another meaning now.
     pub fn forget(&mut self) {
-        self.before.bytes.clear();
+        self.before.forget();
     }
 
     /// The command, if its line is complete.
@@ -122,8 +106,7 @@ impl Head {
             && !self.lacks_length()
         {
             let from = if self.command.is_none() { 0 } else { start };
-            let before = self.before.bytes.get(from..).unwrap_or_default();
-            let alike = from + common_prefix(before, &head[self.line_start..]);
+            let alike = self.before.alike(from, &head[self.line_start..]);
             if self.command.is_none() && !self.take_repeated_command(start, alike) {
                 return None;
             }
@@ -137,8 +120,7 @@ impl Head {
 
     /// Whether a content-length that did not count in the head before would count here.
     fn lacks_length(&self) -> bool {
-        let before = self.before.content_length;
-        self.content_length.is_none() && before.is_some_and(|(at, _)| at < self.lines.len())
+        self.content_length.is_none() && self.before.has_length_before(self.lines.len())
     }
 
     /// Takes the command line, which ends at `end`, if the heads are alike up to there. Lines under

@@ -63,6 +63,24 @@ pub enum Event<'a, B> {
 
 /// The receiving side of a connection. Each `now` is the time since one fixed moment, which may be
 /// any.
+///
+/// ```
+/// use std::time::Duration;
+/// use stomp::{Decoder, Event, Options, Session, Timing};
+///
+/// let decoder: Decoder = Decoder::new(None, Options::default());
+/// let mut session = Session::new(decoder, Timing::default(), Duration::ZERO);
+/// // CONNECTED has to arrive within this time.
+/// assert_eq!(session.deadline(), Some(Duration::from_secs(5)));
+///
+/// let mut input: &[u8] = b"CONNECTED\nversion:1.2\nheart-beat:1000,0\n\n\0MESSAGE\n\nhello\0";
+/// assert!(matches!(session.next(&mut input)?, Some(Event::Connected(_))));
+/// // The peer sends at least a byte each second. It may be late by as much, and by two seconds.
+/// session.agree(Duration::from_secs(1), Duration::ZERO);
+/// assert_eq!(session.deadline(), Some(Duration::from_secs(4)));
+/// assert!(matches!(session.next(&mut input)?, Some(Event::Frame(_))));
+/// # Ok::<(), stomp::ParseError>(())
+/// ```
 #[derive(Debug)]
 pub struct Session<B = BytesMut> {
     decoder: Decoder<B>,

@@ -8,6 +8,18 @@ type Id = Arc<[u8]>;
 
 /// In the order in which they were delivered. Each operation takes the time of a search, whatever the order
 /// of the acknowledgements: a subscription may have any number of them.
+///
+/// ```
+/// use stomp::Unacknowledged;
+///
+/// let mut messages = Unacknowledged::default();
+/// for id in [b"1", b"2", b"3"] {
+///     messages.delivered(id);
+/// }
+/// messages.acknowledged(b"1");
+/// assert_eq!(messages.through(b"2").len(), 1, "an acknowledgement of 2 stands for these");
+/// assert_eq!(messages.take_all().len(), 2);
+/// ```
 #[derive(Default)]
 pub struct Unacknowledged {
     numbers: HashMap<Id, u64>,

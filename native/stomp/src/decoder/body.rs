@@ -1,6 +1,6 @@
 //! Bodies: in the input, or collected from several inputs.
 
-use super::{Complete, CompleteHead, Decoder, Phase, Progress};
+use super::{Collecting, Complete, CompleteHead, Decoder, Phase, Progress};
 use crate::frame::Body;
 use crate::scan::find;
 use crate::{ParseError, Rule};
@@ -45,7 +45,6 @@ impl<B: BodyBuffer> Decoder<B> {
             let (body, rest) = input.split_at(end);
             self.check_body(body.len(), length, rest[0])?;
             *input = &rest[1..];
-            self.phase = Phase::Between { cr: false };
             let body = Body::Borrowed(body);
             return Ok(Some(Complete { head, body }));
         }
@@ -53,50 +52,41 @@ impl<B: BodyBuffer> Decoder<B> {
             self.carry.extend_from_slice(head);
         }
         let reserve = length.unwrap_or(0).min(RESERVE_MAX) as usize;
-        self.phase = Phase::Body {
+        let body = Collecting {
             command: head.command,
             buffer: B::with_capacity(reserve),
             length,
         };
-        self.continue_body(input)
+        self.continue_body(body, input)
     }
 
     /// Goes on with a body that is being collected.
-    pub(super) fn continue_body<'i>(&mut self, input: &mut &'i [u8]) -> Progress<'i, B> {
-        let Phase::Body { buffer, length, .. } = &mut self.phase else {
-            return Ok(None);
-        };
-        let length = *length;
+    pub(super) fn continue_body<'i>(
+        &mut self,
+        mut body: Collecting<B>,
+        input: &mut &'i [u8],
+    ) -> Progress<'i, B> {
+        let length = body.length;
         let missing = match length {
-            Some(length) => usize::try_from(length - buffer.as_ref().len() as u64).ok(),
+            Some(length) => usize::try_from(length - body.buffer.as_ref().len() as u64).ok(),
             None => find(0, input),
         };
         let (part, rest) = input.split_at(missing.unwrap_or(usize::MAX).min(input.len()));
-        buffer.extend_from_slice(part);
-        let collected = buffer.as_ref().len();
+        body.buffer.extend_from_slice(part);
+        let collected = body.buffer.as_ref().len();
         *input = rest;
         let Some((&end, rest)) = rest.split_first() else {
             self.check_body(collected, length, 0)?;
+            self.phase = Phase::Body(body);
             return Ok(None);
         };
         self.check_body(collected, length, end)?;
         *input = rest;
-        Ok(self.complete_body())
-    }
-
-    fn complete_body<'i>(&mut self) -> Option<Complete<'i, B>> {
-        let phase = std::mem::replace(&mut self.phase, Phase::Between { cr: false });
-        let Phase::Body {
-            command, buffer, ..
-        } = phase
-        else {
-            return None;
-        };
-        let input = None;
-        Some(Complete {
+        let (command, input) = (body.command, None);
+        Ok(Some(Complete {
             head: CompleteHead { command, input },
-            body: Body::Owned(buffer),
-        })
+            body: Body::Owned(body.buffer),
+        }))
     }
 
     /// Checks what has arrived of a body, and the byte after it.
@@ -116,11 +106,11 @@ impl<B: BodyBuffer> Decoder<B> {
     /// The buffer of a body of known length that is being collected, and how many bytes it lacks.
     /// A caller that can put them there directly reports it with [`filled`](Self::filled).
     pub fn wanting_body(&mut self) -> Option<(&mut B, usize)> {
-        let Phase::Body {
+        let Phase::Body(Collecting {
             buffer,
             length: Some(length),
             ..
-        } = &mut self.phase
+        }) = &mut self.phase
         else {
             return None;
         };

@@ -102,7 +102,12 @@ defmodule Bench do
     rounds(options, Feed.start(:flood, bytes), fn port ->
       raw = Contender.measure(:raw, port, options.time)
       figures = compare(options, port)
-      figures ++ ["of raw recv": figures[:"frames/s"] * size / raw.rate]
+
+      figures ++
+        [
+          "of raw recv": figures[:"frames/s"] * size / raw.rate,
+          "CPU us, raw recv": raw.cpu * size
+        ]
     end)
   end
 
@@ -134,14 +139,16 @@ defmodule Bench do
   # A `Barytherium.Consumer` and a plain callback process that does the same.
   defp consumer(options, {bytes, _frames}, which) do
     rounds(options, Feed.start(:subscribed, bytes), fn port ->
-      [bare, bare_written] = Consumers.measure(:bare, which, port, options.time)
-      [consumer, written] = Consumers.measure(:consumer, which, port, options.time)
+      bare = Consumers.measure(:bare, which, port, options.time)
+      consumer = Consumers.measure(:consumer, which, port, options.time)
 
       [
-        "messages/s": consumer,
-        "of a bare callback": consumer / bare,
-        "acknowledgements/s": written,
-        "of a bare callback's": written / bare_written
+        "messages/s": consumer.messages,
+        "of a bare callback": consumer.messages / bare.messages,
+        "acknowledgements/s": consumer.acknowledgements,
+        "of a bare callback's": consumer.acknowledgements / bare.acknowledgements,
+        "CPU us": consumer.cpu,
+        "CPU us, bare callback": bare.cpu
       ]
     end)
   end
@@ -199,13 +206,14 @@ defmodule Bench do
 
     rounds(options, Feed.start(:flood, bytes), fn port ->
       one = Contender.measure(:ours, port, options.time)
-      {rates, waits} = Contender.measure_many(:ours, port, count, time)
+      {rates, cpu, waits} = Contender.measure_many(:ours, port, count, time)
       total = Enum.sum(rates)
 
       [
         "frames/s": total,
         "of one connection": total / one.rate,
         "slowest of fastest": Enum.min(rates) / Enum.max(rates),
+        "CPU us": cpu,
         "ping p99 us": waits.ping,
         "File.read p99 us": waits.file
       ]

@@ -6,6 +6,7 @@ defmodule Bench.Consumers do
 
   alias Barytherium.{Client, Consumer, Frame, Network}
   alias Barytherium.Network.Sender
+  alias Bench.Contender
 
   defmodule Bare do
     @moduledoc false
@@ -67,17 +68,28 @@ defmodule Bench.Consumers do
     end
   end
 
-  @doc "Messages handled and acknowledgements written per second, in `time` milliseconds."
+  @doc """
+  Messages handled and acknowledgements written per second, in `time` milliseconds, and microseconds of the processor
+  for a message.
+  """
   def measure(contender, which, port, time) do
     counter = :counters.new(1, [])
     pids = [network | _] = start(contender, which, port, counter)
     Process.sleep(div(time, 4))
-    before = counts(counter, network)
+    cpu = Contender.processor_time()
+    [handled, written] = counts(counter, network)
     Process.sleep(time)
-    after_ = counts(counter, network)
+    [handled_after, written_after] = counts(counter, network)
+    cpu = Contender.processor_time() - cpu
+    handled = handled_after - handled
     Enum.each(pids, &Process.unlink/1)
     Enum.each(pids, &kill/1)
-    for {from, to} <- Enum.zip(before, after_), do: (to - from) * 1000 / time
+
+    %{
+      messages: handled * 1000 / time,
+      acknowledgements: (written_after - written) * 1000 / time,
+      cpu: cpu * 1_000_000 / max(handled, 1)
+    }
   end
 
   # The feed does not answer DISCONNECT, so an orderly end would take its time.

@@ -71,18 +71,21 @@ defmodule Bench.Contender do
   end
 
   @doc """
-  What each of `count` connections receives per second, all at once, and how long others in the VM
-  wait meanwhile: `{rates, %{ping: microseconds, file: microseconds}}`, of a round trip between two
-  processes and of a `File.read/1`, 99th percentiles.
+  What each of `count` connections receives per second, all at once, microseconds of the processor for a unit, and how
+  long others in the VM wait meanwhile: `{rates, cpu, %{ping: microseconds, file: microseconds}}`, of a round trip
+  between two processes and of a `File.read/1`, 99th percentiles.
   """
   def measure_many(contender, port, count, time) do
     started = for _connection <- 1..count, do: start(contender, port)
     Process.sleep(div(time, 4))
     before = for {counter, _stop} <- started, do: count(counter)
+    cpu = processor_time()
     waits = waits(System.monotonic_time(:millisecond) + time, [], [])
     after_ = for {counter, _stop} <- started, do: count(counter)
+    cpu = processor_time() - cpu
     for {_counter, stop} <- started, do: stop.()
-    {for({from, to} <- Enum.zip(before, after_), do: (to - from) * 1000 / time), waits}
+    units = for {from, to} <- Enum.zip(before, after_), do: to - from
+    {for(count <- units, do: count * 1000 / time), cpu * 1_000_000 / Enum.sum(units), waits}
   end
 
   # A process that is new each time is not already running on some scheduler.

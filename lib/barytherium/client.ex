@@ -62,6 +62,7 @@ defmodule Barytherium.Client do
 
   @type publish_option ::
           {:headers, Frame.frame_headers()}
+          | {:persistent, boolean()}
           | {:receipt, boolean()}
           | {:timeout, non_neg_integer()}
           | {:wait, boolean()}
@@ -164,11 +165,14 @@ defmodule Barytherium.Client do
 
   @doc """
   Sends a message (STOMP 1.2, "SEND") and waits for the broker's receipt. `:ok` means that the broker
-  has it.
+  has it, and on a durable queue still has it after a restart: see "What a receipt is worth" in
+  [Reliability](reliability.html).
 
   Options:
 
     * `:headers` - further headers. Default: `[]`;
+    * `:persistent` - the header `persistent:true`, unless `:headers` has one of this name. RabbitMQ and ActiveMQ
+      forget a message without it when they restart. Default: `true`;
     * `:timeout` - milliseconds that all of it may take. Default: 5,000;
     * `:wait` - wait for a connection, if there is none, within the time-out. Default: `false`, which
       waits for an attempt to connect that is being made, as after the start, and otherwise returns `:disconnected`
@@ -179,7 +183,7 @@ defmodule Barytherium.Client do
   A callback of a `Barytherium.Consumer` may publish with the consumer's own client. The message is then sent
   before the acknowledgement of the message that is being handled.
 
-  With a transaction in place of the client there is no receipt, and `:headers` is the only option.
+  With a transaction in place of the client there is no receipt, and `:headers` and `:persistent` are the only options.
 
   Raises `ArgumentError` for a message that cannot be written, and for invalid options.
   """
@@ -188,16 +192,19 @@ defmodule Barytherium.Client do
   def publish(client, destination, body, opts \\ [])
 
   def publish(%Transaction{} = transaction, destination, body, opts) do
-    options = Schema.all!(opts, headers: {:list, [], ""})
+    options = Schema.all!(opts, message_schema())
     header = Transaction.header(transaction)
-    frame = Outbound.send_frame({destination, body, options.headers}, [header])
+
+    frame =
+      Outbound.send_frame({destination, body, options.headers}, options.persistent, [header])
+
     write = fn -> transaction |> Transaction.write([frame]) |> not_written() |> failure() end
     observed(write, transaction.client, [frame])
   end
 
   def publish(client, destination, body, opts) do
-    options = Schema.all!(opts, publish_schema() ++ [headers: {:list, [], ""}])
-    frame = Outbound.send_frame({destination, body, options.headers})
+    options = Schema.all!(opts, publish_schema() ++ message_schema())
+    frame = Outbound.send_frame({destination, body, options.headers}, options.persistent)
     observed(fn -> client |> write([frame], options) |> without_indexes() end, client, [frame])
   end
 
@@ -209,6 +216,8 @@ defmodule Barytherium.Client do
     Telemetry.publish(client, frames, started, summary)
     result
   end
+
+  defp message_schema, do: [headers: {:list, [], ""}, persistent: {:boolean, true, ""}]
 
   defp publish_schema do
     [
@@ -251,14 +260,15 @@ defmodule Barytherium.Client do
   they were given. Call the function with them again to send them once more; the broker may then have some
   of them twice.
 
-  Options are `:timeout` (for the messages that are written together), `:wait` and `:receipt` as for `publish/4`.
+  Options are `:timeout` (for the messages that are written together), `:wait`, `:receipt` and `:persistent` as for
+  `publish/4`.
   """
   @spec publish_many(client(), [message()], [publish_option()]) ::
           :ok | {:error, Error.t(), [message()]}
   def publish_many(client, messages, opts \\ []) do
-    options = Schema.all!(opts, publish_schema())
+    options = Schema.all!(opts, publish_schema() ++ Keyword.take(message_schema(), [:persistent]))
     unless is_list(messages), do: raise(ArgumentError, "not a list of messages")
-    frames = Enum.map(messages, &Outbound.send_frame/1)
+    frames = Enum.map(messages, &Outbound.send_frame(&1, options.persistent))
     observed(fn -> write_chunks(client, frames, messages, options) end, client, frames)
   end
 

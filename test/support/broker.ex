@@ -58,8 +58,11 @@ defmodule Barytherium.Broker do
   end
 
   @doc "Kills the broker at once, as a machine that fails would."
-  def kill(broker) do
-    signal(broker, "KILL")
+  def kill(broker), do: end!(broker, "KILL")
+
+  @doc "Ends the broker with a signal: `TERM` for an orderly end."
+  def end!(broker, signal) do
+    signal(broker, signal)
     await_end(broker)
   end
 

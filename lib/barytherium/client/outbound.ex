@@ -13,21 +13,34 @@ defmodule Barytherium.Client.Outbound do
     nack: ~w(id message-id subscription receipt transaction)
   }
 
-  @doc "A SEND frame. `own` are headers that the client sets."
-  @spec send_frame(tuple(), Frame.frame_headers()) :: Frame.t()
-  def send_frame(message, own \\ [])
-  def send_frame({destination, body}, own), do: send_frame({destination, body, []}, own)
+  @doc """
+  A SEND frame. `own` are headers that the client sets. With `persistent`, it asks the broker to keep the message over a
+  restart, unless the message has a header of this name itself.
+  """
+  @spec send_frame(tuple(), boolean(), Frame.frame_headers()) :: Frame.t()
+  def send_frame(message, persistent, own \\ [])
 
-  def send_frame({destination, body, headers}, own)
+  def send_frame({destination, body}, persistent, own),
+    do: send_frame({destination, body, []}, persistent, own)
+
+  def send_frame({destination, body, headers}, persistent, own)
       when is_binary(destination) and destination != "" do
     check_headers!(:send, headers)
-    headers = own ++ [{"destination", destination} | headers]
+    headers = own ++ [{"destination", destination} | persistent(persistent, headers)]
     {frame, _cost} = Frame.prepare(%Frame{command: :send, headers: headers, body: body})
     frame
   end
 
-  def send_frame(_other, _own),
+  def send_frame(_other, _persistent, _own),
     do: raise(ArgumentError, "a message is {destination, body}, and the destination is a string")
+
+  defp persistent(true, headers) do
+    if Enum.any?(headers, fn {name, _value} -> name == "persistent" end),
+      do: headers,
+      else: [{"persistent", "true"} | headers]
+  end
+
+  defp persistent(false, headers), do: headers
 
   @doc "Checks headers that are added to those of a frame that the client makes."
   @spec check_headers!(:connect | :send | :subscribe | :nack, term()) :: :ok

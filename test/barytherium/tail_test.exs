@@ -49,15 +49,14 @@ defmodule Barytherium.TailTest do
     tail = tail([url <> "/queue/a", "/topic/b", "--count", "3", "--header", "selector:a > 1"])
     peer = accept_connected(listener)
 
-    ids =
-      for destination <- ["/queue/a", "/topic/b"] do
-        headers = subscribed(peer)
-        assert headers["destination"] == destination
-        assert headers["ack"] == "client-individual"
-        assert headers["selector"] == "a > 1"
-        refute Enum.any?(Map.keys(headers), &(&1 =~ "prefetch"))
-        headers["id"]
-      end
+    queue = subscribed(peer)
+    assert %{"destination" => "/queue/a", "ack" => "client-individual"} = queue
+    # No more are taken from a queue than are shown.
+    assert queue["prefetch-count"] == "3"
+    topic = subscribed(peer)
+    assert %{"destination" => "/topic/b", "ack" => "auto"} = topic
+    for headers <- [queue, topic], do: assert(headers["selector"] == "a > 1")
+    ids = [queue["id"], topic["id"]]
 
     for {body, id} <- Enum.zip(["one", "two"], ids), do: message(peer, id, body)
     message(peer, hd(ids), "three")
@@ -65,6 +64,7 @@ defmodule Barytherium.TailTest do
     assert {0, stdout, stderr} = Task.await(tail)
     for body <- ~w(one two three), do: assert(stdout =~ "\n\n#{body}\n\n")
     assert stderr =~ "Connected to #{url}: a server without a name, STOMP 1.2"
+    assert stderr =~ "Up to 3 messages of /queue/a will be delivered to this program"
     assert stderr =~ "3 messages, 11 B of bodies"
   end
 

@@ -19,10 +19,16 @@ defmodule Barytherium.Tail.Help do
 
   Without a URL it shows a feed that it makes itself, for 10 seconds.
 
-  ## Messages stay in their queue
+  ## What happens to the messages
 
-  The broker keeps messages, because they are not acknowledged. It delivers them again when this ends.
-  Until then other clients do not get them. `--ack` acknowledges them, which removes them.
+  A topic (`/topic/...`, `/exchange/...`) sends a copy: nobody notices. A queue of ActiveMQ Classic is browsed,
+  once a second: its messages stay where they are, and what was not there before is shown. ActiveMQ shows the
+  first 400 messages of a queue so.
+
+  Messages of any other queue are delivered to this program, and given back when it ends: other clients do not get
+  them until then. Brokers count deliveries, and some discard a message, or move it to a dead-letter queue, that was
+  delivered too often. So no more messages are taken than are shown: `--count`, or 20. `--ack` acknowledges them, which
+  removes them from their queue; then they are shown without end.
 
     * `--ack` - acknowledge messages
     * `--header NAME:VALUE` - a header for SUBSCRIBE, such as a selector. Can be repeated
@@ -35,8 +41,8 @@ defmodule Barytherium.Tail.Help do
 
     * `--format pretty` - headers and body, for people. Gzip is inflated, JSON is indented, and what is
       not text is shown as `xxd` shows it. Control characters are escaped. At most 4096 bytes of a text
-      and 512 of a binary are shown. On a terminal at most 5 messages a second are shown; the others are
-      counted. This is the default
+      and 512 of a binary are shown. Of a topic, or with `--ack`, at most 5 messages a
+      second are shown on a terminal; the others are counted. This is the default
     * `--format json` - one JSON object a line: `time`, `headers`, and `body`, or `body_base64` if the
       body is not text. Of repeated headers it has the first. Gzip is inflated, which `"gzip":true` tells
     * `--format raw` - the bytes of the bodies as they came, and nothing between them

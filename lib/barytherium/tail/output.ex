@@ -16,8 +16,8 @@ defmodule Barytherium.Tail.Output do
 
   @enforce_keys [:format, :style, :live, :limit]
   # `left` are the messages that may be shown in this second, `hidden` those that were not shown since the
-  # last one that was.
-  defstruct @enforce_keys ++ [left: 0, hidden: 0, status: ""]
+  # last one that was, `hidden_in_all` those that were never shown.
+  defstruct @enforce_keys ++ [left: 0, hidden: 0, hidden_in_all: 0, status: ""]
 
   @type t :: %__MODULE__{
           format: :pretty | :json | :raw,
@@ -26,6 +26,7 @@ defmodule Barytherium.Tail.Output do
           limit: pos_integer() | :infinity,
           left: non_neg_integer() | :infinity,
           hidden: non_neg_integer(),
+          hidden_in_all: non_neg_integer(),
           status: String.t()
         }
 
@@ -48,6 +49,19 @@ defmodule Barytherium.Tail.Output do
 
   defp limit(_options, _terminal), do: :infinity
 
+  @doc "All messages are to be shown: there are few."
+  @spec show_all(t()) :: t()
+  def show_all(output), do: %{output | limit: :infinity, left: :infinity}
+
+  @doc "How many messages were not shown, and why, as the end of a sentence."
+  @spec not_shown(t()) :: String.t()
+  def not_shown(%{hidden_in_all: 0}), do: ""
+
+  def not_shown(%{hidden_in_all: hidden}) do
+    "; #{Report.plural(hidden, "message")} of them not shown, because at most #{@readable} a second are (--all shows " <>
+      "them)"
+  end
+
   @doc "Shows messages. An error means that nobody reads stdout any more."
   @spec messages(t(), [Frame.t()], DateTime.t()) :: {:ok, t()} | {:error, :closed}
   def messages(output, frames, time) do
@@ -57,7 +71,8 @@ defmodule Barytherium.Tail.Output do
 
     with :ok <- write_messages(output, texts) do
       before = if shown == [], do: output.hidden, else: 0
-      {:ok, %{output | hidden: before + length(hidden)}}
+      count = length(hidden)
+      {:ok, %{output | hidden: before + count, hidden_in_all: output.hidden_in_all + count}}
     end
   end
 

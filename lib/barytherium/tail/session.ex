@@ -6,7 +6,7 @@ defmodule Barytherium.Tail.Session do
   use GenServer, restart: :temporary
 
   alias Barytherium.{Client, Error, TestBroker}
-  alias Barytherium.Tail.{Format, Options, Output, Report, Terminal}
+  alias Barytherium.Tail.{Format, Options, Output, Report, Terminal, Watching}
   alias Barytherium.Text
 
   @second 1_000
@@ -14,11 +14,20 @@ defmodule Barytherium.Tail.Session do
   # Milliseconds that the broker may take to answer UNSUBSCRIBE, and DISCONNECT.
   @close_timeout 2_000
 
+  # Milliseconds between two looks at a queue that is browsed.
+  @browse_interval 1_000
+
   @enforce_keys [:options, :passcode, :file, :output]
   defstruct @enforce_keys ++
               [
                 client: nil,
-                subscriptions: [],
+                # Each destination and how it is watched, and how many messages are shown in all.
+                ways: [],
+                count: :infinity,
+                # The destination of each subscription.
+                subscriptions: %{},
+                # The ids of the messages of each browsed queue: at the last look, and at this one.
+                seen: %{},
                 messages: 0,
                 bytes: 0,
                 # When the subscriptions were made, and the counts a second ago.
@@ -87,13 +96,20 @@ defmodule Barytherium.Tail.Session do
   def handle_cast({:stop, status}, state), do: finish(status, state)
 
   @impl true
-  def handle_info({:barytherium, :messages, {frames, _subscription}}, state) do
+  def handle_info({:barytherium, :messages, {frames, subscription}}, state) do
     # The end overtakes messages that wait, because to show them may take seconds.
     receive do
       :seconds_over -> finish(0, state)
       {:"$gen_cast", {:stop, status}} -> finish(status, state)
     after
-      0 -> frames |> Enum.take(left(state)) |> show(state)
+      0 -> came(frames, subscription, state)
+    end
+  end
+
+  def handle_info({:browse, destination}, state) do
+    case subscribe_to(destination, :browse, state) do
+      {:ok, state} -> {:noreply, state}
+      {:error, error} -> fail_to_subscribe(destination, error, state)
     end
   end
 
@@ -117,17 +133,53 @@ defmodule Barytherium.Tail.Session do
   @plenty 1_000_000
 
   # How many messages may still come.
-  defp left(%{options: %{count: :infinity}}), do: @plenty
-  defp left(%{options: %{count: count}, messages: messages}), do: count - messages
+  defp left(%{count: :infinity}), do: @plenty
+  defp left(%{count: count, messages: messages}), do: count - messages
+
+  defp came(frames, subscription, state) do
+    destination = state.subscriptions[subscription]
+
+    case state.seen do
+      %{^destination => seen} -> browsed(frames, subscription, destination, seen, state)
+      _not_browsed -> frames |> Enum.take(left(state)) |> show(state)
+    end
+  end
+
+  # A look at a queue shows what was not there at the last one. It ends with a frame that says so.
+  defp browsed(frames, subscription, destination, {before, now}, state) do
+    {over, frames} = Enum.split_with(frames, &(header(&1, "browser") == "end"))
+    new = Enum.reject(frames, &(header(&1, "message-id") in before))
+    now = Enum.into(frames, now, &header(&1, "message-id"))
+    state = if over == [], do: state, else: looked(subscription, destination, state)
+    seen = if over == [], do: {before, now}, else: {now, MapSet.new()}
+    state = put_in(state.seen[destination], seen)
+    new |> Enum.take(left(state)) |> show(state)
+  end
+
+  defp looked(subscription, destination, state) do
+    Client.unsubscribe(state.client, subscription, @close_timeout)
+    Process.send_after(self(), {:browse, destination}, @browse_interval)
+    %{state | subscriptions: Map.delete(state.subscriptions, subscription)}
+  end
+
+  defp header(frame, name) do
+    with {_name, value} <- List.keyfind(frame.headers, name, 0), do: value
+  end
 
   defp show(frames, state) do
     case take(frames, state) do
-      {:ok, state} -> if left(state) == 0, do: finish(0, state), else: {:noreply, state}
+      {:ok, state} -> if left(state) == 0, do: finish(0, enough(state)), else: {:noreply, state}
       # Nobody reads any more, so this is the end that was wanted.
       {:error, :closed} -> finish(0, state)
       {:error, reason} -> fail("cannot write to #{state.options.save}: #{reason}", state)
     end
   end
+
+  # The user has not said how many are enough.
+  defp enough(%{options: %{count: :infinity}} = state),
+    do: notice(state, "That is all without --count, because they are taken from a queue")
+
+  defp enough(state), do: state
 
   # A message is acknowledged when it has been shown and saved.
   defp take(frames, state) do
@@ -149,15 +201,15 @@ defmodule Barytherium.Tail.Session do
 
   # The connection
 
-  defp event({:connected, info}, %{subscriptions: []} = state) do
+  defp event({:connected, info}, %{ways: []} = state) do
     server = info.server || "a server without a name"
     text = "Connected to #{info.endpoint}: #{server}, STOMP #{info.version}"
-    subscribe(state.options.destinations, notice(state, text))
+    state |> notice(text) |> watch(info.server) |> subscribe()
   end
 
   defp event({:connected, _info}, state), do: {:noreply, notice(state, "Connected again")}
 
-  defp event({:connection_failure, error}, %{subscriptions: []} = state),
+  defp event({:connection_failure, error}, %{ways: []} = state),
     do: fail("cannot connect to #{endpoint(state)}: " <> Exception.message(error), state)
 
   defp event({:connection_failure, error}, state),
@@ -168,7 +220,7 @@ defmodule Barytherium.Tail.Session do
          "Cannot connect to #{endpoint(state)}: #{Exception.message(error)}. Trying again"
        )}
 
-  defp event({:disconnected, error}, %{subscriptions: []} = state),
+  defp event({:disconnected, error}, %{started: nil} = state),
     do: fail("disconnected: " <> Exception.message(error), state)
 
   defp event({:disconnected, error}, state),
@@ -180,34 +232,65 @@ defmodule Barytherium.Tail.Session do
   # With several addresses or a mistyped one, the reason alone does not help.
   defp endpoint(state), do: Client.status(state.client).endpoint
 
-  defp subscribe([], state) do
-    Process.send_after(self(), :second, @second)
-    %{seconds: seconds} = state.options
-    if seconds != :infinity, do: Process.send_after(self(), :seconds_over, seconds * @second)
-    now = counts(state)
-    {:noreply, %{state | started: now, before: now}}
+  # Finds out how each destination can be watched, and says what that does.
+  defp watch(%{options: options} = state, server) do
+    ways =
+      for destination <- options.destinations,
+          do: {destination, Watching.way(destination, server, options)}
+
+    count = ways |> Enum.map(&elem(&1, 1)) |> Watching.count(options)
+
+    browsed =
+      for {destination, :browse} <- ways,
+          into: %{},
+          do: {destination, {MapSet.new(), MapSet.new()}}
+
+    output = if count == :infinity, do: state.output, else: Output.show_all(state.output)
+    state = %{state | ways: ways, count: count, seen: browsed, output: output}
+    warning = Watching.warning(ways, server, count)
+    if warning, do: notice(state, warning), else: state
   end
 
-  defp subscribe([destination | others], state) do
-    case Client.subscribe(state.client, destination, subscription(state.options)) do
-      {:ok, number} ->
-        subscribe(others, %{state | subscriptions: [number | state.subscriptions]})
-
-      {:error, error} ->
-        fail("cannot subscribe to #{destination}: #{Exception.message(error)}", state)
+  defp subscribe(%{ways: ways} = state) do
+    with {:ok, state} <- subscribe(ways, state) do
+      Process.send_after(self(), :second, @second)
+      %{seconds: seconds} = state.options
+      if seconds != :infinity, do: Process.send_after(self(), :seconds_over, seconds * @second)
+      now = counts(state)
+      {:noreply, %{state | started: now, before: now}}
     end
   end
 
-  # Messages that are not acknowledged would soon use up a prefetch.
-  defp subscription(%{ack: true, headers: headers}), do: [headers: headers]
-  defp subscription(%{ack: false, headers: headers}), do: [headers: headers, prefetch: :infinity]
+  defp subscribe([], state), do: {:ok, state}
+
+  defp subscribe([{destination, way} | others], state) do
+    case subscribe_to(destination, way, state) do
+      {:ok, state} -> subscribe(others, state)
+      {:error, error} -> fail_to_subscribe(destination, error, state)
+    end
+  end
+
+  defp subscribe_to(destination, way, state) do
+    share = Watching.shares(state.ways, state.count)[destination] || state.count
+    headers = Watching.headers(way) ++ state.options.headers
+    options = [headers: headers] ++ Watching.subscription(way, share)
+
+    with {:ok, subscription} <- Client.subscribe(state.client, destination, options),
+         do: {:ok, put_in(state.subscriptions[subscription], destination)}
+  end
+
+  defp fail_to_subscribe(destination, error, state),
+    do: fail("cannot subscribe to #{destination}: #{Exception.message(error)}", state)
 
   # The end
 
   defp fail(text, state), do: finish(1, notice(state, "Error: " <> text))
 
   defp finish(status, state) do
-    Enum.all?(state.subscriptions, &(Client.unsubscribe(state.client, &1, @close_timeout) == :ok))
+    state.subscriptions
+    |> Map.keys()
+    |> Enum.all?(&(Client.unsubscribe(state.client, &1, @close_timeout) == :ok))
+
     Client.close(state.client, @close_timeout)
     state = if state.started, do: notice(state, summary(state)), else: state
     {:stop, {:shutdown, {:status, status}}, state}
@@ -216,7 +299,8 @@ defmodule Barytherium.Tail.Session do
   defp summary(%{started: {started, 0, 0}} = state) do
     {now, messages, bytes} = counts(state)
     came = Report.counts(messages, bytes, max(now - started, 1))
-    if state.file, do: "#{came}, saved in #{state.options.save}", else: came
+    saved = if state.file, do: ", saved in #{state.options.save}", else: ""
+    came <> saved <> Output.not_shown(state.output)
   end
 
   defp rates({before, messages_before, bytes_before}, {now, messages, bytes}) do

@@ -316,7 +316,11 @@ defmodule Barytherium.Client do
   @spec transaction(client(), (Transaction.t() -> result), [publish_option()]) ::
           {:ok, result} | {:error, Error.t()}
         when result: term()
-  def transaction(client, fun, opts \\ []) when is_function(fun, 1) do
+  def transaction(client, fun, opts \\ []) do
+    unless is_function(fun, 1),
+      do:
+        raise(ArgumentError, "not a function with one argument, the transaction: #{inspect(fun)}")
+
     options = Schema.all!(opts, publish_schema())
 
     id = Transaction.new_id()
@@ -369,7 +373,10 @@ defmodule Barytherium.Client do
   #{Options.subscription_docs()}
   """
   @spec subscribe(client(), String.t(), keyword()) :: {:ok, subscription()} | {:error, Error.t()}
-  def subscribe(client, destination, opts \\ []) when is_binary(destination) do
+  def subscribe(client, destination, opts \\ []) do
+    unless is_binary(destination) and destination != "",
+      do: raise(ArgumentError, "the destination is not a string: #{inspect(destination)}")
+
     {to, options} = opts |> Options.subscription!() |> Map.pop!(:to)
     {timeout, options} = Map.pop!(options, :timeout)
     subscription = Map.put(options, :destination, destination)
@@ -400,6 +407,13 @@ defmodule Barytherium.Client do
           :ok | {:error, Error.t()}
   def unsubscribe(client, subscription, timeout \\ @timeout) do
     Outbound.check_timeout!(timeout)
+
+    unless match?({pid, number} when is_pid(pid) and is_integer(number), subscription),
+      do:
+        raise(
+          ArgumentError,
+          "not a subscription, as subscribe/3 returns it: #{inspect(subscription)}"
+        )
 
     client
     |> call({:unsubscribe, subscription, timeout}, timeout)

@@ -126,6 +126,7 @@ defmodule Barytherium.Consumer do
   defmacro __using__(defaults) do
     quote do
       @behaviour Barytherium.Consumer
+      @before_compile Barytherium.Consumer
 
       @doc "Starts the consumer. `opts` are options of `Barytherium.Consumer`."
       def start_link(opts \\ []),
@@ -136,6 +137,17 @@ defmodule Barytherium.Consumer do
         do: Barytherium.Consumer.child_spec(__MODULE__, opts, unquote(defaults))
 
       defoverridable start_link: 1, child_spec: 1
+    end
+  end
+
+  @doc false
+  defmacro __before_compile__(env) do
+    unless Module.defines?(env.module, {:handle_message, 2}) or
+             Module.defines?(env.module, {:handle_batch, 2}) do
+      IO.warn(
+        "#{inspect(env.module)} uses Barytherium.Consumer and has neither handle_message/2 nor handle_batch/2",
+        env
+      )
     end
   end
 

@@ -26,7 +26,8 @@ defmodule Barytherium.TestBroker do
   @doc """
   Starts a broker.
 
-    * `:port` - the port to listen on. Default: 0, any free port; see `port/1`;
+    * `:port` - the port to listen on. `{:error, :eaddrinuse}` if it is taken. Default: 0, any free port; see
+      `port/1`;
     * `:rate` - messages per second that the broker sends to each subscription by itself. Default: 0,
       none;
     * `:body` - the body of these messages. Default: 256 bytes of text;
@@ -34,7 +35,17 @@ defmodule Barytherium.TestBroker do
       heart-beats. Default: `{1000, 1000}`.
   """
   @spec start_link([option()]) :: GenServer.on_start()
-  def start_link(opts \\ []), do: GenServer.start_link(__MODULE__, opts)
+  def start_link(opts \\ []) do
+    options = [:binary, active: false, ip: {127, 0, 0, 1}, reuseaddr: true, nodelay: true]
+
+    # Opened here, so that a port that is in use does not end the caller, which is linked to the broker.
+    with {:ok, listener} <-
+           :gen_tcp.listen(Keyword.get(opts, :port, 0), [backlog: 1024] ++ options),
+         {:ok, broker} <- GenServer.start_link(__MODULE__, {listener, opts}) do
+      :ok = :gen_tcp.controlling_process(listener, broker)
+      {:ok, broker}
+    end
+  end
 
   @doc "Returns the port that the broker listens on."
   @spec port(GenServer.server()) :: :inet.port_number()
@@ -54,10 +65,8 @@ defmodule Barytherium.TestBroker do
     do: GenServer.call(broker, {:publish, destination, headers, body})
 
   @impl true
-  def init(opts) do
+  def init({listener, opts}) do
     Process.flag(:trap_exit, true)
-    options = [:binary, active: false, ip: {127, 0, 0, 1}, reuseaddr: true, nodelay: true]
-    {:ok, listener} = :gen_tcp.listen(Keyword.get(opts, :port, 0), [backlog: 1024] ++ options)
     broker = self()
     spawn_link(fn -> accept(listener, broker, opts) end)
     {:ok, %{listener: listener, subscriptions: [], waiting: []}}

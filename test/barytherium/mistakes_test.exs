@@ -2,6 +2,7 @@ defmodule Barytherium.MistakesTest do
   # What a person meets who mistypes, migrates, or reads a log.
   use Barytherium.ClientCase, async: false
 
+  import ExUnit.CaptureIO
   import Barytherium.NetworkCase, only: [connect: 0, connect: 2]
 
   alias Barytherium.{Consumer, Network}
@@ -38,6 +39,53 @@ defmodule Barytherium.MistakesTest do
       {headers, ""} = confirm(peer, :subscribe)
       assert headers["destination"] == "/queue/a"
     end
+  end
+
+  test "a misspelt option is told, also if another one is missing because of it" do
+    assert_raise ArgumentError, ~r/unknown option :subcribe.* :subscribe$/, fn ->
+      Barytherium.Consumer.start_link(
+        Handler,
+        [url: "stomp://localhost", subcribe: "/queue/a"],
+        []
+      )
+    end
+  end
+
+  test "a destination in the URL of a client is told where it belongs" do
+    assert_raise ArgumentError, ~r{did you mean subscribe: "/queue/a"\?}, fn ->
+      Client.start_link(url: "stomp://localhost/queue/a")
+    end
+  end
+
+  test "a consumer without a callback for messages is told when it is compiled" do
+    code = "defmodule Barytherium.Empty, do: use(Barytherium.Consumer, subscribe: \"/queue/a\")"
+    warning = capture_io(:stderr, fn -> Code.compile_string(code) end)
+
+    assert warning =~
+             "Barytherium.Empty uses Barytherium.Consumer and has neither handle_message/2"
+  end
+
+  test "arguments that are nothing raise in the caller" do
+    client = start_supervised!({Client, url: "stomp://127.0.0.1:1", backoff: {10, 10}})
+
+    for call <- [
+          &Client.subscribe(&1, nil),
+          &Client.subscribe(&1, ""),
+          &Client.unsubscribe(&1, nil),
+          &Client.publish(&1, nil, "body"),
+          &Client.publish_many(&1, nil),
+          &Client.transaction(&1, nil),
+          &Client.ack(&1, nil),
+          &Client.nack(&1, nil)
+        ] do
+      assert_raise ArgumentError, fn -> call.(client) end
+    end
+  end
+
+  test "a port that is taken does not end who starts a test broker" do
+    listener = Peer.listen(:tcp)
+    port = Peer.port(listener)
+    assert Barytherium.TestBroker.start_link(port: port) == {:error, :eaddrinuse}
   end
 
   test "an option of a subscription among those of a consumer is told where it belongs" do

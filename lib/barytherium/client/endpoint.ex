@@ -37,7 +37,8 @@ defmodule Barytherium.Client.Endpoint do
          {:ok, %URI{host: host, query: nil, fragment: nil} = uri}
          when is_binary(host) and host != "" <- URI.new(url),
          :ok <- authority(url),
-         :ok <- escapes(uri) do
+         :ok <- escapes(uri),
+         :ok <- path(uri.path) do
       {:ok,
        %__MODULE__{
          host: host,
@@ -92,6 +93,18 @@ defmodule Barytherium.Client.Endpoint do
       do: {:wrong, "a % that encodes nothing: write %25"},
       else: :ok
   end
+
+  # The path of the command-line tools is a destination, so this is easily mistaken.
+  defp path("/" <> name = path) do
+    if String.contains?(name, "/"),
+      do:
+        {:wrong,
+         "the path is the virtual host, with %2F for each /. For a destination, did you mean " <>
+           "subscribe: #{inspect(path)}?"},
+      else: :ok
+  end
+
+  defp path(_none), do: :ok
 
   defp reserved(url) do
     if url =~ ~r{//[^@]*@},

@@ -142,7 +142,7 @@ defmodule Barytherium.Client.Options do
   @spec settings!([term()], [atom()]) :: settings()
   def settings!(opts, more \\ []) do
     {options, network} = Schema.split(opts, @schema)
-    Enum.each(network, &check_known!(Schema.name(&1), more))
+    check_known!(network, more)
     Outbound.check_headers!(:connect, options.headers)
 
     %{
@@ -157,19 +157,29 @@ defmodule Barytherium.Client.Options do
     }
   end
 
-  defp check_known!(name, _more) when name in [:host, :port],
-    do:
-      raise(
-        ArgumentError,
-        "option #{inspect(name)}: the broker is in option :url: #{Endpoint.form()}"
-      )
+  @doc """
+  Raises `ArgumentError` for an option that no client knows, and names the nearest one. `more` are names that the
+  caller knows besides.
+  """
+  @spec check_known!([term()], [atom()]) :: :ok
+  def check_known!(opts, more) do
+    # `Barytherium.Network` would name the nearest of its own options only.
+    network = Network.Options.names()
+    known = Keyword.keys(@schema) ++ network ++ more
 
-  # `Barytherium.Network` would name the nearest of its own options only.
-  defp check_known!(name, more) do
-    names = Network.Options.names()
+    for name <- Enum.map(opts, &Schema.name/1) do
+      if name in [:host, :port],
+        do:
+          raise(
+            ArgumentError,
+            "option #{inspect(name)}: the broker is in option :url: #{Endpoint.form()}"
+          )
 
-    unless name in names or name in [:binary, :mode, :active, :packet],
-      do: Schema.raise_unknown(name, Keyword.keys(@schema) ++ names ++ more)
+      unless name in known or name in [:binary, :mode, :active, :packet],
+        do: Schema.raise_unknown(name, known)
+    end
+
+    :ok
   end
 
   defp endpoints!(%{url: nil, urls: nil}, _network),

@@ -57,7 +57,7 @@ defmodule Barytherium.Client.Outbound do
   @doc "Checks messages that are acknowledged."
   @spec check_messages!(term()) :: [Frame.t()]
   def check_messages!(messages) do
-    messages = List.wrap(messages)
+    messages = if is_list(messages), do: messages, else: [messages]
 
     unless not List.improper?(messages) and Enum.all?(messages, &message?/1),
       do: raise(ArgumentError, "not a MESSAGE frame, nor a list of them")

@@ -67,9 +67,6 @@ defmodule Barytherium.Consumer.Options do
 
     Outbound.check_headers!(:nack, options.nack_headers)
 
-    unless options.subscribe,
-      do: raise(ArgumentError, "option :subscribe is missing: the destination of the messages")
-
     if Keyword.has_key?(rest, :max_attempts),
       do: raise(ArgumentError, "option :max_attempts: a consumer never gives up")
 
@@ -77,6 +74,12 @@ defmodule Barytherium.Consumer.Options do
       raise ArgumentError,
             "option #{inspect(name)} is one of a subscription: subscribe: {destination, #{name}: ...}"
     end
+
+    # A misspelt option may be the reason why another one is missing.
+    ClientOptions.check_known!(rest, Keyword.keys(@schema))
+
+    unless options.subscribe,
+      do: raise(ArgumentError, "option :subscribe is missing: the destination of the messages")
 
     client =
       rest

@@ -1,7 +1,7 @@
 [
   inputs: [
     "{mix,.formatter}.exs",
-    "{lib,test,bench,script}/**/*.{ex,exs}",
+    "{lib,test,bench,demo,script}/**/*.{ex,exs}",
     "examples/*.exs",
     "examples/*/*.exs",
     "examples/*/{config,lib}/**/*.{ex,exs}",

@@ -29,7 +29,8 @@ defmodule Barytherium.Tail.Report do
 
   defp decimal(value), do: :erlang.float_to_binary(value, decimals: 1)
 
-  # With commas between groups of three digits.
-  defp number(count),
+  @doc "With commas between groups of three digits."
+  @spec number(non_neg_integer()) :: String.t()
+  def number(count),
     do: count |> to_string() |> String.replace(~r/(?<=\d)(?=(\d{3})+\z)/, ",")
 end

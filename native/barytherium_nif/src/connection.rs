@@ -6,8 +6,7 @@
 //!
 //! A connection has ended when its state is gone. All calls come from the process that runs the loop.
 //! When that process dies, its monitor ends the connection. If a call is still running on a dirty
-//! thread, the monitor leaves the connection to the destructor, which runs after the call, when the VM
-//! frees the heap of the process. The destructor alone is not enough, because a debugger may keep a copy
+//! thread, the call ends it. The destructor is not enough for that, because a debugger may keep a copy
 //! of the state of the process, with the reference in it.
 
 use crate::atoms;
@@ -19,7 +18,7 @@ use crate::socket::Ending;
 use rustler::{Env, LocalPid, Monitor, NifResult, Term};
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::sync::{Mutex, PoisonError};
 
 thread_local! {
@@ -30,6 +29,8 @@ thread_local! {
 pub struct Connection {
     /// None when the connection has ended.
     state: Mutex<Option<State>>,
+    /// Whether its process has died.
+    is_orphan: AtomicBool,
 }
 
 static LIVE: AtomicUsize = AtomicUsize::new(0);
@@ -40,11 +41,8 @@ impl rustler::Resource for Connection {
     const IMPLEMENTS_DOWN: bool = true;
 
     fn down<'a>(&'a self, env: Env<'a>, _pid: LocalPid, _monitor: Monitor) {
-        if let Ok(mut state) = self.state.try_lock()
-            && let Some(state) = state.take()
-        {
-            state.stop(env, Ending::Shutdown);
-        }
+        self.is_orphan.store(true, Ordering::Relaxed);
+        self.end_orphan(env);
     }
 
     fn destructor(self, env: Env<'_>) {
@@ -61,6 +59,7 @@ impl Connection {
         LIVE.fetch_add(1, Ordering::Relaxed);
         Connection {
             state: Mutex::new(Some(state)),
+            is_orphan: AtomicBool::new(false),
         }
     }
 
@@ -79,6 +78,30 @@ impl Connection {
     /// Does `work`, and answers with what comes next. If that is the end, the connection has ended when this
     /// returns.
     pub fn call<'a>(
+        &self,
+        env: Env<'a>,
+        to: Address<'a>,
+        work: impl FnOnce(&mut Call<'a, '_>) -> NifResult<Next<'a>>,
+    ) -> NifResult<Term<'a>> {
+        let answer = self.call_locked(env, to, work);
+        self.end_orphan(env);
+        answer
+    }
+
+    /// Ends the connection if its process has died, unless a call has it, which does that at its end. One of the
+    /// two sees what the other has done: each first writes (that the process is dead, that the lock is free), and
+    /// reads what the other writes after a fence.
+    fn end_orphan(&self, env: Env) {
+        fence(Ordering::SeqCst);
+        if self.is_orphan.load(Ordering::Relaxed)
+            && let Ok(mut state) = self.state.try_lock()
+            && let Some(state) = state.take()
+        {
+            state.stop(env, Ending::Shutdown);
+        }
+    }
+
+    fn call_locked<'a>(
         &self,
         env: Env<'a>,
         to: Address<'a>,

@@ -73,6 +73,40 @@ defmodule Barytherium.Network.LifeCycleTest do
     if List.last(frames).command != :receipt, do: await_receipt()
   end
 
+  # Nothing is delivered in these calls, so none of them notices that its process has been killed.
+  test "a receiver that is killed in a call that delivers nothing closes its connection" do
+    Process.flag(:trap_exit, true)
+    large = 1_000_000_000
+    head = "MESSAGE\ncontent-length:#{large}\n\n"
+
+    kept =
+      for n <- 1..40 do
+        {receiver, peer, socket} = start_connected(:tcp, max_body: large)
+        sender = spawn_link(fn -> flood(peer, head) end)
+        state = :sys.get_state(receiver)
+        Process.sleep(rem(n, 8))
+        Process.exit(receiver, :kill)
+        assert_receive {:EXIT, ^receiver, :killed}
+        # Our duplicate was shut down. The socket itself is open.
+        assert {:error, :closed} = Connection.recv(peer, 0, 5_000)
+        Process.exit(sender, :kill)
+        Peer.close(peer)
+        Connection.close(socket)
+        state
+      end
+
+    assert length(kept) == 40
+  end
+
+  defp flood(peer, head) do
+    Connection.send(peer, head)
+    keep_sending(peer, String.duplicate("x", 1_000_000))
+  end
+
+  defp keep_sending(peer, bytes) do
+    if Connection.send(peer, bytes) == :ok, do: keep_sending(peer, bytes)
+  end
+
   for transport <- [:tcp, :tls, :ssl] do
     test "150 connections, one after the other, leave no descriptor, whoever ends them: #{transport}" do
       assert_same_descriptors(150, fn n ->

@@ -3,7 +3,7 @@ defmodule Barytherium.Tail do
   # The program behind `mix barytherium.tail` and `stomp-tail`. `Tail.Session` does the work; this module
   # prepares it, and waits for it.
 
-  alias Barytherium.Tail.{Help, Options, Session, Signals, Terminal}
+  alias Barytherium.Tail.{Help, Login, Options, Session, Signals, Terminal}
   alias Barytherium.Text
 
   # `timeout` signals its child, and then the group of processes that the child belongs to. Nobody
@@ -34,22 +34,20 @@ defmodule Barytherium.Tail do
     System.halt(run(System.argv(), "stomp-tail"))
   end
 
+  # The session reports the events of the connection.
   defp follow(options, terminal) do
-    # The session reports the events of the connection. The log would repeat them, on stdout.
-    %{level: level} = :logger.get_primary_config()
-    :logger.set_primary_config(:level, :none)
-
-    try do
-      follow_quietly(options, terminal)
-    after
-      Signals.untrap()
-      :logger.set_primary_config(:level, level)
-    end
+    Login.quietly(fn ->
+      try do
+        follow_quietly(options, terminal)
+      after
+        Signals.untrap()
+      end
+    end)
   end
 
   defp follow_quietly(options, terminal) do
     Signals.trap(&System.halt/1)
-    passcode = passcode(options.target)
+    passcode = Login.passcode(options.target)
 
     case Session.start(options, terminal, passcode) do
       {:ok, session} ->
@@ -98,16 +96,6 @@ defmodule Barytherium.Tail do
     complain("an internal error: " <> Text.block(Exception.format_exit(crash)))
     1
   end
-
-  # In a function, so that no crash report shows it.
-  defp passcode(%{login: login}) when login != nil do
-    given =
-      System.get_env("STOMP_PASSCODE") || Terminal.password("Password of #{Text.line(login)}: ")
-
-    if given not in [nil, ""], do: fn -> given end
-  end
-
-  defp passcode(_no_password_missing), do: nil
 
   defp complain(text), do: IO.puts(:stderr, "Error: " <> text)
 end

@@ -60,6 +60,7 @@ defmodule Barytherium.Tail.Help do
   If the connection is lost, it is made again. The first one has to succeed.
 
     * `--cacertfile FILE` - CA certificates to trust with `stomp+ssl`, instead of the system's
+    * `--certfile FILE`, `--keyfile FILE` - a client's certificate and its key
     * `--insecure` - do not verify the server with `stomp+ssl`
     * `--rate N`, `--size N` - of the feed without a URL: messages a second (default: 20000), and bytes of
       each (default: 256)

@@ -12,11 +12,13 @@ defmodule Barytherium.Tail.Options do
     ack: :boolean,
     all: :boolean,
     cacertfile: :string,
+    certfile: :string,
     count: :integer,
     format: :string,
     header: :keep,
     help: :boolean,
     insecure: :boolean,
+    keyfile: :string,
     rate: :integer,
     save: :string,
     seconds: :integer,
@@ -42,8 +44,10 @@ defmodule Barytherium.Tail.Options do
             ack: false,
             all: false,
             cacertfile: nil,
+            certfile: nil,
             count: :infinity,
             insecure: false,
+            keyfile: nil,
             rate: 20_000,
             save: nil,
             seconds: :infinity,
@@ -57,8 +61,10 @@ defmodule Barytherium.Tail.Options do
           ack: boolean(),
           all: boolean(),
           cacertfile: nil | String.t(),
+          certfile: nil | String.t(),
           count: pos_integer() | :infinity,
           insecure: boolean(),
+          keyfile: nil | String.t(),
           rate: pos_integer(),
           save: nil | String.t(),
           seconds: pos_integer() | :infinity,
@@ -87,14 +93,16 @@ defmodule Barytherium.Tail.Options do
     end
   end
 
-  defp invalid({name, nil}), do: {:unknown, name}
-  defp invalid({name, value}), do: {:invalid, name, value}
+  @doc "The reason that `OptionParser` found."
+  @spec invalid({String.t(), nil | String.t()}) :: reason()
+  def invalid({name, nil}), do: {:unknown, name}
+  def invalid({name, value}), do: {:invalid, name, value}
 
   defp check(opts, arguments) do
     with {:ok, format} <- format(opts[:format] || "pretty"),
          {:ok, headers} <- headers(Keyword.get_values(opts, :header)),
          :ok <- within_limits(opts),
-         :ok <- file(opts[:cacertfile]),
+         :ok <- files(Keyword.take(opts, [:cacertfile, :certfile, :keyfile])),
          {:ok, from} <- source(arguments) do
       given = opts |> Keyword.drop([:header, :format]) |> Map.new()
       options = struct!(__MODULE__, Map.merge(from, given))
@@ -135,8 +143,12 @@ defmodule Barytherium.Tail.Options do
     end
   end
 
-  defp file(nil), do: :ok
-  defp file(path), do: if(File.regular?(path), do: :ok, else: {:error, {:no_file, path}})
+  defp files(opts) do
+    case Enum.find(opts, fn {_name, path} -> not File.regular?(path) end) do
+      nil -> :ok
+      {_name, path} -> {:error, {:no_file, path}}
+    end
+  end
 
   defp source([]), do: {:ok, %{destinations: ["/topic/feed"], seconds: @own_feed_seconds}}
 

@@ -6,7 +6,7 @@ defmodule Barytherium.Tail.Session do
   use GenServer, restart: :temporary
 
   alias Barytherium.{Client, Error, TestBroker}
-  alias Barytherium.Tail.{Format, Options, Output, Report, Terminal, Watching}
+  alias Barytherium.Tail.{Format, Login, Options, Output, Report, Terminal, Watching}
   alias Barytherium.Text
 
   @second 1_000
@@ -85,12 +85,8 @@ defmodule Barytherium.Tail.Session do
 
   defp client_options(%{options: options, passcode: passcode}) do
     passcode = if passcode, do: [passcode: passcode], else: []
-    passcode ++ if options.target && options.target.secure, do: [ssl: trust(options)], else: []
+    passcode ++ Login.ssl(options)
   end
-
-  defp trust(%{insecure: true}), do: [verify: :verify_none]
-  defp trust(%{cacertfile: nil}), do: []
-  defp trust(%{cacertfile: path}), do: [cacertfile: path]
 
   @impl true
   def handle_cast({:stop, status}, state), do: finish(status, state)

@@ -1,0 +1,218 @@
+defmodule Barytherium.Send do
+  @moduledoc false
+  # The program behind `mix barytherium.send`.
+
+  alias Barytherium.{Client, Error, Text}
+  alias Barytherium.Send.{Help, Lines, Options}
+  alias Barytherium.Tail.{Login, Report, Signals, Terminal}
+
+  # Messages whose receipts are waited for together. With a rate, a twentieth of a second's.
+  @together 256
+  @a_second 20
+
+  # Milliseconds that the broker may take to confirm the messages that are written together.
+  @timeout 30_000
+
+  @doc "Runs the program, and returns its exit status. `command` is its name."
+  @spec run([String.t()], String.t(), Terminal.t()) :: non_neg_integer()
+  def run(argv, command, terminal \\ Terminal.detect()) do
+    case Options.parse(argv) do
+      {:ok, options} ->
+        Login.quietly(fn -> start(options, terminal) end)
+
+      :help ->
+        IO.puts(Help.text(command))
+        0
+
+      {:error, text} ->
+        complain("#{text}\nSee #{command} --help")
+        2
+    end
+  end
+
+  defp start(options, terminal) do
+    with {:ok, bodies} <- bodies(options) do
+      passcode = Login.passcode(options.target)
+      trapped = Process.flag(:trap_exit, true)
+      sender = self()
+      Signals.trap(&send(sender, {:signal, &1}))
+
+      try do
+        connect(options, bodies, passcode, terminal)
+      after
+        Signals.untrap()
+        Process.flag(:trap_exit, trapped)
+      end
+    else
+      {:error, text} ->
+        complain(text)
+        1
+    end
+  end
+
+  defp bodies(%{lines: true}) do
+    bytes_from_stdin()
+    {:ok, :lines}
+  end
+
+  defp bodies(%{body: "-"} = options) do
+    bytes_from_stdin()
+    repeated(IO.binread(:stdio, :eof), options)
+  end
+
+  defp bodies(%{body: "@" <> path} = options) do
+    case File.read(path) do
+      {:ok, bytes} ->
+        repeated(bytes, options)
+
+      {:error, reason} ->
+        {:error, "cannot read #{Text.line(path)}: #{:file.format_error(reason)}"}
+    end
+  end
+
+  defp bodies(%{body: body} = options), do: repeated(body, options)
+
+  # Bytes that are not text pass a device only if it believes in Latin-1.
+  defp bytes_from_stdin, do: :io.setopts(:standard_io, encoding: :latin1)
+
+  defp repeated(:eof, options), do: repeated("", options)
+  defp repeated(body, %{count: count}), do: {:ok, Stream.duplicate(body, count)}
+
+  # One attempt: whoever waits for this wants to know.
+  defp connect(options, bodies, passcode, terminal) do
+    login = if passcode, do: [passcode: passcode], else: []
+
+    opts = [
+      url: options.target.url.(),
+      vhost: options.target.vhost,
+      max_attempts: 1,
+      listener: self()
+    ]
+
+    {:ok, client} = Client.start_link(opts ++ login ++ Login.ssl(options))
+
+    receive do
+      {:barytherium, :client, {{:connected, info}, ^client}} ->
+        state = %{
+          client: client,
+          options: options,
+          terminal: terminal,
+          confirmed: 0,
+          bytes: 0,
+          started: now()
+        }
+
+        {status, state} = send_all(bodies, state)
+        summary(state, info)
+        Client.close(client)
+        status
+
+      {:EXIT, ^client, {:shutdown, {:max_attempts, reason}}} ->
+        complain("cannot connect: " <> Text.line(Exception.message(Error.new(reason))))
+        1
+
+      {:signal, status} ->
+        status
+    end
+  end
+
+  defp send_all(:lines, state), do: send_lines(Lines.start(), state)
+
+  defp send_all(bodies, state) do
+    bodies
+    |> Stream.chunk_every(together(state))
+    |> Enum.reduce_while({0, state}, fn bodies, {0, state} ->
+      case send_some(bodies, state) do
+        {0, state} -> {:cont, {0, state}}
+        ended -> {:halt, ended}
+      end
+    end)
+  end
+
+  defp send_lines(reader, state) do
+    with {:ok, lines} <- Lines.next(reader, together(state)),
+         {0, state} <- send_some(lines, state) do
+      Lines.taken(reader, length(lines))
+      send_lines(reader, state)
+    else
+      :eof -> {0, state}
+      {:signal, status} -> {status, state}
+      ended -> ended
+    end
+  end
+
+  defp together(%{options: %{rate: :infinity}}), do: @together
+  defp together(%{options: %{rate: rate}}), do: rate |> div(@a_second) |> max(1) |> min(@together)
+
+  # Milliseconds until so many more messages may be sent.
+  defp due(_count, %{options: %{rate: :infinity}}), do: 0
+
+  defp due(count, %{options: %{rate: rate}} = state),
+    do: max(state.started + div((state.confirmed + count) * 1_000, rate) - now(), 0)
+
+  # `{0, state}`, or another exit status. What is not due yet is waited for.
+  defp send_some(bodies, state) do
+    receive do
+      {:signal, status} -> {status, state}
+    after
+      due(length(bodies), state) -> publish(bodies, state)
+    end
+  end
+
+  defp publish(bodies, %{options: options} = state) do
+    bodies = if options.gzip, do: Enum.map(bodies, &:zlib.gzip/1), else: bodies
+    messages = for body <- bodies, do: {options.destination, body, options.headers}
+    opts = [timeout: @timeout, persistent: options.persistent]
+
+    case Client.publish_many(state.client, messages, opts) do
+      :ok ->
+        {0, progress(confirm(bodies, state))}
+
+      {:error, error, left} ->
+        state = confirm(bodies -- Enum.map(left, &elem(&1, 1)), state)
+        erase(state)
+        complain(refused(error))
+        {1, state}
+    end
+  end
+
+  defp refused(%Error{} = error), do: "not confirmed: " <> Text.line(Exception.message(error))
+
+  defp confirm(bodies, state) do
+    bytes = Enum.reduce(bodies, state.bytes, &(byte_size(&1) + &2))
+    %{state | confirmed: state.confirmed + length(bodies), bytes: bytes}
+  end
+
+  defp progress(%{terminal: %{live: false}} = state), do: state
+
+  defp progress(%{options: %{count: 1, lines: false}} = state), do: state
+
+  defp progress(state) do
+    IO.write(:stderr, ["\r\e[K", bar(state), counts(state)])
+    state
+  end
+
+  @bar 30
+
+  defp bar(%{options: %{lines: true}}), do: ""
+
+  defp bar(%{confirmed: confirmed, options: %{count: count}}) do
+    filled = div(confirmed * @bar, count)
+    ["[", String.duplicate("#", filled), String.duplicate(".", @bar - filled), "] "]
+  end
+
+  defp erase(%{terminal: %{live: true}}), do: IO.write(:stderr, "\r\e[K")
+  defp erase(_state), do: :ok
+
+  defp summary(state, info) do
+    erase(state)
+    server = info.server || "the broker"
+    IO.puts(:stderr, Text.line("#{server} has confirmed #{counts(state)}"))
+  end
+
+  defp counts(state),
+    do: Report.counts(state.confirmed, state.bytes, max(now() - state.started, 1))
+
+  defp now, do: System.monotonic_time(:millisecond)
+  defp complain(text), do: IO.puts(:stderr, "Error: " <> text)
+end

@@ -12,7 +12,7 @@ defmodule Barytherium.Native do
   #     have a lot to read;
   #   * `{:await_input, ms}` - `:read_inline` when the socket is ready, or after this time;
   #   * `{:look, pid}` - `looked/3` with the length of the mailbox of `pid`, which may be too far behind;
-  #   * `{:await_room, ms}` - `await_room/2` after the message `{:barytherium, :room}`, or after this time;
+  #   * `{:await_room, ms}` - `poll_room/2` after the message `{:barytherium, :room}`, or after this time;
   #   * `{:connected_frame, frame}` - tell the network, and `agree/2` with its answer;
   #   * `{:stop, reason, failure}` - it is over;
   #   * `{:owed, next}` - have the sender send the TLS records that reading has made, then go on;
@@ -101,8 +101,8 @@ defmodule Barytherium.Native do
   @spec feed_inline(connection(), binary(), recipients()) :: next()
   def feed_inline(_connection, _bytes, _recipients), do: not_loaded()
 
-  @spec await_room(connection(), recipients()) :: next()
-  def await_room(_connection, _recipients), do: not_loaded()
+  @spec poll_room(connection(), recipients()) :: next()
+  def poll_room(_connection, _recipients), do: not_loaded()
 
   @spec looked(connection(), queued :: non_neg_integer(), recipients()) :: next()
   def looked(_connection, _queued, _recipients), do: not_loaded()

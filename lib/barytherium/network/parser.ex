@@ -76,8 +76,8 @@ defmodule Barytherium.Network.Parser do
   def feed_dirty(parser), do: Native.feed_dirty(parser.connection, "", parser.recipients)
 
   @doc "After `{:await_room, _}`: whether to go on."
-  @spec await_room(t()) :: Native.next()
-  def await_room(parser), do: Native.await_room(parser.connection, parser.recipients)
+  @spec poll_room(t()) :: Native.next()
+  def poll_room(parser), do: Native.poll_room(parser.connection, parser.recipients)
 
   @doc "After `{:look, pid}`, with `queued` messages in the mailbox of `pid`: whether to go on."
   @spec looked(t(), non_neg_integer()) :: Native.next()

@@ -168,8 +168,8 @@ defmodule Barytherium.Network.ReceiveLoop do
   def handle_event(:info, :deadline, _state, loop), do: {:keep_state, %{loop | timer: nil}}
 
   # Time to look at the recipient's mailbox, or another connection has handed this over.
-  def handle_event(:info, {:barytherium, :room}, :await_room, loop), do: await_room(loop)
-  def handle_event(:state_timeout, :room, :await_room, loop), do: await_room(loop)
+  def handle_event(:info, {:barytherium, :room}, :await_room, loop), do: poll_room(loop)
+  def handle_event(:state_timeout, :room, :await_room, loop), do: poll_room(loop)
 
   def handle_event(:info, {:ssl, _socket, data}, state, %{ssl: :active} = loop),
     do: arrived(state, %{loop | inbox: [data | loop.inbox]})
@@ -327,7 +327,7 @@ defmodule Barytherium.Network.ReceiveLoop do
     %{loop | paused: nil}
   end
 
-  defp await_room(loop), do: loop.parser |> Parser.await_room() |> next(loop)
+  defp poll_room(loop), do: loop.parser |> Parser.poll_room() |> next(loop)
   defp disconnect(reason, loop), do: loop.parser |> Parser.disconnect(reason) |> next(loop)
 
   defp finish(reason, loop) do

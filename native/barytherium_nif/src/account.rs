@@ -52,7 +52,7 @@ impl Account {
         lock(&self.backlog).has_reserve(self.member)
     }
 
-    /// The connection goes on although the listener is behind.
+    /// The connection waits no longer. If it was the first that did, the next one is woken.
     pub fn withdraw(&mut self, env: Env) {
         self.and_wake(env, |backlog, member| backlog.withdraw(member));
     }

@@ -17,6 +17,7 @@ use crate::batches::Batches;
 use crate::clock::now;
 use crate::delivery::{Address, Delivery, Flushed};
 use crate::next::{Failure, Next};
+use crate::terms::Caller;
 use crate::turn;
 use pacing::Pace;
 use rustler::{Atom, Encoder, Env, Term};
@@ -40,26 +41,26 @@ pub struct Call<'a, 's> {
     delivery: Delivery<'a, 's>,
     buffers: &'s mut Buffers,
     started: Duration,
-    /// Whether it runs on a dirty thread, which may wait for a lock.
-    is_dirty: bool,
+    /// Whether it may wait for the lock of a TLS session: it reads on a dirty thread.
+    may_wait: bool,
     /// Whether reading has made TLS records that the sender has to send.
     owes: bool,
 }
 
 impl<'a, 's> Call<'a, 's> {
     pub fn new(
-        env: Env<'a>,
+        caller: Caller<'a>,
         state: &'s mut State,
         to: Address<'a>,
         scratch: &'s mut Scratch,
     ) -> Self {
         Call {
-            env,
+            env: caller.env(),
             state,
-            delivery: Delivery::new(env, to, &mut scratch.batches),
+            delivery: Delivery::new(caller, to, &mut scratch.batches),
             buffers: &mut scratch.buffers,
             started: now(),
-            is_dirty: false,
+            may_wait: false,
             owes: false,
         }
     }
@@ -178,17 +179,19 @@ impl<'a, 's> Call<'a, 's> {
     fn check(&mut self, flushed: Flushed) -> Flow<'a> {
         match flushed {
             Flushed::Done => Continue(()),
+            // The rest is for others.
+            Flushed::NoListener if self.state.recipients.are_last() => Continue(()),
             Flushed::NoListener => Break(self.end_without_listener()),
             Flushed::NoCaller => Break(Next::stop(atoms::closed())),
             Flushed::Full => {
                 self.leave_turn();
-                Break(self.await_room())
+                Break(self.poll_room())
             }
         }
     }
 
     /// A recipient may be too far behind: whether to look at its mailbox.
-    pub fn await_room(&mut self) -> Next<'a> {
+    pub fn poll_room(&mut self) -> Next<'a> {
         let pace = self.state.recipients.poll(self.env);
         self.go_on_at(pace)
     }
@@ -218,8 +221,10 @@ impl<'a, 's> Call<'a, 's> {
         }
     }
 
-    /// The answer: `next`, `{:relay, casts, next}` or `{:owed, ...}`.
-    pub fn answer(self, next: &Next<'a>) -> Term<'a> {
+    /// The answer: `next`, `{:relay, casts, next}` or `{:owed, ...}`. No frame is left: whoever breaks the flow
+    /// without delivering loses none.
+    pub fn answer(mut self, next: &Next<'a>) -> Term<'a> {
+        self.delivery.flush(&mut self.state.recipients);
         let answer = self.delivery.answer(next.encode(self.env));
         match self.owes {
             true => (atoms::owed(), answer).encode(self.env),

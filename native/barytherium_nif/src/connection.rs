@@ -15,6 +15,7 @@ use crate::delivery::Address;
 use crate::lock::lock;
 use crate::next::{Failure, Next};
 use crate::socket::Ending;
+use crate::terms::Caller;
 use rustler::{Env, LocalPid, Monitor, NifResult, Term};
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -79,12 +80,12 @@ impl Connection {
     /// returns.
     pub fn call<'a>(
         &self,
-        env: Env<'a>,
+        caller: Caller<'a>,
         to: Address<'a>,
         work: impl FnOnce(&mut Call<'a, '_>) -> NifResult<Next<'a>>,
     ) -> NifResult<Term<'a>> {
-        let answer = self.call_locked(env, to, work);
-        self.end_orphan(env);
+        let answer = self.call_locked(caller, to, work);
+        self.end_orphan(caller.env());
         answer
     }
 
@@ -103,16 +104,16 @@ impl Connection {
 
     fn call_locked<'a>(
         &self,
-        env: Env<'a>,
+        caller: Caller<'a>,
         to: Address<'a>,
         work: impl FnOnce(&mut Call<'a, '_>) -> NifResult<Next<'a>>,
     ) -> NifResult<Term<'a>> {
         let mut guard = lock(&self.state);
         let Some(state) = guard.as_mut() else {
-            return Ok(Next::stop(atoms::closed()).encode(env));
+            return Ok(Next::stop(atoms::closed()).encode(caller.env()));
         };
         let (next, answer) = SCRATCH.with_borrow_mut(|scratch| {
-            let mut call = Call::new(env, state, to, scratch);
+            let mut call = Call::new(caller, state, to, scratch);
             let next = contained(&mut call, work)?;
             let answer = call.answer(&next);
             NifResult::Ok((next, answer))
@@ -121,7 +122,7 @@ impl Connection {
             && let Some(state) = guard.take()
         {
             let ending = state.ending(end.socket);
-            state.stop(env, ending);
+            state.stop(caller.env(), ending);
         }
         Ok(answer)
     }

@@ -10,8 +10,8 @@ use crate::atoms;
 use crate::batches::{Batches, SendFirst};
 use crate::recipients::Recipients;
 use crate::routes::{Origin, Route};
-use crate::terms::{BinaryBody, BodyPlace, binary};
-use rustler::{Encoder, Env, LocalPid, NifResult, Term};
+use crate::terms::{BinaryBody, BodyPlace, Caller, binary};
+use rustler::{Encoder, LocalPid, NifResult, Term};
 
 /// The most frames in one message. With common headers they are 100 KiB of terms. A few messages
 /// that are much larger make the listener's garbage collections so long that the VM moves each of
@@ -57,7 +57,7 @@ pub enum Flushed {
 
 /// The messages of one call.
 pub struct Delivery<'a, 's> {
-    caller: Env<'a>,
+    caller: Caller<'a>,
     to: Address<'a>,
     /// None if it is not a process of this node.
     listener: Option<LocalPid>,
@@ -68,7 +68,7 @@ pub struct Delivery<'a, 's> {
 
 impl<'a, 's> Delivery<'a, 's> {
     /// `batches` are the thread's.
-    pub fn new(caller: Env<'a>, to: Address<'a>, batches: &'s mut Batches) -> Self {
+    pub fn new(caller: Caller<'a>, to: Address<'a>, batches: &'s mut Batches) -> Self {
         batches.clear();
         Delivery {
             caller,
@@ -129,9 +129,10 @@ impl<'a, 's> Delivery<'a, 's> {
     ) -> Term<'a> {
         self.push(recipients, frame, 0, 0);
         let batch = self.batches.get(self.batches.current());
-        let frame = batch.with(|env, batch| batch.last(env).map(|last| last.in_env(self.caller)));
+        let frame =
+            batch.with(|env, batch| batch.last(env).map(|last| last.in_env(self.caller.env())));
         self.flush(recipients);
-        frame.encode(self.caller)
+        frame.encode(self.caller.env())
     }
 
     /// Delivers the frames for the recipient of the last frame, if they are enough for a message. If the
@@ -174,6 +175,7 @@ impl<'a, 's> Delivery<'a, 's> {
     /// finds it counted.
     fn send(&mut self, recipients: &mut Recipients, at: usize) -> Flushed {
         let (caller, sender) = (self.caller, self.to.sender);
+        let env = caller.env();
         let route = self.batches.route(at);
         let recipient = self.recipient(route);
         let batch = self.batches.get(at);
@@ -183,10 +185,10 @@ impl<'a, 's> Delivery<'a, 's> {
         }
         recipients.stats.frames.add(frames);
         let Some(recipient) = recipient else {
-            let frames = batch.with(|env, batch| batch.list(env).in_env(caller));
+            let frames = batch.with(|env, batch| batch.list(env).in_env(caller.env()));
             batch.clear();
             let message = message(frames, sender);
-            self.casts.push((self.to.listener, message).encode(caller));
+            self.casts.push((self.to.listener, message).encode(env));
             return Flushed::Done;
         };
         let sent = batch.send(caller, &recipient, |env, batch| {
@@ -204,7 +206,7 @@ impl<'a, 's> Delivery<'a, 's> {
         match sent {
             true if recipients.sent(recipient, bytes) => Flushed::Full,
             true => Flushed::Done,
-            false if recipient.is_alive(caller) => Flushed::NoCaller,
+            false if recipient.is_alive(env) => Flushed::NoCaller,
             // A recipient that has ended takes nothing. Who made its route will know.
             false if route.is_some() => Flushed::Done,
             false => Flushed::NoListener,
@@ -214,11 +216,12 @@ impl<'a, 's> Delivery<'a, 's> {
     /// Tells the listener by which routes a first message has come.
     fn announce_first(&self, recipients: &mut Recipients) {
         for route in recipients.take_first() {
-            let route = binary(self.caller, &route);
+            let env = self.caller.env();
+            let route = binary(env, &route);
             let event = (atoms::barytherium(), atoms::first_message(), route);
             if let Some(listener) = self.listener {
                 // If it has ended, the next message to it shows that.
-                _ = self.caller.send(&listener, (atoms::gen_cast(), event));
+                _ = env.send(&listener, (atoms::gen_cast(), event));
             }
         }
     }
@@ -228,7 +231,7 @@ impl<'a, 's> Delivery<'a, 's> {
         if self.casts.is_empty() {
             return next;
         }
-        (atoms::relay(), self.casts, next).encode(self.caller)
+        (atoms::relay(), self.casts, next).encode(self.caller.env())
     }
 }
 

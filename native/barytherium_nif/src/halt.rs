@@ -10,7 +10,8 @@
 
 use crate::lock::lock;
 use crate::port::{Port, end, keep_library};
-use rustler::{OwnedEnv, Term};
+use crate::terms::Arena;
+use rustler::Term;
 use std::collections::HashMap;
 use std::os::fd::RawFd;
 use std::sync::{LazyLock, Mutex};
@@ -60,7 +61,7 @@ fn start() -> Option<Thread> {
 }
 
 fn run() {
-    let env = OwnedEnv::new();
+    let mut arena = Arena::<()>::new();
     let mut discarded = [0; 16 * 1024];
     let mut interval = INTERVAL;
     loop {
@@ -69,7 +70,7 @@ fn run() {
         }
         thread::sleep(std::mem::replace(&mut interval, INTERVAL));
         for (&duplicate, port) in lock(&DUPLICATES).iter() {
-            if !env.run(|env| port.is_alive(env)) {
+            if !arena.with(|env, ()| port.is_alive(env)) {
                 // The duplicate is open: it is closed after `forget`, which waits for the lock.
                 end(duplicate, &mut discarded);
                 interval = DISCARDING;

@@ -1,5 +1,8 @@
-//! Locking what a panic may have left half done: it has ended the connection that it met, so nobody else
-//! depends on that.
+//! Locking, whatever a panic has left half done.
+//!
+//! What one connection has is not used again: the panic ends it. What connections share (accounts, backlogs, slots,
+//! routes, ports) is locked for a few lines that do not panic. If they did, a wrong count there would cost waits that
+//! have bounds, and not the next connection.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -16,7 +16,7 @@ use crate::recipients::Recipients;
 use crate::routes::{Origin, Route, Routes};
 use crate::socket::{Ending, Socket};
 use crate::stats::Stats;
-use crate::terms::binary;
+use crate::terms::{Caller, binary};
 use crate::tls::{self, Tls, TlsHandshake, TlsSettings};
 use crate::transport::Transport;
 use crate::turn::{self, Place};
@@ -90,7 +90,7 @@ fn read_dirty<'a>(
     reference: Reference,
     to: Address<'a>,
 ) -> NifResult<Term<'a>> {
-    connection.call(env, to, |call| call.read_dirty(reference))
+    connection.call(caller(env), to, |call| call.read_dirty(reference))
 }
 
 /// The same on the caller's scheduler, for what takes well under a millisecond.
@@ -101,7 +101,7 @@ fn read_inline<'a>(
     reference: Reference,
     to: Address<'a>,
 ) -> NifResult<Term<'a>> {
-    connection.call(env, to, |call| call.read_inline(reference))
+    connection.call(caller(env), to, |call| call.read_inline(reference))
 }
 
 #[rustler::nif(schedule = "DirtyIo")]
@@ -111,7 +111,7 @@ fn feed_dirty<'a>(
     bytes: Binary,
     to: Address<'a>,
 ) -> NifResult<Term<'a>> {
-    connection.call(env, to, |call| Ok(call.feed_dirty(&bytes)))
+    connection.call(caller(env), to, |call| Ok(call.feed_dirty(&bytes)))
 }
 
 /// The same on the caller's scheduler, for few bytes: it takes well under a millisecond.
@@ -122,17 +122,17 @@ fn feed_inline<'a>(
     bytes: Binary,
     to: Address<'a>,
 ) -> NifResult<Term<'a>> {
-    connection.call(env, to, |call| Ok(call.feed_inline(&bytes)))
+    connection.call(caller(env), to, |call| Ok(call.feed_inline(&bytes)))
 }
 
 /// Whether to look at the mailbox of a recipient, after a wait for room in it.
 #[rustler::nif]
-fn await_room<'a>(
+fn poll_room<'a>(
     env: Env<'a>,
     connection: ResourceArc<Connection>,
     to: Address<'a>,
 ) -> NifResult<Term<'a>> {
-    connection.call(env, to, |call| Ok(call.await_room()))
+    connection.call(caller(env), to, |call| Ok(call.poll_room()))
 }
 
 /// There are `queued` messages in the mailbox that was looked at.
@@ -143,7 +143,7 @@ fn looked<'a>(
     queued: usize,
     to: Address<'a>,
 ) -> NifResult<Term<'a>> {
-    connection.call(env, to, |call| Ok(call.looked(queued)))
+    connection.call(caller(env), to, |call| Ok(call.looked(queued)))
 }
 
 /// A lot may have to be decoded first.
@@ -154,7 +154,7 @@ fn disconnect<'a>(
     reason: Atom,
     to: Address<'a>,
 ) -> NifResult<Term<'a>> {
-    connection.call(env, to, |call| Ok(call.disconnect(reason)))
+    connection.call(caller(env), to, |call| Ok(call.disconnect(reason)))
 }
 
 #[rustler::nif]
@@ -367,6 +367,12 @@ fn escape<'a>(env: Env<'a>, text: Binary) -> Term<'a> {
 #[rustler::nif(schedule = "DirtyCpu")]
 fn unescape<'a>(env: Env<'a>, text: Binary) -> Term<'a> {
     codec::unescape(env, &text)
+}
+
+/// For the environment of a NIF, and no other.
+fn caller(env: Env<'_>) -> Caller<'_> {
+    // SAFETY: only the functions above call this, with their own.
+    unsafe { Caller::new(env) }
 }
 
 fn descriptor_error(error: &std::io::Error) -> Atom {

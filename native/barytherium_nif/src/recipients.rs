@@ -202,6 +202,11 @@ impl Recipients {
         self.is_ending = true;
     }
 
+    /// Whether these frames are the last ones.
+    pub fn are_last(&self) -> bool {
+        self.is_ending
+    }
+
     /// The connection is over.
     pub fn close(self, env: Env) {
         for mut member in self.accounts.into_values() {

@@ -13,7 +13,7 @@ mod raw;
 
 pub use batch::{Batch, MessageBatch};
 pub use bodies::BodyPlace;
-pub use raw::{BinaryBody, init};
+pub use raw::{Arena, BinaryBody, Caller, init};
 
 use rustler::{Binary, Encoder, Env, NewBinary, Term};
 

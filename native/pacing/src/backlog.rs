@@ -11,8 +11,8 @@
 //! Asking for the length of a mailbox may cost more than sending to it. So every message that was
 //! sent counts as still being there. The length is asked for only when that count is too high.
 //!
-//! All connections that feed a listener share one backlog. They are resumed in the order in which
-//! they were paused, and each gets a share of the room. Only the first connection that waits looks
+//! All connections that feed a listener share one backlog. They go on in the order in which they were paused, and
+//! each gets a share of the room. Only the first connection that waits looks
 //! at the mailbox.
 //!
 //! A connection can be held up for any time: its process is suspended, or it was killed in a call, and

@@ -67,3 +67,19 @@ fn a_grant_that_went_back_is_void() {
     assert!(!queue.free[order[1]]);
     assert_eq!(queue.backlog.granted, 0);
 }
+
+#[test]
+fn grants_that_go_back_while_the_mailbox_is_full_leave_all_waiting() {
+    let (mut queue, order) = two_held_up(false);
+    while queue.length <= MARK {
+        queue.send(order[0], SMALL);
+    }
+    queue.now = HELD_UP;
+    queue.poll();
+    // The first one gets a trial.
+    let mut left = waiting(&queue);
+    left.sort();
+    let mut others = order[1..].to_vec();
+    others.sort();
+    assert_eq!(left, others);
+}

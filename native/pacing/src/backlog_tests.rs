@@ -41,13 +41,16 @@ impl Queue {
         self.length += 1;
         self.sent[who] += 1;
         self.free[who] = self.backlog.sent(self.members[who], bytes);
+        check(&self.backlog);
         if !self.free[who] {
             self.ask(who);
         }
     }
 
     fn ask(&mut self, who: usize) {
-        match self.backlog.poll(self.members[who], self.now) {
+        let pace = self.backlog.poll(self.members[who], self.now);
+        check(&self.backlog);
+        match pace {
             Pace::Go => self.free[who] = true,
             Pace::Look => _ = self.answer(who),
             Pace::Wait(_) => {}
@@ -66,6 +69,7 @@ impl Queue {
             .backlog
             .looked(self.members[who], self.length, self.now);
         self.free[who] = pace == Pace::Go;
+        check(&self.backlog);
         for other in self.backlog.take_woken() {
             self.ask(other);
         }
@@ -91,6 +95,34 @@ impl Queue {
                 }
             }
         }
+    }
+}
+
+/// What has to be true after every operation.
+fn check(backlog: &Backlog<usize>) {
+    let mut waiting: Vec<Member> = backlog.waiting.iter().copied().collect();
+    waiting.sort();
+    let states = backlog.connections.iter();
+    let in_state =
+        |&(_, connection): &(&Member, &Connection<usize>)| connection.state == State::Waiting;
+    let told: Vec<Member> = states.filter(in_state).map(|(&member, _)| member).collect();
+    assert_eq!(waiting, told, "who waits is in the queue once");
+    let members = backlog.connections.keys();
+    let granted: usize = members.map(|&member| grant(backlog, member)).sum();
+    assert_eq!(backlog.granted, granted, "the sum of all grants");
+    // Whoever was woken, some of those that wait stay behind: their first one has to look.
+    let woken = |state| matches!(state, State::Woken { .. });
+    let hands_out = backlog
+        .woken
+        .iter()
+        .any(|m| woken(backlog.connections[m].state));
+    if let Some(first) = backlog.waiting.front()
+        && hands_out
+    {
+        assert!(
+            backlog.woken.contains(first),
+            "the first that waits is told"
+        );
     }
 }
 
@@ -165,7 +197,7 @@ fn connections_to_one_listener_share_the_mark_and_get_equal_shares() {
 }
 
 #[test]
-fn connections_are_resumed_in_the_order_of_their_pauses() {
+fn connections_go_on_in_the_order_of_their_pauses() {
     let mut queue = Queue::with(3);
     for who in [2, 0, 1] {
         while queue.free[who] {
@@ -410,4 +442,41 @@ fn a_connection_that_waits_no_longer_gives_up_its_place() {
     queue.backlog.withdraw(queue.members[order[0]]);
     assert_eq!(queue.backlog.take_woken(), [order[2]]);
     assert_eq!(waiting(&queue), [order[2]]);
+}
+
+#[test]
+fn who_has_to_wait_gives_back_its_grant() {
+    let mut queue = Queue::with(3);
+    queue.flood(SMALL);
+    queue.length = 0;
+    queue.poll();
+    let [first, others @ ..] = [0, 1, 2];
+    assert!(grants(&queue)[first] > 1);
+    // Others fill the mailbox with large messages, and wait.
+    for who in others {
+        while queue.free[who] {
+            queue.send(who, MAX_BYTES / 2);
+        }
+    }
+    assert!(!waiting(&queue).contains(&first));
+    queue.send(first, SMALL);
+    assert!(waiting(&queue).contains(&first));
+    assert_eq!(grants(&queue)[first], 0);
+}
+
+#[test]
+fn with_a_trial_the_next_one_looks() {
+    let mut queue = Queue::with(2);
+    queue.flood(SMALL);
+    let [first, next] = [0, 1].map(|at| waiting(&queue)[at]);
+    queue.now = TRIAL_AFTER;
+    assert_eq!(
+        queue.backlog.poll(queue.members[first], queue.now),
+        Pace::Look
+    );
+    let pace = queue
+        .backlog
+        .looked(queue.members[first], queue.length, queue.now);
+    assert_eq!(pace, Pace::Go);
+    assert_eq!(queue.backlog.take_woken(), [next]);
 }

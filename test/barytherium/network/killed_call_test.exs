@@ -106,7 +106,7 @@ defmodule Barytherium.Network.KilledCallTest do
 
     send(listener, :drain)
     eventually(fn -> queued(listener) == 0 end)
-    assert run(second, &Native.await_room/2) == {:look, listener}
+    assert run(second, &Native.poll_room/2) == {:look, listener}
     assert run(second, &Native.looked(&1, 0, &2)) == :read_inline
   end
 

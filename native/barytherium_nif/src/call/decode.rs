@@ -76,8 +76,10 @@ impl<'a> Call<'a, '_> {
 
     /// The connection ends: decodes all that earlier calls have left over, whoever is behind.
     pub(super) fn decode_rest(&mut self) {
+        self.state.stats.slices.add(1);
         self.state.budget.start_last();
         self.state.recipients.end();
+        // CONNECTED ends a pass, and there may be more behind it.
         while let Break(Next::ConnectedFrame(_)) = self.decode_undecoded() {}
     }
 

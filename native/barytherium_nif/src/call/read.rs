@@ -42,7 +42,7 @@ impl<'a> Call<'a, '_> {
     /// Reads and delivers on a dirty thread. `reference` is what the message names that comes when there is
     /// something to read.
     pub fn read_dirty(&mut self, reference: Reference) -> NifResult<Next<'a>> {
-        self.is_dirty = true;
+        self.may_wait = true;
         self.with_socket(reference, |call| {
             call.state.budget.start_dirty();
             call.read_and_linger()

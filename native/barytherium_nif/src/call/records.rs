@@ -80,7 +80,7 @@ impl<'a> Call<'a, '_> {
     fn decrypt(&mut self, tls: &Tls, size: usize) -> io::Result<Received<'a>> {
         let state = &mut *self.state;
         let transport = state.transport.as_ref().ok_or(ErrorKind::NotConnected)?;
-        let Some(mut session) = tls.lock(self.is_dirty) else {
+        let Some(mut session) = tls.lock(self.may_wait) else {
             return Ok(Received::Busy);
         };
         let reading = match session.reading() {

@@ -1,7 +1,8 @@
 //! Calls to the VM that make terms, for the path that every frame takes.
 //!
-//! A [`RawTerm<'e>`] belongs to the environment `Env<'e>`. The lifetime is invariant, and no two environments
-//! have the same, so the compiler refuses to mix their terms, and to keep a term for longer than its environment.
+//! A [`RawTerm<'e>`] belongs to the environment `Env<'e>`. The lifetime is invariant, and no two environments of a NIF
+//! or an [`Arena`] have the same, so the compiler refuses to mix their terms, and to keep a term for longer than its
+//! environment. (Rustler's `OwnedEnv::run` lets its user choose the lifetime, so it has no place in this library.) An
 //! [`Arena`] is the one place where terms are kept without a lifetime, together with their environment.
 
 use crate::atoms;
@@ -224,6 +225,22 @@ impl SharedBinary<'_> {
     }
 }
 
+/// The environment of the process that runs a NIF: one that messages can be sent from.
+#[derive(Clone, Copy)]
+pub struct Caller<'a>(Env<'a>);
+
+impl<'a> Caller<'a> {
+    /// # Safety
+    /// `env` is the first argument of a NIF that is being called.
+    pub unsafe fn new(env: Env<'a>) -> Caller<'a> {
+        Caller(env)
+    }
+
+    pub fn env(self) -> Env<'a> {
+        self.0
+    }
+}
+
 /// What an [`Arena`] keeps with its environment: something that holds terms of it.
 pub trait Kept {
     type In<'e>: Default;
@@ -239,6 +256,12 @@ pub fn emptied<'f>(mut terms: Vec<RawTerm<'_>>) -> Vec<RawTerm<'f>> {
     let mut terms = ManuallyDrop::new(terms);
     // SAFETY: of the same vector, which is empty. The lifetime of a type does not change how it is laid out.
     unsafe { Vec::from_raw_parts(terms.as_mut_ptr().cast(), 0, terms.capacity()) }
+}
+
+impl Kept for () {
+    type In<'e> = ();
+
+    fn emptied<'f>(_nothing: Self::In<'_>) -> Self::In<'f> {}
 }
 
 /// An environment for messages, one after the other, and what holds terms of it. Both are emptied together, so
@@ -272,15 +295,15 @@ impl<K: Kept> Arena<K> {
     /// there is no such process any more.
     pub fn send(
         &mut self,
-        caller: Env,
+        caller: Caller,
         pid: &LocalPid,
         make: impl for<'e> FnOnce(Env<'e>, &mut K::In<'e>) -> Term<'e>,
     ) -> bool {
         let message = self.with(|env, kept| make(env, kept).as_c_arg());
+        let caller = caller.env().as_c_arg();
         // SAFETY: `caller` is the environment of the process that runs the NIF, and `message` belongs
         // to ours. The VM takes its contents; the environment itself stays ours.
-        let sent =
-            unsafe { enif_send(caller.as_c_arg(), pid.as_c_arg(), self.environment, message) };
+        let sent = unsafe { enif_send(caller, pid.as_c_arg(), self.environment, message) };
         // If there is no such process, the contents are left.
         self.clear();
         sent != 0
@@ -296,7 +319,9 @@ impl<K: Kept> Arena<K> {
 
 impl<K: Kept> Drop for Arena<K> {
     fn drop(&mut self) {
-        // SAFETY: allocated in `new`. What is kept frees no terms when it is dropped, and nobody else has them.
+        // What is kept may look at its terms when it is dropped.
+        drop(std::mem::take(&mut self.kept));
+        // SAFETY: allocated in `new`, and nobody has terms of it any more.
         unsafe { enif_free_env(self.environment) };
     }
 }

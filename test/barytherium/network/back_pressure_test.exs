@@ -87,6 +87,55 @@ defmodule Barytherium.Network.BackPressureTest do
     end
   end
 
+  # Takes what is in its mailbox when it is told to.
+  defp taking_listener do
+    spawn_link(fn -> Enum.each(Stream.cycle([:take]), &take_when_told/1) end)
+  end
+
+  defp take_when_told(:take) do
+    receive do: (:take -> :ok)
+    take_all()
+  end
+
+  defp take_all do
+    receive do
+      {:"$gen_cast", {:barytherium, :frames, _frames}} -> take_all()
+    after
+      0 -> :ok
+    end
+  end
+
+  test "each pause counts, and who pauses holds no turn" do
+    connection = taking_listener() |> start([]) |> flood()
+
+    for n <- 1..3 do
+      eventually(fn -> pauses(connection) == n end)
+      eventually(fn -> Native.live_turns() == 0 end)
+      send(connection.listener, :take)
+    end
+  end
+
+  test "a peer that falls silent after a pause is noticed, however long the pause was" do
+    opts = [heartbeat_receive_allowance: 50]
+    connection = taking_listener() |> start(opts, :tcp, 50)
+    # The loop waits, with a timer for the deadline.
+    Peer.send(connection.peer, "\n")
+    Process.sleep(10)
+    spawn_link(fn -> Connection.send(connection.peer, :binary.copy(@frame, 20_000)) end)
+    await_pause(connection)
+    # The timer goes off in the pause.
+    refute_receive {:"$gen_cast", {:barytherium, :disconnect, _reason}}, 300
+    # Everything is taken, and nothing more comes.
+    taker =
+      spawn_link(fn ->
+        for _n <- 1..500, do: send(connection.listener, :take) && Process.sleep(5)
+      end)
+
+    assert_receive {:"$gen_cast", {:barytherium, :disconnect, :timeout}}, 10_000
+    Process.unlink(taker)
+    Process.exit(taker, :kill)
+  end
+
   test "a mailbox holds no more than the mark, nor more than 32 MiB" do
     connection = slow_listener() |> start(high_water_mark: 4) |> flood()
     await_pause(connection)

@@ -47,6 +47,17 @@ defmodule Barytherium.Network.FairnessTest do
     assert Enum.min(more) > 0.25 * Enum.sum(more) / length(more), inspect(more)
   end
 
+  test "who waits for the network's answer to CONNECTED holds no turn" do
+    {socket, peer} = Peer.pair()
+    {:ok, _receiver} = Receiver.start_link(socket, self(), self(), self())
+    # A burst, which is read in turns.
+    Peer.send(peer, [:binary.copy("\n", 1_000_000), connected_bytes()])
+    assert_receive {:"$gen_call", from, {:connected_frame, _frame}}
+    assert Native.live_turns() == 0
+    GenServer.reply(from, {0, 0})
+    Peer.close(peer)
+  end
+
   test "floods block neither each other, nor a quiet connection, nor the VM's file operations" do
     {_receiver, peer, _socket} = start_connected()
     floods = for _n <- 1..@floods, do: flood()

@@ -11,7 +11,9 @@ defmodule Barytherium.Network.ReceiveLoop do
   #   * `:await_input` - reads inline when the socket is ready, or at the deadline;
   #   * `:await_room` - looks at the mailbox of a recipient after `{:barytherium, :room}`, or after a time.
   #
-  # With `tls: :otp`, the bytes come from `:ssl`, and "reading" is to decode what it has sent.
+  # With `tls: :otp`, the bytes come from `:ssl`, and "reading" is to decode what it has sent. Then there are two more
+  # states: `:read_inbox`, which decodes what an active socket has sent to this process, and `{:recv, ms}`, which asks a
+  # passive socket for more in place of `:await_input`.
 
   @behaviour :gen_statem
 

@@ -3,7 +3,7 @@ defmodule Barytherium.Network.Receiver do
   Moves frames from an open socket to a listener, the process that gets the frames.
 
   Reading, parsing and delivering are native. A connection with little to read is read on the
-  scheduler of its own process. A flood is read in slices on dirty I/O threads; if more connections
+  scheduler of its own process. A flood is read in short calls on dirty I/O threads; if more connections
   flood than there are schedulers, they take turns. An idle connection holds no thread: its process
   waits for a message.
 

@@ -127,12 +127,11 @@ defmodule Barytherium.Network.KilledCallTest do
     :erlang.trace_pattern({Native, :read_dirty, 3}, true, [])
     Peer.send(peer, "\n\0")
     assert_receive {:trace, ^receiver, :call, {Native, :read_dirty, _arguments}}
-    # It is in the call, and will be for a while.
+    # It is in the call, and most likely will be for a while.
     Process.sleep(50)
     Process.exit(receiver, :kill)
     # The socket is still ours, and open.
     assert {:error, :closed} = Connection.recv(peer, 0, 5_000)
-    assert {:message_queue_len, 1} = Process.info(sink, :message_queue_len)
     Connection.close(socket)
   end
 end

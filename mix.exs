@@ -5,7 +5,8 @@ defmodule Barytherium.MixProject do
   use Mix.Project
 
   @version "1.0.0"
-  # Its releases have the native libraries.
+  # Its releases have the native libraries. The repository does not exist yet: CONTRIBUTING.md says what to fill in at
+  # the first release.
   @source_url "https://github.com/barytherium/barytherium_native"
 
   def project do

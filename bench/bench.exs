@@ -1,4 +1,4 @@
-# Run by script/bench. Options: --rounds N, --time MS, --only NAME (a part of a case's name).
+# Run by script/bench. Options: --rounds N, --time MS, --only NAME (a part of a case's name), --write (the chart).
 
 for file <- ~w(payload elixir_loop splitting_loop feed contender consumers report chart),
     do: Code.require_file("#{file}.ex", __DIR__)
@@ -32,7 +32,7 @@ defmodule Bench do
 
     File.write!(Path.join(__DIR__, "results.tsv"), Report.tsv(results))
 
-    if options.only == "" do
+    if options[:write] do
       names = for {name, _size} <- @sizes, do: name
 
       File.write!(
@@ -292,7 +292,9 @@ defmodule Bench do
 end
 
 {options, []} =
-  OptionParser.parse!(System.argv(), strict: [rounds: :integer, time: :integer, only: :string])
+  OptionParser.parse!(System.argv(),
+    strict: [rounds: :integer, time: :integer, only: :string, write: :boolean]
+  )
 
 # What is ended here is killed, and its reports say nothing.
 Logger.configure(level: :none)

@@ -77,7 +77,7 @@ defmodule Barytherium.Build.Cargo do
   end
 
   defp run(cargo, target_dir, target) do
-    args = ["build", "--release", "--locked", "--quiet", "--package", @crate]
+    args = ["build", "--release", "--locked", "--package", @crate] ++ progress(target_dir)
     args = args ++ ["--target-dir", target_dir] ++ if(target, do: ["--target", target], else: [])
 
     # Where the library is depends on cargo's own configuration. Cargo tells it on stdout; what it says
@@ -88,6 +88,17 @@ defmodule Barytherium.Build.Cargo do
     case System.cmd(cargo, args, cd: @sources, env: linker(target)) do
       {messages, 0} -> library(messages)
       {_output, status} -> {:error, failure(status, target)}
+    end
+  end
+
+  # The first build takes so long that somebody may think it hangs. Cargo shows a bar on a terminal, and a line for
+  # each crate elsewhere. Later it would say each time that there is nothing to do.
+  defp progress(target_dir) do
+    if target_dir |> Path.join("{release,*/release}/deps") |> Path.wildcard() == [] do
+      IO.puts("Building the native library of Barytherium, once. It takes about a minute.")
+      []
+    else
+      ["--quiet"]
     end
   end
 

@@ -94,12 +94,23 @@ defmodule Barytherium.Build.Cargo do
   # The first build takes so long that somebody may think it hangs. Cargo shows a bar on a terminal, and a line for
   # each crate elsewhere. Later it would say each time that there is nothing to do.
   defp progress(target_dir) do
-    if target_dir |> Path.join("{release,*/release}/deps") |> Path.wildcard() == [] do
+    if built?(target_dir) do
+      ["--quiet"]
+    else
       IO.puts("Building the native library of Barytherium, once. It takes about a minute.")
       []
-    else
-      ["--quiet"]
     end
+  end
+
+  # With a target, the files are in a directory of its name.
+  defp built?(target_dir) do
+    names =
+      case File.ls(target_dir) do
+        {:ok, names} -> names
+        {:error, _none} -> []
+      end
+
+    Enum.any?(["" | names], &File.dir?(Path.join([target_dir, &1, "release", "deps"])))
   end
 
   # The compiler of a cross build links too. Nerves names it so.

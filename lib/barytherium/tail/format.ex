@@ -4,7 +4,7 @@ defmodule Barytherium.Tail.Format do
   # bytes of the body.
 
   alias Barytherium.Frame
-  alias Barytherium.Tail.{Body, Hexdump, Json}
+  alias Barytherium.Tail.{Body, Hexdump, Json, Xml}
   alias Barytherium.Text
 
   # Bytes of text, or of a binary, that are shown of a body unless all is.
@@ -96,6 +96,14 @@ defmodule Barytherium.Tail.Format do
   defp lay_out(<<first, _rest::binary>> = text, true, style)
        when first in ~c"{[ \t\r\n" and (byte_size(text) <= @inflated_cut or style.all) do
     case Json.indent(text) do
+      {:ok, indented} -> IO.iodata_to_binary(indented)
+      :error -> text
+    end
+  end
+
+  defp lay_out("<" <> _rest = text, true, style)
+       when byte_size(text) <= @inflated_cut or style.all do
+    case Xml.indent(text) do
       {:ok, indented} -> IO.iodata_to_binary(indented)
       :error -> text
     end

@@ -39,8 +39,8 @@ defmodule Barytherium.Tail.Help do
 
   Messages go to stdout, everything else to stderr.
 
-    * `--format pretty` - headers and body, for people. Gzip is inflated, JSON is indented, and what is
-      not text is shown as `xxd` shows it. Control characters are escaped. At most 4096 bytes of a text
+    * `--format pretty` - headers and body, for people. Gzip is inflated, JSON and XML are indented, and
+      what is not text is shown as `xxd` shows it. Control characters are escaped. At most 4096 bytes of a text
       and 512 of a binary are shown. Of a topic, or with `--ack`, at most 5 messages a
       second are shown on a terminal; the others are counted. This is the default
     * `--format json` - one JSON object a line: `time`, `headers`, and `body`, or `body_base64` if the

@@ -109,6 +109,8 @@ defmodule Barytherium.Send do
 
       {:EXIT, ^client, {:shutdown, {:max_attempts, reason}}} ->
         complain("cannot connect: " <> Text.line(Exception.message(Error.new(reason))))
+        hint = Login.hint(reason, options.target)
+        if hint, do: IO.puts(:stderr, hint)
         1
 
       {:signal, status} ->

@@ -109,6 +109,18 @@ defmodule Barytherium.SendTest do
     assert stderr =~ ~r/\AError: cannot connect: connection refused \(econnrefused\)\n\z/
   end
 
+  test "a broker that refuses gives a hint" do
+    {listener, url} = broker("me:secret@")
+    task = Task.async(fn -> send_with([url <> "/queue/a?host=other", "x"]) end)
+    {peer, _connect} = accept(listener)
+    reply(peer, :error, [{"message", "no access"}])
+    Peer.close(peer)
+    assert {1, "", stderr} = Task.await(task)
+    assert stderr =~ "Error: cannot connect"
+    assert stderr =~ "The virtual host was other; ?host=name"
+    refute stderr =~ "secret"
+  end
+
   test "help, and mistakes", %{url: url} do
     assert {0, help, ""} = send_with(["--help"])
     assert help =~ "send URL BODY"

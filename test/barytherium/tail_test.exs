@@ -144,6 +144,7 @@ defmodule Barytherium.TailTest do
     Peer.close(peer)
     assert {1, "", stderr} = Task.await(tail)
     assert stderr =~ "Error: cannot connect to #{url}: the broker says: no\\x1b[2J\n"
+    assert stderr =~ "The virtual host was /; ?host=name at the end of the URL changes it."
     refute stderr =~ "\e"
   end
 

@@ -14,6 +14,7 @@ defmodule Barytherium.Tail.Help do
 
       COMMAND stomp://guest:guest@localhost/queue/a
       COMMAND stomp://me@broker/topic/a /topic/b --header "selector:price > 10"
+      COMMAND "stomp://me@broker/topic/trains.#" --count 10
       COMMAND stomp://me@broker/queue/a --format json | jq .headers
       COMMAND stomp://me@broker/queue/a --count 1 --format raw > body
 

@@ -29,6 +29,21 @@ defmodule Barytherium.Tail.Login do
     for name <- [:certfile, :keyfile], path = Map.get(options, name), do: {name, path}
   end
 
+  @doc "What may be wrong if the broker could not be connected to for this reason, or nil."
+  @spec hint(atom(), Target.t()) :: nil | String.t()
+  def hint(:refused, %{vhost: vhost}) do
+    "The virtual host was #{Text.line(vhost)}; ?host=name at the end of the URL changes it. In a user or a password, " <>
+      "write %40 for @, %3A for : and %2F for /"
+  end
+
+  def hint(reason, %{secure: false}) when reason in [:closed, :parse_error],
+    do: "If this port speaks TLS, the URL begins with stomp+ssl://"
+
+  def hint(reason, %{secure: true}) when reason in [:closed, :unexpected_message],
+    do: "If this port does not speak TLS, the URL begins with stomp://"
+
+  def hint(_reason, _target), do: nil
+
   @doc "Runs `fun` without the log: the program reports what happens, and the log would repeat it on stdout."
   @spec quietly((() -> result)) :: result when result: term()
   def quietly(fun) do

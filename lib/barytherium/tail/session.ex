@@ -205,8 +205,13 @@ defmodule Barytherium.Tail.Session do
 
   defp event({:connected, _info}, state), do: {:noreply, notice(state, "Connected again")}
 
-  defp event({:connection_failure, error}, %{ways: []} = state),
-    do: fail("cannot connect to #{endpoint(state)}: " <> Exception.message(error), state)
+  defp event({:connection_failure, error}, %{started: nil} = state) do
+    state =
+      notice(state, "Error: cannot connect to #{endpoint(state)}: " <> Exception.message(error))
+
+    hint = Login.hint(error.reason, state.options.target)
+    finish(1, if(hint, do: notice(state, hint), else: state))
+  end
 
   defp event({:connection_failure, error}, state),
     do:

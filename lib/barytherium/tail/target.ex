@@ -19,7 +19,7 @@ defmodule Barytherium.Tail.Target do
   @spec parse(String.t()) :: {:ok, t()} | :error
   def parse(text) do
     with {:ok, %URI{scheme: scheme, host: host, fragment: nil} = uri}
-         when scheme in @schemes and host not in [nil, ""] <- URI.new(text),
+         when scheme in @schemes and host not in [nil, ""] <- text |> encode_path() |> URI.new(),
          true <- uri.port in [nil | Enum.to_list(1..65_535)],
          true <- decodes?(text) do
       url = URI.to_string(%{uri | path: nil, query: nil})
@@ -34,6 +34,18 @@ defmodule Barytherium.Tail.Target do
        }}
     else
       _not_such_a_url -> :error
+    end
+  end
+
+  # Destinations have characters that URLs do not have: `/topic/a.#` and `/topic/PRICE.>`, for example.
+  defp encode_path(text) do
+    case Regex.run(~r{\A([^/]*//[^/]*)(/[^?]*)(.*)\z}s, text, capture: :all_but_first) do
+      [server, path, query] ->
+        encode = fn <<character>> -> "%" <> Base.encode16(<<character>>) end
+        server <> String.replace(path, ~r/[#<> "^`{|}\\]/, encode) <> query
+
+      nil ->
+        text
     end
   end
 

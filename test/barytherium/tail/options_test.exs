@@ -69,4 +69,16 @@ defmodule Barytherium.Tail.OptionsTest do
     {:ok, options} = Options.parse(["stomp://me:hunter2@h/a"])
     refute inspect(options) =~ "hunter2"
   end
+
+  test "a destination in the URL may have any character" do
+    for {url, destination} <- [
+          {"stomp://h/topic/a.#", "/topic/a.#"},
+          {"stomp://me:p%23@h/topic/PRICE.>?host=v", "/topic/PRICE.>"},
+          {"stomp://h/topic/a.*.{b}", "/topic/a.*.{b}"},
+          {"stomp://h/queue/with blank", "/queue/with blank"},
+          {"stomp://h/queue/a%2Fb", "/queue/a/b"}
+        ] do
+      assert {:ok, %{destinations: [^destination]}} = Options.parse([url])
+    end
+  end
 end

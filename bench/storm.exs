@@ -39,7 +39,9 @@ defmodule Storm do
   end
 
   defp start_broker(port) do
-    {:ok, broker} = GenServer.start(TestBroker, port: port)
+    {:ok, broker} = TestBroker.start_link(port: port)
+    # It is killed.
+    Process.unlink(broker)
     broker
   end
 

@@ -91,6 +91,15 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
       end
     end
 
+    test "bench publishes and consumes, and leaves nothing", %{url: url} do
+      for ack <- ["auto", "client", "client-individual"] do
+        args = [url, "--seconds", "1", "--rate", "100", "--ack", ack, "--json"]
+        run = fn -> Barytherium.Bench.run(args, "bench") end
+        assert {0, json} = with_io(run)
+        assert json =~ ~s("published":)
+      end
+    end
+
     test "a topic is watched without a consequence", %{client: client, url: url} do
       spawn_link(fn ->
         Process.sleep(1_000)

@@ -1,0 +1,66 @@
+defmodule Barytherium.BenchTest do
+  # It changes the level of the log, and captures stderr.
+  use Barytherium.ClientCase, async: false
+
+  import ExUnit.CaptureIO
+
+  alias Barytherium.{Bench, Directory}
+
+  setup do
+    %{level: level} = :logger.get_primary_config()
+    on_exit(fn -> :logger.set_primary_config(:level, level) end)
+  end
+
+  defp bench(args) do
+    run = fn -> Bench.run(args, "bench") end
+    {{status, stdout}, stderr} = with_io(:stderr, fn -> with_io(run) end)
+    {status, stdout, stderr}
+  end
+
+  test "a broker in this VM, as a table" do
+    assert {0, table, ""} = bench(~w(--seconds 1 --ack client-individual --connections 2))
+
+    assert table =~
+             ~r{\Apublished  [\d,]+ messages, [\d,]+ messages/s, .*B/s\nconsumed   [\d,]+ messages}
+
+    refute table =~ "latency"
+  end
+
+  test "a fixed rate, as JSON and a picture" do
+    svg = Path.join(Directory.make!(), "bench.svg")
+    args = ["--seconds", "1", "--rate", "200", "--size", "1500", "--json", "--svg", svg]
+    assert {0, json, ""} = bench(args)
+    assert [_all, published] = Regex.run(~r/"published":(\d+),/, json)
+    # It is never faster than told.
+    assert String.to_integer(published) in 1..200
+    assert json =~ ~r/"latency_us":{"p50":\d+,"p99":\d+,"p99.9":\d+,"max":\d+}}\n\z/
+    assert json =~ ~s("size":1500)
+    assert File.read!(svg) =~ ~r/<svg .*<rect .*<\/svg>/s
+  end
+
+  test "a broker that is not there is an error" do
+    {listener, url} = broker()
+    Peer.close(listener)
+    assert {1, "", "Error: cannot connect: connection refused (econnrefused)\n"} = bench([url])
+  end
+
+  test "help, and mistakes" do
+    assert {0, help, ""} = bench(["--help"])
+    {:ok, options} = File.read("lib/barytherium/bench/options.ex")
+
+    for [_all, name] <- Regex.scan(~r/^    (\w+): :(?:boolean|integer|string)/m, options),
+        name not in ["help", "persistent"],
+        do: assert(help =~ "--" <> name)
+
+    for {args, text} <- [
+          {["http://h"], "not a URL"},
+          {["stomp://h", "stomp://i"], "only one URL"},
+          {["--ack", "never"], "--ack is auto, client or client-individual"},
+          {["--size", "7"], "--size is from 8"},
+          {["--rte", "1"], "unknown option --rte"}
+        ] do
+      assert {2, "", stderr} = bench(args)
+      assert stderr =~ text
+    end
+  end
+end

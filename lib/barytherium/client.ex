@@ -408,13 +408,6 @@ defmodule Barytherium.Client do
   def unsubscribe(client, subscription, timeout \\ @timeout) do
     Outbound.check_timeout!(timeout)
 
-    unless match?({pid, number} when is_pid(pid) and is_integer(number), subscription),
-      do:
-        raise(
-          ArgumentError,
-          "not a subscription, as subscribe/3 returns it: #{inspect(subscription)}"
-        )
-
     client
     |> call({:unsubscribe, subscription, timeout}, timeout)
     |> refuse_consumer!()

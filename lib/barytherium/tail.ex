@@ -1,6 +1,6 @@
 defmodule Barytherium.Tail do
   @moduledoc false
-  # The program behind `mix barytherium.tail` and `stomp-tail`. `Tail.Session` does the work; this module
+  # The program behind `mix barytherium.tail` and `stomp tail`. `Tail.Session` does the work; this module
   # prepares it, and waits for it.
 
   alias Barytherium.Tail.{Help, Login, Options, Session, Signals, Terminal}
@@ -25,13 +25,6 @@ defmodule Barytherium.Tail do
         complain("#{Options.message(reason)}\nSee #{command} --help")
         2
     end
-  end
-
-  @doc "The entry point of the release `stomp_tail`."
-  @spec main() :: no_return()
-  def main do
-    {:ok, _started} = Application.ensure_all_started(:barytherium)
-    System.halt(run(System.argv(), "stomp-tail"))
   end
 
   # The session reports the events of the connection.

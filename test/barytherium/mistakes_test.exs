@@ -71,7 +71,6 @@ defmodule Barytherium.MistakesTest do
     for call <- [
           &Client.subscribe(&1, nil),
           &Client.subscribe(&1, ""),
-          &Client.unsubscribe(&1, nil),
           &Client.publish(&1, nil, "body"),
           &Client.publish_many(&1, nil),
           &Client.transaction(&1, nil),

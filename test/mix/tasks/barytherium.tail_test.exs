@@ -8,7 +8,7 @@ defmodule Mix.Tasks.Barytherium.TailTest do
 
   setup do
     {:ok, broker} = TestBroker.start_link(rate: 50, body: "hello")
-    %{url: "stomp://127.0.0.1:#{TestBroker.port(broker)}/queue/a"}
+    %{url: "stomp://127.0.0.1:#{TestBroker.port(broker)}/topic/a"}
   end
 
   # A command that hangs must not outlive the test.
@@ -20,7 +20,7 @@ defmodule Mix.Tasks.Barytherium.TailTest do
 
   test "exit statuses", %{url: url} do
     assert {output, 0} = sh("mix barytherium.tail #{url} --count 2")
-    assert output =~ "==> /queue/a <=="
+    assert output =~ "==> /topic/a <=="
     assert output =~ "2 messages"
     # A pipe gets neither colours nor rates.
     refute output =~ "\e"
@@ -83,7 +83,16 @@ defmodule Mix.Tasks.Barytherium.TailTest do
     assert {output, 0} = sh("#{tail} #{url} --count 1 --format json")
     assert output =~ ~s("body":"hello"})
     assert {output, 2} = sh("#{tail} 'a b' --frobnicate")
-    assert output =~ "See stomp-tail --help"
+    assert output =~ "See stomp tail --help"
+
+    stomp = "env -i PATH=#{path} #{moved}/stomp"
+    assert {output, 0} = sh("#{stomp} send #{url} sent")
+    assert output =~ "has confirmed 1 message, 4 B"
+    assert {output, 0} = sh("#{stomp} bench --seconds 1 --rate 10")
+    assert output =~ ~r/^latency +p50/m
+    assert {usage, 0} = sh("#{stomp} --help")
+    assert usage =~ "stomp bench [URL]"
+    assert {^usage, 2} = sh("#{stomp} frobnicate")
   end
 
   describe "on a terminal" do
@@ -100,7 +109,7 @@ defmodule Mix.Tasks.Barytherium.TailTest do
     test "Ctrl-C unsubscribes and says what came", %{url: url} do
       port = terminal("exec #{@mix} barytherium.tail #{url}")
       output = read_until(port, "", ~r/Ctrl-C ends/)
-      assert output =~ "\e[36m==> /queue/a"
+      assert output =~ "\e[36m==> /topic/a"
       type(port, <<3>>)
       {output, status} = read_to_end(port, output)
       assert output =~ "of bodies in"

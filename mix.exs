@@ -88,6 +88,7 @@ defmodule Barytherium.MixProject do
         {"guides/reliability.md", title: "Reliability"},
         {"guides/brokers.md", title: "What brokers do"},
         "guides/tls.md",
+        {"guides/darwin.md", title: "Darwin"},
         "guides/scaling.md",
         "guides/operations.md",
         {"integrations/off_broadway_barytherium/README.md",

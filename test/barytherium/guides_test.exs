@@ -215,4 +215,27 @@ defmodule Barytherium.GuidesTest do
     [{:broker, broker, _type, _modules}] = Supervisor.which_children(supervisor)
     broker
   end
+
+  test "Darwin", %{broker: broker, port: port} do
+    log =
+      capture_log(fn ->
+        binding = "darwin" |> blocks(port) |> run()
+        TestBroker.await_subscription(broker, "/topic/darwin.pushport-v16")
+        headers = [{"MessageType", "TS"}]
+        TestBroker.publish(broker, "/topic/darwin.pushport-v16", :zlib.gzip("<Pport/>"), headers)
+        eventually(fn -> handled?(binding[:supervisor]) end)
+        Supervisor.stop(binding[:supervisor])
+      end)
+
+    assert log =~ "TS: 8 bytes"
+    remove(MyApp.Darwin)
+  end
+
+  # Its counters say that the acknowledgement was written.
+  defp handled?(supervisor) do
+    [{_id, consumer, _type, _modules}] = Supervisor.which_children(supervisor)
+    [client] = Barytherium.Consumer.clients(consumer)
+    stats = Barytherium.Client.stats(client)
+    stats != nil and stats.frames_written >= 3
+  end
 end

@@ -194,7 +194,7 @@ defmodule Barytherium.Bench do
     milliseconds = max(div(System.monotonic_time(:microsecond) - started, 1000), 1)
     consumed = :counters.get(run.counters, 2)
     await_rest(run, System.monotonic_time(:millisecond) + @rest)
-    report(run, %{milliseconds: milliseconds, consumed_meanwhile: consumed, seconds: seconds})
+    report(run, milliseconds, consumed, seconds)
   end
 
   # The messages that were consumed in each second, until all publishers have ended.
@@ -221,19 +221,19 @@ defmodule Barytherium.Bench do
     end
   end
 
-  defp report(%{options: options} = run, measured) do
+  defp report(%{options: options} = run, milliseconds, consumed, seconds) do
     published = :counters.get(run.counters, 1)
     missing = published - :counters.get(run.counters, 2)
     parts = for {_name, part} <- Report.quantiles(), do: part
-    latency = if options.rate != :infinity, do: Histogram.quantiles(run.times, parts)
 
-    measured =
-      Map.merge(measured, %{
-        published: published,
-        consumed: measured.consumed_meanwhile,
-        size: options.size,
-        latency: latency
-      })
+    measured = %{
+      published: published,
+      consumed: consumed,
+      milliseconds: milliseconds,
+      seconds: seconds,
+      size: options.size,
+      latency: if(options.rate != :infinity, do: Histogram.quantiles(run.times, parts))
+    }
 
     IO.write(if options.json, do: [Report.json(measured), "\n"], else: Report.table(measured))
     if options.svg, do: File.write!(options.svg, Report.svg(measured))

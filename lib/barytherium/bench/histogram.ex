@@ -31,12 +31,12 @@ defmodule Barytherium.Bench.Histogram do
   defp value(class) when class < 16, do: class
   defp value(class), do: (16 + rem(class, 16)) <<< (div(class, 16) - 1)
 
-  @doc "The value below which each part of all times lies; nil for none."
-  @spec quantiles(t(), [float()]) :: [nil | non_neg_integer()]
+  @doc "The value below which each part of all times lies; nil if there are none."
+  @spec quantiles(t(), [float()]) :: nil | [non_neg_integer()]
   def quantiles(histogram, parts) do
     counts = for class <- 0..(@classes - 1), do: {class, :counters.get(histogram, class + 1)}
     all = counts |> Enum.map(&elem(&1, 1)) |> Enum.sum()
-    for part <- parts, do: if(all > 0, do: quantile(counts, ceil(all * part)))
+    if all > 0, do: for(part <- parts, do: quantile(counts, ceil(all * part)))
   end
 
   defp quantile([{class, count} | _counts], left) when count >= left, do: value(class)

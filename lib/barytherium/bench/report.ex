@@ -17,7 +17,7 @@ defmodule Barytherium.Bench.Report do
   @spec quantiles() :: [{String.t(), float()}]
   def quantiles, do: [{"p50", 0.5}, {"p99", 0.99}, {"p99.9", 0.999}, {"max", 1.0}]
 
-  @spec table(measured()) :: iodata()
+  @spec table(measured()) :: iolist()
   def table(measured) do
     rows = [
       row("published", measured.published, measured),

@@ -35,7 +35,7 @@ defmodule Barytherium.DemoTest do
   end
 
   test "shows trains and rates, and how fast this machine is" do
-    {0, text} = output(demo(~w(--seconds 3 --rate 100)))
+    {0, text} = output(demo(~w(--seconds 2 --rate 100)))
 
     assert text =~
              ~r/^C\d+ to .* leaves at \d\d:\d\d \((on time|planned \d\d:\d\d)\), platform \d+$/m or

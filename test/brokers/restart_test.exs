@@ -1,6 +1,6 @@
 defmodule Barytherium.RestartTest do
   @moduledoc "What a receipt is worth: messages that a broker confirmed, after it was started again."
-  use ExUnit.Case, async: false
+  use ExUnit.Case, async: true
 
   alias Barytherium.Brokers.{ActiveMQ, RabbitMQ}
   alias Barytherium.{Broker, Client}

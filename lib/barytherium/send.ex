@@ -10,6 +10,10 @@ defmodule Barytherium.Send do
   @together 256
   @a_second 20
 
+  # Characters of the bar, and milliseconds between two pictures of it.
+  @bar 20
+  @picture 100
+
   # Milliseconds that the broker may take to confirm the messages that are written together.
   @timeout 30_000
 
@@ -99,7 +103,8 @@ defmodule Barytherium.Send do
           terminal: terminal,
           confirmed: 0,
           bytes: 0,
-          started: now()
+          started: now(),
+          drawn: now() - @picture
         }
 
         {status, state} = send_all(bodies, state)
@@ -189,12 +194,19 @@ defmodule Barytherium.Send do
 
   defp progress(%{options: %{count: 1, lines: false}} = state), do: state
 
-  defp progress(state) do
-    IO.write(:stderr, ["\r\e[K", bar(state), counts(state)])
-    state
-  end
+  # Ten times a second, on a line of at most 80 characters.
+  defp progress(%{drawn: drawn} = state) do
+    now = now()
 
-  @bar 30
+    if now - drawn >= @picture do
+      rate = Report.rate(state.confirmed, state.bytes, max(now - state.started, 1))
+      messages = Report.plural(state.confirmed, "message")
+      IO.write(:stderr, ["\r\e[K", bar(state), messages, ", ", rate])
+      %{state | drawn: now}
+    else
+      state
+    end
+  end
 
   defp bar(%{options: %{lines: true}}), do: ""
 

@@ -84,7 +84,7 @@ defmodule Barytherium.SendTest do
   test "a terminal sees how far it is", %{url: url} do
     terminal = %Terminal{live: true, colors: true}
     assert {0, "", stderr} = send_with([url, "x", "--count", "600"], terminal)
-    assert stderr =~ "[############..................] 256 messages"
+    assert stderr =~ "[########............] 256 messages, "
     assert stderr =~ "600 messages"
   end
 

@@ -5,7 +5,7 @@ defmodule Barytherium.Tail.Session do
   # connects again by itself.
   use GenServer, restart: :temporary
 
-  alias Barytherium.{Client, Error, TestBroker}
+  alias Barytherium.{Client, Error, Frame, TestBroker}
   alias Barytherium.Tail.{Format, Login, Options, Output, Report, Terminal, Watching}
   alias Barytherium.Text
 
@@ -143,9 +143,9 @@ defmodule Barytherium.Tail.Session do
 
   # A look at a queue shows what was not there at the last one. It ends with a frame that says so.
   defp browsed(frames, subscription, destination, {before, now}, state) do
-    {over, frames} = Enum.split_with(frames, &(header(&1, "browser") == "end"))
-    new = Enum.reject(frames, &(header(&1, "message-id") in before))
-    now = Enum.into(frames, now, &header(&1, "message-id"))
+    {over, frames} = Enum.split_with(frames, &(Frame.header(&1, "browser") == "end"))
+    new = Enum.reject(frames, &(Frame.header(&1, "message-id") in before))
+    now = Enum.into(frames, now, &Frame.header(&1, "message-id"))
     state = if over == [], do: state, else: looked(subscription, destination, state)
     seen = if over == [], do: {before, now}, else: {now, MapSet.new()}
     state = put_in(state.seen[destination], seen)
@@ -156,10 +156,6 @@ defmodule Barytherium.Tail.Session do
     Client.unsubscribe(state.client, subscription, @close_timeout)
     Process.send_after(self(), {:browse, destination}, @browse_interval)
     %{state | subscriptions: Map.delete(state.subscriptions, subscription)}
-  end
-
-  defp header(frame, name) do
-    with {_name, value} <- List.keyfind(frame.headers, name, 0), do: value
   end
 
   defp show(frames, state) do

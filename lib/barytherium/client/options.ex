@@ -136,13 +136,12 @@ defmodule Barytherium.Client.Options do
   def subscription_schema, do: @subscription
 
   @doc """
-  Checks the options of a client. Options of `Barytherium.Network` may be among them. `more` are names that
-  the caller knows besides.
+  Checks the options of a client. Options of `Barytherium.Network` may be among them.
   """
-  @spec settings!([term()], [atom()]) :: settings()
-  def settings!(opts, more \\ []) do
+  @spec settings!([term()]) :: settings()
+  def settings!(opts) do
     {options, network} = Schema.split(opts, @schema)
-    check_known!(network, more)
+    check_known!(network)
     Outbound.check_headers!(:connect, options.headers)
 
     %{
@@ -162,7 +161,7 @@ defmodule Barytherium.Client.Options do
   caller knows besides.
   """
   @spec check_known!([term()], [atom()]) :: :ok
-  def check_known!(opts, more) do
+  def check_known!(opts, more \\ []) do
     # `Barytherium.Network` would name the nearest of its own options only.
     network = Network.Options.names()
     known = Keyword.keys(@schema) ++ network ++ more

@@ -83,7 +83,7 @@ defmodule Barytherium.Consumer.Options do
 
     client =
       rest
-      |> ClientOptions.settings!(Keyword.keys(@schema))
+      |> ClientOptions.settings!()
       |> Map.put(:subscriptions, subscriptions(options.subscribe))
 
     if options.handlers > 1, do: Enum.each(client.subscriptions, &check_parallel!/1)

@@ -34,6 +34,23 @@ defmodule Barytherium.ReceiverCase do
     }
   end
 
+  @doc "The options of `Native.open/6` for a connection without TLS and heart-beats, with `changes`."
+  def native_options(high_water_mark, changes \\ %{}) do
+    Map.merge(
+      %{
+        first_frame_timeout: 5_000,
+        heartbeat_receive_allowance: nil,
+        hb_recv: 0,
+        last_receipt: nil,
+        routes: nil,
+        tls: nil,
+        show_econnreset: false,
+        high_water_mark: high_water_mark
+      },
+      changes
+    )
+  end
+
   @doc "A receiver and its peer: `{receiver, peer, socket}`."
   def start_receiver(transport \\ :tcp, opts \\ []) do
     {socket, peer} = Peer.pair(transport)

@@ -36,16 +36,7 @@ defmodule Barytherium.Network.KilledCallTest do
     test = self()
     pending = :binary.copy("MESSAGE\n\nx\0", frames)
 
-    options = %{
-      first_frame_timeout: 5_000,
-      heartbeat_receive_allowance: nil,
-      hb_recv: 0,
-      last_receipt: nil,
-      routes: nil,
-      tls: nil,
-      show_econnreset: false,
-      high_water_mark: @mark
-    }
+    options = native_options(@mark)
 
     pid =
       spawn(fn ->

@@ -7,21 +7,10 @@ defmodule Barytherium.Network.NativeCallsTest do
   # Lists in the mailbox of the listener at which a connection pauses.
   @mark 8
 
-  @options %{
-    first_frame_timeout: 5_000,
-    heartbeat_receive_allowance: nil,
-    hb_recv: 0,
-    last_receipt: nil,
-    routes: nil,
-    tls: nil,
-    show_econnreset: false,
-    high_water_mark: @mark
-  }
-
   defp open(listener, options \\ %{}) do
     stats = Native.new_stats()
     recipients = {listener, self()}
-    options = Map.merge(@options, options)
+    options = native_options(@mark, options)
 
     {:ok, connection} =
       Native.open(nil, "", Frame.parse_state(max_headers: 100_000), options, recipients, stats)

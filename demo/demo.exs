@@ -3,7 +3,7 @@
 for file <- ~w(trains board race), do: Code.require_file("#{file}.ex", __DIR__)
 
 defmodule Demo do
-  alias Barytherium.Tail.{Report, Signals, Terminal}
+  alias Barytherium.Tail.{CommandLine, Report, Signals, Terminal}
   alias Barytherium.TestBroker
   alias Demo.{Board, Race, Trains}
 
@@ -40,15 +40,11 @@ defmodule Demo do
 
   defp run(options) do
     demo = self()
-    Signals.trap(&send(demo, {:signal, &1}))
-    diverted = Terminal.divert_ctrl_c()
 
-    try do
+    CommandLine.interruptible(fn ->
+      Signals.stop_with(&send(demo, {:signal, &1}))
       show(options)
-    after
-      Terminal.release(diverted)
-      Signals.untrap()
-    end
+    end)
   end
 
   defp show(%{seconds: seconds, rate: rate}) do

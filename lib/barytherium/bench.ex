@@ -3,8 +3,8 @@ defmodule Barytherium.Bench do
   # The program behind `mix barytherium.bench`.
 
   alias Barytherium.Bench.{Help, Histogram, Options, Report}
-  alias Barytherium.{Client, Error, TestBroker, Text}
-  alias Barytherium.Tail.Login
+  alias Barytherium.{Client, TestBroker, Text}
+  alias Barytherium.Tail.{CommandLine, Login}
 
   # Messages that are published together without a rate, and milliseconds to wait if none is due.
   @together 256
@@ -16,20 +16,7 @@ defmodule Barytherium.Bench do
 
   @doc "Runs the program, and returns its exit status. `command` is its name."
   @spec run([String.t()], String.t()) :: non_neg_integer()
-  def run(argv, command) do
-    case Options.parse(argv) do
-      {:ok, options} ->
-        Login.quietly(fn -> measure(options) end)
-
-      :help ->
-        IO.puts(Help.text(command))
-        0
-
-      {:error, text} ->
-        complain("#{text}\nSee #{command} --help")
-        2
-    end
-  end
+  def run(argv, command), do: CommandLine.run(argv, command, {Options, Help}, &measure/1)
 
   defp measure(options) do
     {client, prefix} = broker(options)
@@ -48,7 +35,7 @@ defmodule Barytherium.Bench do
       publish(pairs, run)
     catch
       {:failed, text} ->
-        complain(text)
+        CommandLine.complain(text)
         1
     after
       Process.flag(:trap_exit, trapped)
@@ -61,15 +48,11 @@ defmodule Barytherium.Bench do
   end
 
   defp broker(%{target: target} = options) do
-    passcode = Login.passcode(target)
-    login = if passcode, do: [passcode: passcode], else: []
-
     name =
       target.destination ||
         "/queue/barytherium-bench-#{Base.encode16(:crypto.strong_rand_bytes(4))}"
 
-    {[url: target.url.(), vhost: target.vhost, max_attempts: 1] ++ login ++ Login.ssl(options),
-     name}
+    {Login.client(options, Login.passcode(target)), name}
   end
 
   # A process that publishes and one that consumes, each with a connection. Both wait.
@@ -93,14 +76,10 @@ defmodule Barytherium.Bench do
 
   defp connect(parent, run) do
     Process.flag(:trap_exit, true)
-    {:ok, client} = Client.start_link([listener: self()] ++ run.client)
 
-    receive do
-      {:barytherium, :client, {{:connected, _info}, ^client}} ->
-        client
-
-      {:EXIT, ^client, {:shutdown, {:max_attempts, reason}}} ->
-        failed(parent, "cannot connect: " <> Exception.message(Error.new(reason)))
+    case Login.connect(run.client) do
+      {:ok, client, _info} -> client
+      {:error, error} -> failed(parent, "cannot connect: " <> Exception.message(error))
     end
   end
 
@@ -239,10 +218,8 @@ defmodule Barytherium.Bench do
     if options.svg, do: File.write!(options.svg, Report.svg(measured))
 
     if missing > 0,
-      do: complain("#{missing} messages were not delivered in #{div(@rest, 1000)} s")
+      do: CommandLine.complain("#{missing} messages were not delivered in #{div(@rest, 1000)} s")
 
     if missing > 0, do: 1, else: 0
   end
-
-  defp complain(text), do: IO.puts(:stderr, "Error: " <> text)
 end

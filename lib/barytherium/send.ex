@@ -4,7 +4,7 @@ defmodule Barytherium.Send do
 
   alias Barytherium.{Client, Error, Text}
   alias Barytherium.Send.{Help, Lines, Options}
-  alias Barytherium.Tail.{Login, Report, Signals, Terminal}
+  alias Barytherium.Tail.{CommandLine, Login, Report, Signals, Terminal}
 
   # Messages whose receipts are waited for together. With a rate, a twentieth of a second's.
   @together 256
@@ -19,37 +19,22 @@ defmodule Barytherium.Send do
 
   @doc "Runs the program, and returns its exit status. `command` is its name."
   @spec run([String.t()], String.t(), Terminal.t()) :: non_neg_integer()
-  def run(argv, command, terminal \\ Terminal.detect()) do
-    case Options.parse(argv) do
-      {:ok, options} ->
-        Login.quietly(fn -> start(options, terminal) end)
-
-      :help ->
-        IO.puts(Help.text(command))
-        0
-
-      {:error, text} ->
-        complain("#{text}\nSee #{command} --help")
-        2
-    end
-  end
+  def run(argv, command, terminal \\ Terminal.detect()),
+    do: CommandLine.run(argv, command, {Options, Help}, &start(&1, terminal))
 
   defp start(options, terminal) do
     with {:ok, bodies} <- bodies(options) do
       passcode = Login.passcode(options.target)
       trapped = Process.flag(:trap_exit, true)
-      sender = self()
-      Signals.trap(&send(sender, {:signal, &1}))
 
       try do
         connect(options, bodies, passcode, terminal)
       after
-        Signals.untrap()
         Process.flag(:trap_exit, trapped)
       end
     else
       {:error, text} ->
-        complain(text)
+        CommandLine.complain(text)
         1
     end
   end
@@ -82,21 +67,9 @@ defmodule Barytherium.Send do
   defp repeated(:eof, options), do: repeated("", options)
   defp repeated(body, %{count: count}), do: {:ok, Stream.duplicate(body, count)}
 
-  # One attempt: whoever waits for this wants to know.
   defp connect(options, bodies, passcode, terminal) do
-    login = if passcode, do: [passcode: passcode], else: []
-
-    opts = [
-      url: options.target.url.(),
-      vhost: options.target.vhost,
-      max_attempts: 1,
-      listener: self()
-    ]
-
-    {:ok, client} = Client.start_link(opts ++ login ++ Login.ssl(options))
-
-    receive do
-      {:barytherium, :client, {{:connected, info}, ^client}} ->
+    case options |> Login.client(passcode) |> Login.connect() do
+      {:ok, client, info} ->
         state = %{
           client: client,
           options: options,
@@ -107,19 +80,18 @@ defmodule Barytherium.Send do
           drawn: now() - @picture
         }
 
+        sender = self()
+        Signals.stop_with(&send(sender, {:signal, &1}))
         {status, state} = send_all(bodies, state)
         summary(state, info)
         Client.close(client)
         status
 
-      {:EXIT, ^client, {:shutdown, {:max_attempts, reason}}} ->
-        complain("cannot connect: " <> Text.line(Exception.message(Error.new(reason))))
-        hint = Login.hint(reason, options.target)
+      {:error, error} ->
+        CommandLine.complain("cannot connect: " <> Text.line(Exception.message(error)))
+        hint = Login.hint(error.reason, options.target)
         if hint, do: IO.puts(:stderr, hint)
         1
-
-      {:signal, status} ->
-        status
     end
   end
 
@@ -178,7 +150,7 @@ defmodule Barytherium.Send do
       {:error, error, left} ->
         state = confirm(bodies -- Enum.map(left, &elem(&1, 1)), state)
         erase(state)
-        complain(refused(error))
+        CommandLine.complain(refused(error))
         {1, state}
     end
   end
@@ -228,5 +200,4 @@ defmodule Barytherium.Send do
     do: Report.counts(state.confirmed, state.bytes, max(now() - state.started, 1))
 
   defp now, do: System.monotonic_time(:millisecond)
-  defp complain(text), do: IO.puts(:stderr, "Error: " <> text)
 end

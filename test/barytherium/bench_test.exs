@@ -1,5 +1,5 @@
 defmodule Barytherium.BenchTest do
-  # It changes the level of the log, and captures stderr.
+  # It changes the level of the log and the handling of signals, and captures stderr.
   use Barytherium.ClientCase, async: false
 
   import ExUnit.CaptureIO

@@ -36,7 +36,8 @@ defmodule Barytherium.Bench.Help do
     * `--certfile FILE`, `--keyfile FILE` - a client's certificate and its key
     * `--insecure` - do not verify the server with `stomp+ssl`
 
-  The exit status is 0; 1 if the broker could not be reached or has not delivered all; 2 if the command line is wrong.
+  The exit status is 0; 1 if the broker could not be reached or has not delivered all; 2 if the command line is
+  wrong; 130 after Ctrl-C; 143 after SIGTERM.
   """
 
   @doc "The text, with the name of the command."

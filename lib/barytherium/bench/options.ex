@@ -2,15 +2,13 @@ defmodule Barytherium.Bench.Options do
   @moduledoc false
   # The command line of `mix barytherium.bench`.
 
-  alias Barytherium.Tail
-  alias Barytherium.Tail.Target
+  alias Barytherium.Tail.{CommandLine, Target}
 
   @switches [
     ack: :string,
     cacertfile: :string,
     certfile: :string,
     connections: :integer,
-    help: :boolean,
     insecure: :boolean,
     json: :boolean,
     keyfile: :string,
@@ -61,50 +59,36 @@ defmodule Barytherium.Bench.Options do
           svg: nil | String.t()
         }
 
-  @spec parse([String.t()]) :: {:ok, t()} | :help | {:error, String.t()}
-  def parse(argv) do
-    {opts, arguments, invalid} = OptionParser.parse(argv, strict: @switches, aliases: [h: :help])
+  @type reason :: CommandLine.reason() | :ack | :several_urls
 
-    cond do
-      opts[:help] ->
-        :help
-
-      invalid != [] ->
-        {:error, invalid |> hd() |> Tail.Options.invalid() |> Tail.Options.message()}
-
-      true ->
-        check(opts, arguments)
-    end
-  end
+  @spec parse([String.t()]) :: {:ok, t()} | :help | {:error, reason()}
+  def parse(argv), do: CommandLine.parse(argv, @switches, &check/2)
 
   defp check(opts, arguments) do
     with {:ok, ack} <- ack(opts[:ack] || "auto"),
-         :ok <- within_limits(opts),
+         :ok <- CommandLine.within(opts, @limits),
+         :ok <- CommandLine.files(opts),
          {:ok, target} <- target(arguments) do
       options = struct!(__MODULE__, Keyword.delete(opts, :ack))
       {:ok, %{options | ack: ack, target: target}}
     end
   end
 
-  defp ack(name) do
-    with :error <- Map.fetch(@acks, name),
-         do: {:error, "--ack is auto, client or client-individual"}
-  end
-
-  defp within_limits(opts) do
-    outside = fn {name, {least, most}} -> Keyword.get(opts, name, least) not in least..most end
-
-    case Enum.find(@limits, outside) do
-      nil -> :ok
-      {name, {least, most}} -> {:error, "--#{name} is from #{least} to #{most}"}
-    end
-  end
+  defp ack(name), do: with(:error <- Map.fetch(@acks, name), do: {:error, :ack})
 
   defp target([]), do: {:ok, nil}
+  defp target([url]), do: CommandLine.target(url)
+  defp target(_more), do: {:error, :several_urls}
 
-  defp target([url]) do
-    with :error <- Target.parse(url), do: {:error, Tail.Options.message(:url)}
+  @doc "The reason as a sentence. What could be a password is not in it."
+  @spec message(reason()) :: String.t()
+  def message(:ack), do: "--ack is auto, client or client-individual"
+  def message(:several_urls), do: "only one URL"
+
+  def message({:outside, name, _value}) do
+    {least, most} = @limits[name]
+    "--#{name} is from #{least} to #{most}"
   end
 
-  defp target(_more), do: {:error, "only one URL"}
+  def message(reason), do: CommandLine.message(reason)
 end

@@ -2,9 +2,7 @@ defmodule Barytherium.Send.Options do
   @moduledoc false
   # The command line of `mix barytherium.send`.
 
-  alias Barytherium.Client.Outbound
-  alias Barytherium.Tail
-  alias Barytherium.Tail.Target
+  alias Barytherium.Tail.{CommandLine, Target}
   alias Barytherium.Text
 
   @switches [
@@ -14,13 +12,14 @@ defmodule Barytherium.Send.Options do
     count: :integer,
     gzip: :boolean,
     header: :keep,
-    help: :boolean,
     insecure: :boolean,
     keyfile: :string,
     lines: :boolean,
     persistent: :boolean,
     rate: :integer
   ]
+
+  @limits [count: {1, :infinity}, rate: {1, :infinity}]
 
   defstruct target: nil,
             destination: nil,
@@ -54,96 +53,61 @@ defmodule Barytherium.Send.Options do
           rate: pos_integer() | :infinity
         }
 
-  @spec parse([String.t()]) :: {:ok, t()} | :help | {:error, String.t()}
-  def parse(argv) do
-    {opts, arguments, invalid} = OptionParser.parse(argv, strict: @switches, aliases: [h: :help])
+  @type reason ::
+          CommandLine.reason()
+          | :no_destination
+          | :no_body
+          | :several_bodies
+          | :body_and_lines
 
-    cond do
-      opts[:help] ->
-        :help
-
-      invalid != [] ->
-        {:error, invalid |> hd() |> Tail.Options.invalid() |> Tail.Options.message()}
-
-      true ->
-        check(opts, arguments)
-    end
-  end
+  @spec parse([String.t()]) :: {:ok, t()} | :help | {:error, reason()}
+  def parse(argv), do: CommandLine.parse(argv, @switches, &check/2)
 
   defp check(opts, arguments) do
-    texts = Keyword.get_values(opts, :header)
-    given = opts |> Keyword.delete(:header) |> Map.new()
-
-    with {:ok, headers} <- headers(texts),
-         :ok <- positive(given, [:count, :rate]),
-         :ok <- files(given, [:cacertfile, :certfile, :keyfile]),
-         {:ok, source} <- source(arguments, given) do
-      options = struct!(__MODULE__, given)
+    with {:ok, headers} <- CommandLine.headers(opts, :send),
+         :ok <- CommandLine.within(opts, @limits),
+         :ok <- CommandLine.files(opts),
+         {:ok, source} <- source(arguments, opts) do
+      options = struct!(__MODULE__, Keyword.delete(opts, :header))
       {:ok, struct!(options, Map.put(source, :headers, headers ++ own_headers(options)))}
     end
   end
-
-  defp headers(texts) do
-    headers = Enum.map(texts, &(&1 |> String.split(":", parts: 2) |> List.to_tuple()))
-
-    case Enum.find(Enum.zip(texts, headers), fn {_text, header} -> not header?(header) end) do
-      nil ->
-        {:ok, headers}
-
-      {text, _header} ->
-        {:error,
-         "--header is NAME:VALUE, and none of destination, receipt, transaction: #{Text.line(text)}"}
-    end
-  end
-
-  defp header?({_name, _value} = header) do
-    Outbound.check_headers!(:send, [header]) == :ok
-  rescue
-    ArgumentError -> false
-  end
-
-  defp header?(_no_colon), do: false
 
   defp own_headers(options) do
     type = if options.content_type, do: [{"content-type", options.content_type}], else: []
     if options.gzip, do: type ++ [{"content-encoding", "gzip"}], else: type
   end
 
-  defp positive(given, names) do
-    case Enum.find(names, &(Map.get(given, &1, 1) < 1)) do
-      nil -> :ok
-      name -> {:error, "--#{name} cannot be #{given[name]}"}
-    end
-  end
+  defp source([], _opts), do: {:error, :url}
 
-  defp files(given, names) do
-    case Enum.find(names, &(given[&1] && not File.regular?(given[&1]))) do
-      nil -> :ok
-      name -> {:error, "there is no file #{Text.line(given[name])}"}
-    end
-  end
-
-  defp source([], _given), do: {:error, Tail.Options.message(:url)}
-
-  defp source([url | rest], given) do
-    with {:ok, target} <- Target.parse(url),
-         {:ok, body} <- body(rest, given) do
+  defp source([url | rest], opts) do
+    with {:ok, target} <- CommandLine.target(url),
+         {:ok, body} <- body(rest, opts[:lines]) do
       case target.destination do
-        nil -> {:error, "no destination: stomp://host/queue/a"}
+        nil -> {:error, :no_destination}
         destination -> {:ok, %{target: target, destination: destination, body: body}}
       end
-    else
-      :error -> {:error, Tail.Options.message(:url)}
-      error -> error
     end
   end
 
-  defp body([], %{lines: true}), do: {:ok, nil}
+  defp body([], true), do: {:ok, nil}
+  defp body(_body, true), do: {:error, :body_and_lines}
+  defp body([body], _no_lines), do: {:ok, body}
+  defp body([], _no_lines), do: {:error, :no_body}
+  defp body(_more, _no_lines), do: {:error, :several_bodies}
 
-  defp body(_body, %{lines: true}),
-    do: {:error, "--lines reads the messages from stdin, so there is no BODY"}
+  @doc "The reason as a sentence. What could be a password is not in it."
+  @spec message(reason()) :: String.t()
+  def message({:header, text}),
+    do:
+      "--header is NAME:VALUE, and none of destination, receipt, transaction: #{Text.line(text)}"
 
-  defp body([body], _given), do: {:ok, body}
-  defp body([], _given), do: {:error, "no BODY: a text, - for stdin, or @FILE; or --lines"}
-  defp body(_more, _given), do: {:error, "more than one BODY: put it in quotes"}
+  def message(:no_destination), do: "no destination: stomp://host/queue/a"
+  def message(:no_body), do: "no BODY: a text, - for stdin, or @FILE; or --lines"
+  def message(:several_bodies), do: "more than one BODY: put it in quotes"
+
+  def message(:body_and_lines),
+    do: "--lines reads the messages from stdin, so there is no BODY"
+
+  def message(reason), do: CommandLine.message(reason)
 end

@@ -1,7 +1,8 @@
 defmodule Barytherium.Tail.Login do
   @moduledoc false
-  # What the command-line programs need to connect: a password, and options of TLS.
+  # How the command-line programs connect: a password, the options of TLS, and what may be wrong.
 
+  alias Barytherium.{Client, Error}
   alias Barytherium.Tail.{Target, Terminal}
   alias Barytherium.Text
 
@@ -16,10 +17,15 @@ defmodule Barytherium.Tail.Login do
 
   def passcode(_no_password_missing), do: nil
 
-  @doc "The option `:ssl` of a client, if the URL asks for TLS."
-  @spec ssl(map()) :: keyword()
-  def ssl(%{target: %{secure: true}} = options), do: [ssl: trust(options) ++ identity(options)]
-  def ssl(_plain), do: []
+  @doc "The options of a client that connects to the target. `passcode` is from `passcode/1`."
+  @spec client(map(), nil | (() -> String.t())) :: keyword()
+  def client(%{target: target} = options, passcode) do
+    login = if passcode, do: [passcode: passcode], else: []
+    [url: target.url.(), vhost: target.vhost] ++ login ++ ssl(options)
+  end
+
+  defp ssl(%{target: %{secure: true}} = options), do: [ssl: trust(options) ++ identity(options)]
+  defp ssl(_plain), do: []
 
   defp trust(%{insecure: true}), do: [verify: :verify_none]
   defp trust(%{cacertfile: nil}), do: []
@@ -27,6 +33,20 @@ defmodule Barytherium.Tail.Login do
 
   defp identity(options) do
     for name <- [:certfile, :keyfile], path = Map.get(options, name), do: {name, path}
+  end
+
+  @doc """
+  Connects once: whoever waits for this wants to know. The calling process traps exits, and is the
+  listener of the client.
+  """
+  @spec connect(keyword()) :: {:ok, pid(), map()} | {:error, Error.t()}
+  def connect(client) do
+    {:ok, client} = Client.start_link([max_attempts: 1, listener: self()] ++ client)
+
+    receive do
+      {:barytherium, :client, {{:connected, info}, ^client}} -> {:ok, client, info}
+      {:EXIT, ^client, {:shutdown, {:max_attempts, reason}}} -> {:error, Error.new(reason)}
+    end
   end
 
   @doc "What may be wrong if the broker could not be connected to for this reason, or nil."
@@ -43,17 +63,4 @@ defmodule Barytherium.Tail.Login do
     do: "If this port does not speak TLS, the URL begins with stomp://"
 
   def hint(_reason, _target), do: nil
-
-  @doc "Runs `fun` without the log: the program reports what happens, and the log would repeat it on stdout."
-  @spec quietly((() -> result)) :: result when result: term()
-  def quietly(fun) do
-    %{level: level} = :logger.get_primary_config()
-    :logger.set_primary_config(:level, :none)
-
-    try do
-      fun.()
-    after
-      :logger.set_primary_config(:level, level)
-    end
-  end
 end

@@ -2,8 +2,7 @@ defmodule Barytherium.Tail.Options do
   @moduledoc false
   # The command line.
 
-  alias Barytherium.Client.Outbound
-  alias Barytherium.Tail.Target
+  alias Barytherium.Tail.{CommandLine, Target}
   alias Barytherium.Text
 
   @formats %{"pretty" => :pretty, "json" => :json, "raw" => :raw}
@@ -16,7 +15,6 @@ defmodule Barytherium.Tail.Options do
     count: :integer,
     format: :string,
     header: :keep,
-    help: :boolean,
     insecure: :boolean,
     keyfile: :string,
     rate: :integer,
@@ -26,7 +24,7 @@ defmodule Barytherium.Tail.Options do
   ]
 
   # The least and the most of each number. The most are: the longest timer of the VM; more than a feed can
-  # send; the default of `max_body`. Any integer is less than the atom `:infinity`.
+  # send; the default of `max_body`.
   @limits [
     count: {1, :infinity},
     seconds: {1, 4_294_967},
@@ -72,37 +70,19 @@ defmodule Barytherium.Tail.Options do
         }
 
   @type reason ::
-          {:unknown, String.t()}
-          | {:invalid, String.t(), String.t()}
+          CommandLine.reason()
           | {:format, String.t()}
-          | {:header, String.t()}
-          | {:outside, :count | :seconds | :rate | :size, integer()}
-          | {:no_file, String.t()}
           | {:destination, String.t()}
-          | :url
           | :no_destination
 
   @spec parse([String.t()]) :: {:ok, t()} | :help | {:error, reason()}
-  def parse(argv) do
-    {opts, arguments, invalid} = OptionParser.parse(argv, strict: @switches, aliases: [h: :help])
-
-    cond do
-      opts[:help] -> :help
-      invalid != [] -> {:error, invalid(hd(invalid))}
-      true -> check(opts, arguments)
-    end
-  end
-
-  @doc "The reason that `OptionParser` found."
-  @spec invalid({String.t(), nil | String.t()}) :: reason()
-  def invalid({name, nil}), do: {:unknown, name}
-  def invalid({name, value}), do: {:invalid, name, value}
+  def parse(argv), do: CommandLine.parse(argv, @switches, &check/2)
 
   defp check(opts, arguments) do
     with {:ok, format} <- format(opts[:format] || "pretty"),
-         {:ok, headers} <- headers(Keyword.get_values(opts, :header)),
-         :ok <- within_limits(opts),
-         :ok <- files(Keyword.take(opts, [:cacertfile, :certfile, :keyfile])),
+         {:ok, headers} <- CommandLine.headers(opts, :subscribe),
+         :ok <- CommandLine.within(opts, @limits),
+         :ok <- CommandLine.files(opts),
          {:ok, from} <- source(arguments) do
       given = opts |> Keyword.drop([:header, :format]) |> Map.new()
       options = struct!(__MODULE__, Map.merge(from, given))
@@ -114,52 +94,12 @@ defmodule Barytherium.Tail.Options do
     with :error <- Map.fetch(@formats, name), do: {:error, {:format, name}}
   end
 
-  defp headers(texts) do
-    headers = Enum.map(texts, &(&1 |> String.split(":", parts: 2) |> List.to_tuple()))
-
-    case Enum.find(Enum.zip(texts, headers), fn {_text, header} -> not header?(header) end) do
-      nil -> {:ok, headers}
-      {text, _header} -> {:error, {:header, text}}
-    end
-  end
-
-  defp header?({_name, _value} = header) do
-    Outbound.check_headers!(:subscribe, [header]) == :ok
-  rescue
-    ArgumentError -> false
-  end
-
-  defp header?(_no_colon), do: false
-
-  defp within_limits(opts) do
-    outside? = fn {name, {least, most}} ->
-      value = Keyword.get(opts, name, least)
-      value < least or value > most
-    end
-
-    case Enum.find(@limits, outside?) do
-      nil -> :ok
-      {name, _limits} -> {:error, {:outside, name, opts[name]}}
-    end
-  end
-
-  defp files(opts) do
-    case Enum.find(opts, fn {_name, path} -> not File.regular?(path) end) do
-      nil -> :ok
-      {_name, path} -> {:error, {:no_file, path}}
-    end
-  end
-
   defp source([]), do: {:ok, %{destinations: ["/topic/feed"], seconds: @own_feed_seconds}}
 
   defp source([url | more]) do
-    with {:ok, target} <- Target.parse(url),
-         {:ok, destinations} <- destinations(List.wrap(target.destination) ++ more) do
-      {:ok, %{target: target, destinations: destinations}}
-    else
-      :error -> {:error, :url}
-      error -> error
-    end
+    with {:ok, target} <- CommandLine.target(url),
+         {:ok, destinations} <- destinations(List.wrap(target.destination) ++ more),
+         do: {:ok, %{target: target, destinations: destinations}}
   end
 
   defp destinations([]), do: {:error, :no_destination}
@@ -174,9 +114,6 @@ defmodule Barytherium.Tail.Options do
 
   @doc "The reason as a sentence. What could be a password is not in it."
   @spec message(reason()) :: String.t()
-  def message({:unknown, name}), do: "unknown option #{Text.line(name)}, or its value is missing"
-  def message({:invalid, name, value}), do: "#{name} cannot be #{Text.line(value)}"
-
   def message({:format, name}),
     do: "--format is pretty, json or raw, and not #{Text.line(name)}"
 
@@ -185,13 +122,11 @@ defmodule Barytherium.Tail.Options do
       Text.line(text)
   end
 
-  def message({:outside, name, value}) do
+  def message({:outside, name, value} = reason) do
     {_least, most} = @limits[name]
     limit = if value > most, do: ": it is at most #{most}", else: ""
-    "--#{name} cannot be #{value}#{limit}"
+    CommandLine.message(reason) <> limit
   end
-
-  def message({:no_file, path}), do: "there is no file #{Text.line(path)}"
 
   def message({:destination, name}) do
     # A second URL may contain a password.
@@ -199,10 +134,8 @@ defmodule Barytherium.Tail.Options do
     "this is not a destination, and only the first argument is a URL: #{Text.line(shown)}"
   end
 
-  # The URL is not shown, because it may contain a password.
-  def message(:url),
-    do: "the first argument is not a URL of the form stomp://user@host:port/destination"
-
   def message(:no_destination),
     do: "no destination: stomp://host/queue/a, or stomp://host followed by destinations"
+
+  def message(reason), do: CommandLine.message(reason)
 end

@@ -68,8 +68,8 @@ defmodule Barytherium.Tail.Session do
 
   @impl true
   def handle_continue(:start, state) do
-    {url, state} = broker(state)
-    {:ok, client} = Client.start_link(url ++ client_options(state) ++ [listener: self()])
+    {options, state} = broker(state)
+    {:ok, client} = Client.start_link(options ++ [listener: self()])
     {:noreply, %{state | client: client}}
   end
 
@@ -80,13 +80,7 @@ defmodule Barytherium.Tail.Session do
     {[url: "stomp://127.0.0.1:#{TestBroker.port(broker)}"], notice(state, text)}
   end
 
-  defp broker(%{options: %{target: target}} = state),
-    do: {[url: target.url.(), vhost: target.vhost], state}
-
-  defp client_options(%{options: options, passcode: passcode}) do
-    passcode = if passcode, do: [passcode: passcode], else: []
-    passcode ++ Login.ssl(options)
-  end
+  defp broker(state), do: {Login.client(state.options, state.passcode), state}
 
   @impl true
   def handle_cast({:stop, status}, state), do: finish(status, state)

@@ -8,7 +8,7 @@ defmodule Mix.Tasks.Barytherium.TailTest do
 
   setup do
     {:ok, broker} = TestBroker.start_link(rate: 50, body: "hello")
-    %{url: "stomp://127.0.0.1:#{TestBroker.port(broker)}/topic/a"}
+    %{broker: broker, url: "stomp://127.0.0.1:#{TestBroker.port(broker)}/topic/a"}
   end
 
   # A command that hangs must not outlive the test.
@@ -114,6 +114,22 @@ defmodule Mix.Tasks.Barytherium.TailTest do
       {output, status} = read_to_end(port, output)
       assert output =~ "of bodies in"
       assert status == 130
+    end
+
+    test "Ctrl-C says what was sent", %{url: url} do
+      port = terminal("exec #{@mix} barytherium.send #{url} x --count 100000 --rate 100")
+      output = read_until(port, "", ~r/\[\.+\] \d+ messages/)
+      type(port, <<3>>)
+      {output, status} = read_to_end(port, output)
+      assert output =~ "Barytherium.TestBroker has confirmed"
+      assert status == 130
+    end
+
+    test "Ctrl-C ends a measurement", %{broker: broker, url: url} do
+      port = terminal("exec #{@mix} barytherium.bench #{url} --seconds 60 --rate 10")
+      TestBroker.await_subscription(broker, "/topic/a-1", 30_000)
+      type(port, <<3>>)
+      assert {_output, 130} = read_to_end(port, "")
     end
 
     test "asks for the password, and does not show it", %{url: url} do

@@ -6,7 +6,7 @@ defmodule Bench.Consumers do
 
   alias Barytherium.{Client, Consumer, Frame, Network}
   alias Barytherium.Network.Sender
-  alias Bench.Contender
+  alias Bench.Processor
 
   defmodule Bare do
     @moduledoc false
@@ -76,11 +76,11 @@ defmodule Bench.Consumers do
     counter = :counters.new(1, [])
     pids = [network | _] = start(contender, which, port, counter)
     Process.sleep(div(time, 4))
-    cpu = Contender.processor_time()
+    cpu = Processor.time()
     [handled, written] = counts(counter, network)
     Process.sleep(time)
     [handled_after, written_after] = counts(counter, network)
-    cpu = Contender.processor_time() - cpu
+    cpu = Processor.time() - cpu
     handled = handled_after - handled
     Enum.each(pids, &Process.unlink/1)
     Enum.each(pids, &kill/1)

@@ -11,6 +11,7 @@ defmodule Bench.Contender do
 
   alias Barytherium.{Connection, Frame, Network}
   alias Barytherium.Network.{Receiver, Sender, WriteCounters}
+  alias Bench.Processor
 
   # What `gen_tcp` reads at once, for those that read through it. Of 64, 128 and 256 KiB this is the
   # best for the Elixir loops.
@@ -32,12 +33,12 @@ defmodule Bench.Contender do
   def measure(contender, port, time, opts \\ []) do
     {counter, stop} = start(contender, port, opts)
     Process.sleep(div(time, 4))
-    cpu = processor_time()
+    cpu = Processor.time()
     allocations = allocations()
     before = {count(counter), System.monotonic_time(:microsecond)}
     Process.sleep(time)
     after_ = {count(counter), System.monotonic_time(:microsecond)}
-    cpu = processor_time() - cpu
+    cpu = Processor.time() - cpu
     allocations = allocations() - allocations
     stop.()
     units = elem(after_, 0) - elem(before, 0)
@@ -48,17 +49,6 @@ defmodule Bench.Contender do
       cpu: cpu * 1_000_000 / max(units, 1),
       allocations: allocations / max(units, 1)
     }
-  end
-
-  @doc """
-  Seconds of the processor that this VM has used: all threads, in the kernel too. `:erlang.statistics(:runtime)` is
-  without the kernel, where a receiver spends half of its time. The resolution is 10 ms.
-  """
-  def processor_time do
-    [_name, fields] = "/proc/self/stat" |> File.read!() |> String.split(") ")
-    fields = String.split(fields)
-    [user, system] = for at <- [11, 12], do: fields |> Enum.at(at) |> String.to_integer()
-    (user + system) / 100
   end
 
   # The native side's own are not among them; the decoder has none for a frame.
@@ -79,10 +69,10 @@ defmodule Bench.Contender do
     started = for _connection <- 1..count, do: start(contender, port)
     Process.sleep(div(time, 4))
     before = for {counter, _stop} <- started, do: count(counter)
-    cpu = processor_time()
+    cpu = Processor.time()
     waits = waits(System.monotonic_time(:millisecond) + time, [], [])
     after_ = for {counter, _stop} <- started, do: count(counter)
-    cpu = processor_time() - cpu
+    cpu = Processor.time() - cpu
     for {_counter, stop} <- started, do: stop.()
     units = for {from, to} <- Enum.zip(before, after_), do: to - from
     {for(count <- units, do: count * 1000 / time), cpu * 1_000_000 / Enum.sum(units), waits}

@@ -1,6 +1,7 @@
 # Run by script/demo. Options: --seconds N (default: 10), --rate MESSAGES_PER_SECOND (default: 2000).
 
-for file <- ~w(trains board race), do: Code.require_file("#{file}.ex", __DIR__)
+for file <- ~w(trains board race ../bench/processor),
+    do: Code.require_file("#{file}.ex", __DIR__)
 
 defmodule Demo do
   alias Barytherium.Tail.{CommandLine, Report, Signals, Terminal}
@@ -110,8 +111,7 @@ defmodule Demo do
       unless screen.terminal.live,
         do: IO.puts([live, "\n", Enum.map(Board.sentences(screen.board, 3), &["  ", &1, "\n"])])
 
-      screen = Map.merge(screen, %{last: sample, second: screen.second + 1_000})
-      Map.put(screen, :live, live)
+      Map.merge(screen, %{last: sample, live: live, second: screen.second + 1_000})
     end
   end
 
@@ -144,14 +144,14 @@ defmodule Demo do
       time: now(),
       messages: :counters.get(counters, 1),
       bytes: :counters.get(counters, 2),
-      processor: elem(:erlang.statistics(:runtime), 0)
+      processor: Bench.Processor.time()
     }
   end
 
   defp live(before, now) do
     count = now.messages - before.messages
     time = max(now.time - before.time, 1)
-    processor = round((now.processor - before.processor) * 1_000 / max(count, 1))
+    processor = round((now.processor - before.processor) * 1_000_000 / max(count, 1))
     memory = div(:erlang.memory(:total), 1_048_576)
 
     "#{Report.rate(count, now.bytes - before.bytes, time)}; " <>

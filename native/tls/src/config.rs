@@ -88,21 +88,9 @@ impl Config {
     /// # Errors
     /// `options` if a certificate, a key or a list cannot be used.
     pub fn of(settings: Settings) -> Result<Config, Failure> {
-        static CACHE: Mutex<Vec<(Settings, Config)>> = Mutex::new(Vec::new());
+        static CACHE: Mutex<Cache> = Mutex::new(Cache(Vec::new()));
         let mut cache = CACHE.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = cache.iter().position(|(kept, _)| *kept == settings) {
-            // The latest is the last one.
-            let entry = cache.remove(at);
-            let config = entry.1.clone();
-            cache.push(entry);
-            return Ok(config);
-        }
-        let config = Config::new(&settings)?;
-        if cache.len() == KEPT {
-            cache.remove(0);
-        }
-        cache.push((settings, config.clone()));
-        Ok(config)
+        cache.config(settings)
     }
 
     fn new(settings: &Settings) -> Result<Config, Failure> {
@@ -122,6 +110,23 @@ impl Config {
         };
         config.enable_sni = settings.is_named;
         Ok(Config(Arc::new(config)))
+    }
+}
+
+/// The configurations that were asked for last, the latest one at the end.
+struct Cache(Vec<(Settings, Config)>);
+
+impl Cache {
+    fn config(&mut self, settings: Settings) -> Result<Config, Failure> {
+        let config = match self.0.iter().position(|(kept, _)| *kept == settings) {
+            Some(at) => self.0.remove(at).1,
+            None => Config::new(&settings)?,
+        };
+        if self.0.len() == KEPT {
+            self.0.remove(0);
+        }
+        self.0.push((settings, config.clone()));
+        Ok(config)
     }
 }
 

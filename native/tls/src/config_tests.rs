@@ -17,34 +17,38 @@ fn error(settings: Settings) -> &'static str {
     Config::of(settings).err().unwrap().reason
 }
 
+/// Tests run at the same time, so each has a cache of its own: that of all connections keeps only
+/// so many configurations.
+fn config(cache: &mut Cache, settings: &Settings) -> Arc<ClientConfig> {
+    cache.config(settings.clone()).unwrap().0
+}
+
 #[test]
 fn the_same_settings_share_a_configuration() {
-    let authority = Authority::new();
-    let settings = settings(vec![authority.certificate.clone()]);
-    let first = Config::of(settings.clone()).unwrap();
-    assert!(Arc::ptr_eq(
-        &first.0,
-        &Config::of(settings.clone()).unwrap().0
-    ));
+    let mut cache = Cache(Vec::new());
+    let settings = settings(vec![Authority::new().certificate]);
+    let first = config(&mut cache, &settings);
+    assert!(Arc::ptr_eq(&first, &config(&mut cache, &settings)));
     let other = Settings {
         versions: vec![Version::Tls13],
         ..settings
     };
-    assert!(!Arc::ptr_eq(&first.0, &Config::of(other).unwrap().0));
+    assert!(!Arc::ptr_eq(&first, &config(&mut cache, &other)));
 }
 
 #[test]
 fn a_number_of_configurations_is_kept() {
+    let mut cache = Cache(Vec::new());
     let make = || settings(vec![Authority::new().certificate]);
-    let (first, second) = (make(), make());
-    let kept = Config::of(first.clone()).unwrap();
-    let used = Config::of(second.clone()).unwrap();
+    let (idle, busy) = (make(), make());
+    let (before, used) = (config(&mut cache, &idle), config(&mut cache, &busy));
     for _ in 0..KEPT - 1 {
-        Config::of(make()).unwrap();
-        Config::of(second.clone()).unwrap();
+        config(&mut cache, &make());
+        config(&mut cache, &busy);
     }
-    assert!(Arc::ptr_eq(&used.0, &Config::of(second).unwrap().0));
-    assert!(!Arc::ptr_eq(&kept.0, &Config::of(first).unwrap().0));
+    assert_eq!(cache.0.len(), KEPT);
+    assert!(Arc::ptr_eq(&used, &config(&mut cache, &busy)));
+    assert!(!Arc::ptr_eq(&before, &config(&mut cache, &idle)));
 }
 
 #[test]

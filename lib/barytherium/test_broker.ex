@@ -10,7 +10,7 @@ defmodule Barytherium.TestBroker do
   and heart-beats. It accepts any login.
 
   A message goes to the clients that are subscribed to its destination at that moment. The broker
-  keeps no messages. It accepts ACK and NACK and ignores them.
+  keeps no messages. It counts ACK and NACK, see `await_acknowledgements/3`, and does nothing else about them.
   """
   use GenServer, restart: :temporary
 
@@ -57,7 +57,16 @@ defmodule Barytherium.TestBroker do
   """
   @spec await_subscription(GenServer.server(), String.t(), timeout()) :: :ok
   def await_subscription(broker, destination, timeout \\ 5_000),
-    do: GenServer.call(broker, {:await_subscription, destination}, timeout)
+    do: GenServer.call(broker, {:await, {:subscribed, destination}}, timeout)
+
+  @doc """
+  Waits until each message that was published to `destination` is acknowledged or refused by whoever got it, for at
+  most `timeout` milliseconds. Then it exits, as `GenServer.call/3` does. Subscriptions with `ack: :auto` and those
+  that have ended do not count.
+  """
+  @spec await_acknowledgements(GenServer.server(), String.t(), timeout()) :: :ok
+  def await_acknowledgements(broker, destination, timeout \\ 5_000),
+    do: GenServer.call(broker, {:await, {:acknowledged, destination}}, timeout)
 
   @doc "Sends `body` to the subscribers of `destination`."
   @spec publish(GenServer.server(), binary(), binary(), Frame.frame_headers()) :: :ok
@@ -69,7 +78,7 @@ defmodule Barytherium.TestBroker do
     Process.flag(:trap_exit, true)
     broker = self()
     spawn_link(fn -> accept(listener, broker, opts) end)
-    {:ok, %{listener: listener, subscriptions: [], waiting: []}}
+    {:ok, %{listener: listener, subscriptions: [], waiting: [], published: 0}}
   end
 
   defp accept(listener, broker, opts) do
@@ -87,34 +96,48 @@ defmodule Barytherium.TestBroker do
     {:reply, port, state}
   end
 
-  def handle_call({:subscribe, destination, id}, {client, _tag}, state) do
+  # `open` has the numbers of the messages that are not acknowledged.
+  def handle_call({:subscribe, destination, id, ack}, {client, _tag}, state) do
     Process.monitor(client)
-    {ready, waiting} = Enum.split_with(state.waiting, &match?({^destination, _from}, &1))
-    for {_destination, from} <- ready, do: GenServer.reply(from, :ok)
-    subscriptions = [{destination, client, id} | state.subscriptions]
-    {:reply, :ok, %{state | subscriptions: subscriptions, waiting: waiting}}
+    subscription = %{destination: destination, client: client, id: id, ack: ack, open: []}
+    {:reply, :ok, answer(%{state | subscriptions: [subscription | state.subscriptions]})}
   end
 
-  def handle_call({:await_subscription, destination}, from, state) do
-    if List.keymember?(state.subscriptions, destination, 0),
-      do: {:reply, :ok, state},
-      else: {:noreply, %{state | waiting: [{destination, from} | state.waiting]}}
-  end
+  def handle_call({:await, condition}, from, state),
+    do: {:noreply, answer(%{state | waiting: [{condition, from} | state.waiting]})}
 
   def handle_call({:unsubscribe, id}, {client, _tag}, state),
-    do: {:reply, :ok, reject(state, &match?({_destination, ^client, ^id}, &1))}
+    do: {:reply, :ok, reject(state, &(&1.client == client and &1.id == id))}
 
-  def handle_call({:publish, destination, headers, body}, _from, state) do
-    for {^destination, client, id} <- state.subscriptions do
-      Client.deliver(client, id, destination, headers, body)
-    end
+  def handle_call({:publish, destination, headers, body}, _from, %{published: number} = state) do
+    state =
+      update(state, &(&1.destination == destination), fn subscription ->
+        Client.deliver(subscription.client, subscription.id, destination, headers, body, number)
 
-    {:reply, :ok, state}
+        if subscription.ack == "auto",
+          do: subscription,
+          else: Map.update!(subscription, :open, &[number | &1])
+      end)
+
+    {:reply, :ok, %{state | published: number + 1}}
   end
 
   @impl true
+  def handle_cast({:settled, client, id, number}, state) do
+    ours = &(&1.client == client and &1.id == id)
+    {:noreply, state |> update(ours, &settle(&1, number)) |> answer()}
+  end
+
+  # An acknowledgement covers all before it.
+  defp settle(%{ack: "client"} = subscription, number),
+    do: Map.update!(subscription, :open, fn open -> Enum.filter(open, &(&1 > number)) end)
+
+  defp settle(subscription, number),
+    do: Map.update!(subscription, :open, &List.delete(&1, number))
+
+  @impl true
   def handle_info({:DOWN, _monitor, :process, client, _reason}, state),
-    do: {:noreply, reject(state, &match?({_destination, ^client, _id}, &1))}
+    do: {:noreply, reject(state, &(&1.client == client))}
 
   def handle_info({:EXIT, _acceptor, reason}, state), do: {:stop, reason, state}
 
@@ -122,6 +145,25 @@ defmodule Barytherium.TestBroker do
   # Without this the port could still be in use for a moment when the broker has ended.
   def terminate(_reason, state), do: :gen_tcp.close(state.listener)
 
+  defp update(state, condition, function) do
+    update = &if(condition.(&1), do: function.(&1), else: &1)
+    %{state | subscriptions: Enum.map(state.subscriptions, update)}
+  end
+
   defp reject(state, condition),
-    do: %{state | subscriptions: Enum.reject(state.subscriptions, condition)}
+    do: answer(%{state | subscriptions: Enum.reject(state.subscriptions, condition)})
+
+  # Tells those who wait for what is the case now.
+  defp answer(state) do
+    reached = fn {condition, _from} -> reached?(condition, state.subscriptions) end
+    {ready, waiting} = Enum.split_with(state.waiting, reached)
+    for {_condition, from} <- ready, do: GenServer.reply(from, :ok)
+    %{state | waiting: waiting}
+  end
+
+  defp reached?({:subscribed, destination}, subscriptions),
+    do: Enum.any?(subscriptions, &(&1.destination == destination))
+
+  defp reached?({:acknowledged, destination}, subscriptions),
+    do: Enum.all?(subscriptions, &(&1.destination != destination or &1.open == []))
 end

@@ -47,6 +47,56 @@ defmodule Barytherium.TestBrokerTest do
     assert TestBroker.await_subscription(broker, "/queue/a") == :ok
   end
 
+  defp await(broker), do: TestBroker.await_acknowledgements(broker, "/queue/a")
+
+  # When the broker has handled what was written before, there still are messages to acknowledge.
+  defp refute_settled(broker, sender) do
+    Sender.write(sender, [%Frame{command: :ack, headers: [{"id", "none"}, {"receipt", "r"}]}])
+    assert [%Frame{command: :receipt}] = frames()
+
+    assert {:timeout, _call} =
+             catch_exit(TestBroker.await_acknowledgements(broker, "/queue/a", 50))
+  end
+
+  # Subscribes, and gets two messages.
+  defp two_messages(ack) do
+    {broker, sender} = connect([], [{"accept-version", "1.2"}])
+    Sender.write(sender, [update_in(@subscribe.headers, &[{"ack", ack} | &1])])
+    TestBroker.await_subscription(broker, "/queue/a")
+    assert await(broker) == :ok
+    for body <- ["one", "two"], do: :ok = TestBroker.publish(broker, "/queue/a", body)
+    {broker, sender, at_least(2, [])}
+  end
+
+  test "acknowledgements can be awaited" do
+    {broker, sender, [one, two]} = two_messages("client-individual")
+    waiting = Task.async(fn -> await(broker) end)
+    Sender.write(sender, [Frame.ack(two, "1.2")])
+    refute_settled(broker, sender)
+    Sender.write(sender, [Frame.nack(one, "1.2")])
+    assert Task.await(waiting) == :ok
+  end
+
+  test "with ack:client one is for all before it" do
+    {broker, sender, [one, two]} = two_messages("client")
+    Sender.write(sender, [Frame.ack(one, "1.2")])
+    refute_settled(broker, sender)
+    Sender.write(sender, [Frame.ack(two, "1.2")])
+    assert await(broker) == :ok
+  end
+
+  test "those of a subscription that has ended or has none are not awaited" do
+    {broker, sender, _messages} = two_messages("client-individual")
+    waiting = Task.async(fn -> await(broker) end)
+    Sender.write(sender, [%Frame{command: :unsubscribe, headers: [{"id", "0"}]}])
+    assert Task.await(waiting) == :ok
+
+    Sender.write(sender, [@subscribe])
+    TestBroker.await_subscription(broker, "/queue/a")
+    :ok = TestBroker.publish(broker, "/queue/a", "three")
+    assert await(broker) == :ok
+  end
+
   test "with a rate, it sends as many messages as are due" do
     {_broker, sender} = connect(rate: 1000, body: "tick")
     started = System.monotonic_time(:millisecond)

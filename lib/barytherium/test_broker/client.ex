@@ -17,9 +17,10 @@ defmodule Barytherium.TestBroker.Client do
   @spec begin(pid()) :: :ok
   def begin(client), do: GenServer.cast(client, :begin)
 
-  @spec deliver(pid(), binary(), binary(), Frame.frame_headers(), binary()) :: :ok
-  def deliver(client, id, destination, headers, body),
-    do: GenServer.cast(client, {:deliver, id, destination, headers, body})
+  @spec deliver(pid(), binary(), binary(), Frame.frame_headers(), binary(), non_neg_integer()) ::
+          :ok
+  def deliver(client, id, destination, headers, body, number),
+    do: GenServer.cast(client, {:deliver, id, destination, headers, body, number})
 
   @impl true
   def init({broker, socket, opts}) do
@@ -34,7 +35,6 @@ defmodule Barytherium.TestBroker.Client do
        heart_beat: Keyword.get(opts, :heart_beat, {1000, 1000}),
        rate: Keyword.get(opts, :rate, 0),
        body: Keyword.get(opts, :body, @default_body),
-       delivered: 0,
        # The SEND frames of each open transaction, the latest first.
        transactions: %{},
        watchdog: nil,
@@ -45,11 +45,8 @@ defmodule Barytherium.TestBroker.Client do
   @impl true
   def handle_cast(:begin, state), do: {:noreply, receive_more(state)}
 
-  def handle_cast({:deliver, id, destination, headers, body}, state),
-    do:
-      state
-      |> message(id, destination, headers, body, state.delivered)
-      |> send_data(%{state | delivered: state.delivered + 1})
+  def handle_cast({:deliver, id, destination, headers, body, number}, state),
+    do: state |> message(id, destination, headers, body, number) |> send_data(state)
 
   @impl true
   def handle_info({:tcp, _socket, data}, state) do
@@ -113,8 +110,9 @@ defmodule Barytherium.TestBroker.Client do
     {:stop, :normal, state}
   end
 
-  defp handle_frame(:subscribe, %{"id" => id, "destination" => destination}, _frame, state) do
-    :ok = GenServer.call(state.broker, {:subscribe, destination, id})
+  defp handle_frame(:subscribe, %{"id" => id, "destination" => destination} = headers, _, state) do
+    ack = Map.get(headers, "ack", "auto")
+    :ok = GenServer.call(state.broker, {:subscribe, destination, id, ack})
     if state.rate > 0, do: send(self(), {:tick, id, destination, now(), 0})
     {:noreply, state}
   end
@@ -151,8 +149,17 @@ defmodule Barytherium.TestBroker.Client do
     {:noreply, state}
   end
 
-  defp handle_frame(command, _headers, _frame, state) when command in [:ack, :nack, :disconnect],
-    do: {:noreply, state}
+  defp handle_frame(command, headers, _frame, state) when command in [:ack, :nack] do
+    message = headers["id"] || headers["message-id"]
+
+    # As `message_id/2` made it.
+    with [_all, id, number] <- Regex.run(~r/^T_(.*)@@session@@(\d+)$/s, message || ""),
+         do: GenServer.cast(state.broker, {:settled, self(), id, String.to_integer(number)})
+
+    {:noreply, state}
+  end
+
+  defp handle_frame(:disconnect, _headers, _frame, state), do: {:noreply, state}
 
   defp handle_frame(command, _headers, _frame, state) do
     send_data(format(state, :error, [{"message", "cannot #{command}"}]), state)
@@ -175,15 +182,19 @@ defmodule Barytherium.TestBroker.Client do
     do: Enum.find(["1.2", "1.1"], "1.0", &(&1 in String.split(accepted, ",", trim: true)))
 
   defp message(state, id, destination, headers, body, number) do
+    message_id = message_id(id, number)
+
     own = [
       {"subscription", id},
       {"destination", destination},
-      {"message-id", "T_#{id}@@session@@#{number}"},
-      {"ack", "T_#{id}@@session@@#{number}"}
+      {"message-id", message_id},
+      {"ack", message_id}
     ]
 
     format(state, :message, own ++ headers, body)
   end
+
+  defp message_id(id, number), do: "T_#{id}@@session@@#{number}"
 
   defp format(state, command, headers, body \\ ""),
     do: Frame.format(%Frame{command: command, headers: headers, body: body}, state.version)

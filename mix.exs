@@ -71,7 +71,7 @@ defmodule Barytherium.MixProject do
     [
       main: "readme",
       source_ref: "v#{@version}",
-      skip_code_autolink_to: ["Barytherium.Native"],
+      skip_code_autolink_to: ["Barytherium.Native", "Barytherium.Network.Parser"],
       # Types whose modules are not documented, because their fields are private.
       skip_undefined_reference_warnings_on: [
         "Barytherium.Client.Transaction",
@@ -91,12 +91,15 @@ defmodule Barytherium.MixProject do
         {"guides/darwin.md", title: "Darwin"},
         "guides/scaling.md",
         "guides/operations.md",
+        "guides/options.md",
+        "guides/network.md",
         {"integrations/off_broadway_barytherium/README.md",
          filename: "broadway", title: "Broadway"},
         "guides/performance.md",
         "guides/conformance.md",
         "guides/results.md",
         {"native/README.md", filename: "native", title: "The native side"},
+        "guides/internals.md",
         "CHANGELOG.md",
         "CONTRIBUTING.md",
         "SECURITY.md",
@@ -104,8 +107,9 @@ defmodule Barytherium.MixProject do
       ],
       groups_for_extras: [
         Begin: ~r/getting-started|installation|migrating|from-callbacks|examples/,
-        "Run it": ~r/reliability|brokers|tls|scaling|operations|off_broadway/,
-        "Know it": ~r/performance|conformance|results|native/,
+        "Run it":
+          ~r/reliability|brokers|tls|darwin|scaling|operations|options|network|off_broadway/,
+        "Know it": ~r/performance|conformance|results|native|internals/,
         Project: ~r/CHANGELOG|CONTRIBUTING|SECURITY|LICENSE/
       ],
       groups_for_modules: [

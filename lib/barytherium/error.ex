@@ -89,9 +89,7 @@ defmodule Barytherium.Error do
   end
 
   defp posix(reason) do
-    case :inet.format_error(reason) do
-      'unknown POSIX error' ++ _more -> "the connection failed"
-      text -> to_string(text)
-    end
+    text = reason |> :inet.format_error() |> to_string()
+    if text =~ "unknown POSIX error", do: "the connection failed", else: text
   end
 end

@@ -52,33 +52,34 @@ defmodule Barytherium.GuidesTest do
     {dependencies, blocks} = "getting-started" |> blocks(port) |> Enum.split_with(&dependency?/1)
     assert [dependency] = dependencies
     assert {:defp, _meta, _arguments} = Code.string_to_quoted!(dependency)
+    [first_broker, consumer, application, config, broker, publish, test] = blocks
 
     log =
       capture_log(fn ->
-        {before, [start | later]} = Enum.split_while(blocks, &(not (&1 =~ "children =")))
-        binding = run(before)
         # A user ends the first `iex` here, and starts the application in the second.
-        GenServer.stop(binding[:broker])
-        trace_messages(Feed.Trains)
-        {children, _binding} = Code.eval_string(start)
-        {:ok, supervisor} = Supervisor.start_link(children, strategy: :one_for_one)
-        binding = run(later)
-        for _train <- 1..2, do: assert_receive({:trace, _consumer, :call, _message}, 5_000)
+        GenServer.stop(run([first_broker, consumer, application])[:broker])
+        assert Config.Reader.eval!("config.exs", config, env: :test) == []
+        [feed: [broker: url]] = Config.Reader.eval!("config.exs", config, env: :dev)
+        Application.put_env(:feed, :broker, url)
+        {:ok, supervisor} = apply(Feed.Application, :start, [:normal, []])
+        binding = run([broker, publish])
+        :ok = TestBroker.await_acknowledgements(binding[:broker], "/queue/trains")
         Supervisor.stop(supervisor)
-        for process <- [:consumer, :broker], do: GenServer.stop(binding[process])
+        GenServer.stop(binding[:broker])
       end)
 
     assert log =~ "a train: 1A23 to King's Cross"
-    assert log =~ "a train: 2B45 to Ely"
-  after
-    :erlang.trace(:new_processes, false, [:call])
-    remove(Feed.Trains)
-  end
 
-  # Tells this process of each message that a consumer, which starts later, handles.
-  defp trace_messages(consumer) do
-    :erlang.trace(:new_processes, true, [:call])
-    :erlang.trace_pattern({consumer, :handle_message, 2}, true)
+    # ExUnit takes no further module now, so its test is run as a function.
+    as_function =
+      test
+      |> String.replace("use ExUnit.Case, async: true", "import ExUnit.{Assertions, Callbacks}")
+      |> String.replace(~s(test "a train is logged" do), "def run do")
+
+    run([as_function, "Feed.TrainsTest.run()"])
+  after
+    Application.delete_env(:feed, :broker)
+    for module <- [Feed.Trains, Feed.Application, Feed.TrainsTest], do: remove(module)
   end
 
   test "those about installing and migrating" do
@@ -118,9 +119,34 @@ defmodule Barytherium.GuidesTest do
     assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, _sender}}}
     [stats] = blocks("operations", port)
     assert {%{frames: 0, pauses: 0}, _binding} = Code.eval_string(stats, network: network)
-    [connect] = blocks("tls", port)
+    [consumer, connect] = blocks("tls", port)
+    [children: [{module, opts}]] = run([consumer])
+
+    # Without the files it has no connection, and tries again.
+    {:ok, consumer} = module.start_link(opts)
+    Supervisor.stop(consumer)
     assert {{:ok, secure}, _binding} = Code.eval_string(connect)
     for pid <- [network, secure], do: GenServer.stop(pid)
+    remove(module)
+  end
+
+  test "those about options and connections", %{broker: broker, port: port} do
+    [consumer, clients] = blocks("options", port)
+    [children: [child]] = run([consumer])
+    start_supervised!(child)
+    TestBroker.await_subscription(broker, "/queue/orders")
+    [children: [{Barytherium.Client, opts}]] = run([clients])
+    start_supervised!({Barytherium.Client, opts})
+
+    {[connect], [parse_error]} =
+      "network" |> blocks(port) |> Enum.split_with(&(&1 =~ "start_link"))
+
+    assert [network: network] = run([connect])
+    assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, _sender}}}
+    assert {{:error, %Barytherium.ParseError{}}, _bindings} = Code.eval_string(parse_error)
+    GenServer.stop(network)
+  after
+    remove(MyApp.Orders)
   end
 
   test "those about reliability", %{broker: broker, port: port} do
@@ -223,19 +249,11 @@ defmodule Barytherium.GuidesTest do
         TestBroker.await_subscription(broker, "/topic/darwin.pushport-v16")
         headers = [{"MessageType", "TS"}]
         TestBroker.publish(broker, "/topic/darwin.pushport-v16", :zlib.gzip("<Pport/>"), headers)
-        eventually(fn -> handled?(binding[:supervisor]) end)
+        :ok = TestBroker.await_acknowledgements(broker, "/topic/darwin.pushport-v16")
         Supervisor.stop(binding[:supervisor])
       end)
 
     assert log =~ "TS: 8 bytes"
     remove(MyApp.Darwin)
-  end
-
-  # Its counters say that the acknowledgement was written.
-  defp handled?(supervisor) do
-    [{_id, consumer, _type, _modules}] = Supervisor.which_children(supervisor)
-    [client] = Barytherium.Consumer.clients(consumer)
-    stats = Barytherium.Client.stats(client)
-    stats != nil and stats.frames_written >= 3
   end
 end

@@ -65,7 +65,7 @@ defmodule Barytherium.Client.Options do
     listener: {
       {:is, &is_pid/1, "a pid"},
       nil,
-      "A process that is told about the connection, see \"Events\"."
+      "A process that is told about the connection: see \"Events\" in `Barytherium.Client`."
     }
   ]
 
@@ -125,12 +125,19 @@ defmodule Barytherium.Client.Options do
           listener: nil | pid()
         }
 
+  @spec schema() :: Schema.t()
+  def schema, do: @schema
+
   @spec docs() :: String.t()
   def docs, do: Schema.docs(@schema)
 
   @doc "The options of a subscription as a Markdown list."
   @spec subscription_docs() :: String.t()
   def subscription_docs, do: Schema.docs(@subscription ++ @subscribing)
+
+  @doc "What only `Barytherium.Client.subscribe/3` knows."
+  @spec subscribing_schema() :: Schema.t()
+  def subscribing_schema, do: @subscribing
 
   @spec subscription_schema() :: Schema.t()
   def subscription_schema, do: @subscription

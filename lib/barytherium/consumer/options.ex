@@ -15,7 +15,8 @@ defmodule Barytherium.Consumer.Options do
         "these."
     },
     init_arg:
-      {{:secret, {:is, &__MODULE__.any?/1, "any term"}}, nil, "The argument of `c:init/1`."},
+      {{:secret, {:is, &__MODULE__.any?/1, "any term"}}, nil,
+       "The argument of the callback `init/1`."},
     concurrency:
       {:count, 1,
        "The number of connections. Each has processes of its own. For a queue they are competing " <>
@@ -46,13 +47,17 @@ defmodule Barytherium.Consumer.Options do
   # A consumer handles what has arrived in batches of up to 256 messages.
   @prefetch 256
 
+  @spec schema() :: Schema.t()
+  def schema, do: @schema
+
   @spec docs() :: String.t()
   def docs, do: Schema.docs(@schema)
 
   @spec subscription_docs() :: String.t()
   def subscription_docs, do: Schema.docs(subscription_schema())
 
-  defp subscription_schema do
+  @spec subscription_schema() :: Schema.t()
+  def subscription_schema do
     Keyword.update!(ClientOptions.subscription_schema(), :prefetch, fn {type, _default, text} ->
       {type, @prefetch, text}
     end)

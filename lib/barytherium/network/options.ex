@@ -33,9 +33,8 @@ defmodule Barytherium.Network.Options do
   @spec docs() :: String.t()
   def docs, do: Schema.docs(@schema)
 
-  @doc "The schema as a Markdown table, for the README."
-  @spec table() :: String.t()
-  def table, do: Schema.table(@schema)
+  @spec schema() :: Schema.t()
+  def schema, do: @schema
 
   @doc "The names of all options, those for the transport included."
   @spec names() :: [atom()]

@@ -5,9 +5,9 @@ defmodule Barytherium.MixProject do
   use Mix.Project
 
   @version "1.0.0"
-  # Its releases have the native libraries. The repository does not exist yet: CONTRIBUTING.md says what to fill in at
-  # the first release.
-  @source_url "https://github.com/barytherium/barytherium_native"
+  # The address of the repository, whose releases have the native libraries: "https://...". Until there is one, there is
+  # no package, and the HTML documentation links to neither. CONTRIBUTING.md has the first release.
+  @source_url nil
 
   def project do
     [
@@ -20,7 +20,7 @@ defmodule Barytherium.MixProject do
       test_ignore_filters: [~r"^test/(support|fixtures)/"],
       start_permanent: Mix.env() == :prod,
       description: "A STOMP client whose parser and receive loop are native code",
-      package: package(),
+      package: @source_url && package(),
       source_url: @source_url,
       releases: releases(),
       name: "Barytherium",
@@ -102,15 +102,14 @@ defmodule Barytherium.MixProject do
         "guides/internals.md",
         "CHANGELOG.md",
         "CONTRIBUTING.md",
-        "SECURITY.md",
-        {"LICENSE", title: "Licence"}
+        "SECURITY.md"
       ],
       groups_for_extras: [
         Begin: ~r/getting-started|installation|migrating|from-callbacks|examples/,
         "Run it":
           ~r/reliability|brokers|tls|darwin|scaling|operations|options|network|off_broadway/,
         "Know it": ~r/performance|conformance|results|native|internals/,
-        Project: ~r/CHANGELOG|CONTRIBUTING|SECURITY|LICENSE/
+        Project: ~r/CHANGELOG|CONTRIBUTING|SECURITY/
       ],
       groups_for_modules: [
         "Consumers and clients": [

@@ -40,6 +40,7 @@ defmodule Bench.Chart do
     </style>
     <rect class="back" width="#{@width}" height="#{height}"/>
     <text x="10" y="22" font-weight="bold">Frames per second by size of the body, one connection</text>
+    <text x="#{@width - 10}" y="22" font-size="12" text-anchor="end">each size has a scale of its own</text>
     #{legend()}
     #{groups}</svg>
     """

@@ -62,6 +62,11 @@ defmodule Barytherium.Tail.CommandLine do
     end
   end
 
+  @doc "The text of `--help` as the documentation of a Mix task: ExDoc would take its commands for Elixir."
+  @spec documentation(String.t(), module()) :: String.t()
+  def documentation(command, help),
+    do: String.replace(help.text(command), ~r/(?<=\n\n)(?:    \S.*\n)+/, "```sh\n\\0```\n")
+
   @spec complain(String.t()) :: :ok
   def complain(text), do: IO.puts(:stderr, "Error: " <> text)
 

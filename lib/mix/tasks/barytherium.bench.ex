@@ -1,6 +1,9 @@
 defmodule Mix.Tasks.Barytherium.Bench do
   @shortdoc "Measures a STOMP broker"
-  @moduledoc Barytherium.Bench.Help.text("mix barytherium.bench")
+  @moduledoc Barytherium.Tail.CommandLine.documentation(
+               "mix barytherium.bench",
+               Barytherium.Bench.Help
+             )
   use Mix.Task
 
   @impl true

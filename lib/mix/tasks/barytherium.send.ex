@@ -1,6 +1,9 @@
 defmodule Mix.Tasks.Barytherium.Send do
   @shortdoc "Sends messages to a STOMP broker"
-  @moduledoc Barytherium.Send.Help.text("mix barytherium.send")
+  @moduledoc Barytherium.Tail.CommandLine.documentation(
+               "mix barytherium.send",
+               Barytherium.Send.Help
+             )
   use Mix.Task
 
   @impl true

@@ -1,6 +1,9 @@
 defmodule Mix.Tasks.Barytherium.Tail do
   @shortdoc "Shows the messages of a STOMP broker"
-  @moduledoc Barytherium.Tail.Help.text("mix barytherium.tail")
+  @moduledoc Barytherium.Tail.CommandLine.documentation(
+               "mix barytherium.tail",
+               Barytherium.Tail.Help
+             )
   use Mix.Task
 
   @impl true

@@ -170,6 +170,9 @@ defmodule Barytherium.Native do
   @spec stats(stats()) :: counters()
   def stats(_stats), do: not_loaded()
 
+  @spec is_abandoned(descriptor :: non_neg_integer()) :: boolean()
+  def is_abandoned(_descriptor), do: not_loaded()
+
   @spec live_connections() :: non_neg_integer()
   def live_connections, do: not_loaded()
 

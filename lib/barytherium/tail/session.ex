@@ -17,6 +17,10 @@ defmodule Barytherium.Tail.Session do
   # Milliseconds between two looks at a queue that is browsed.
   @browse_interval 1_000
 
+  # Milliseconds between two looks whether somebody still reads what is shown: `head -n 1` may have enough while
+  # nothing comes.
+  @reader_interval 100
+
   @enforce_keys [:options, :passcode, :file, :output]
   defstruct @enforce_keys ++
               [
@@ -68,6 +72,7 @@ defmodule Barytherium.Tail.Session do
 
   @impl true
   def handle_continue(:start, state) do
+    send(self(), :look_for_reader)
     {options, state} = broker(state)
     {:ok, client} = Client.start_link(options ++ [listener: self()])
     {:noreply, %{state | client: client}}
@@ -113,6 +118,11 @@ defmodule Barytherium.Tail.Session do
   end
 
   def handle_info(:seconds_over, state), do: finish(0, state)
+
+  def handle_info(:look_for_reader, state) do
+    Process.send_after(self(), :look_for_reader, @reader_interval)
+    if Terminal.abandoned?(), do: finish(0, state), else: {:noreply, state}
+  end
 
   def handle_info({:DOWN, _monitor, :process, _owner, _reason}, state),
     do: {:stop, :normal, state}

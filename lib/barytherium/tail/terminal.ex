@@ -4,6 +4,8 @@ defmodule Barytherium.Tail.Terminal do
   # of OTP, so `test` and `stty` are asked. They run in a port that has the VM's own stdin, stdout and
   # stderr, and talks to the VM through descriptors 3 and 4.
 
+  alias Barytherium.Native
+
   defstruct live: false, colors: false
 
   @typedoc "`live`: stdout is a terminal that can erase a line."
@@ -31,6 +33,10 @@ defmodule Barytherium.Tail.Terminal do
     live = stdout? and env["TERM"] not in [nil, "", "dumb"]
     %__MODULE__{live: live, colors: live and env["NO_COLOR"] in [nil, ""]}
   end
+
+  @doc "Whether nobody reads stdout any more. Without a question, only a write would tell."
+  @spec abandoned?() :: boolean()
+  def abandoned?, do: Native.is_abandoned(1)
 
   @doc "Asks for a password, without showing what is typed. Returns `nil` without a terminal."
   @spec password(String.t()) :: nil | String.t()

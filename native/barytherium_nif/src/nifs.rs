@@ -14,7 +14,7 @@ use crate::options::ConnectionOptions;
 use crate::parse_state::{Negotiated, ParseState};
 use crate::recipients::Recipients;
 use crate::routes::{Origin, Route, Routes};
-use crate::socket::{Ending, Socket};
+use crate::socket::{self, Ending, Socket};
 use crate::stats::Stats;
 use crate::terms::{Caller, binary};
 use crate::tls::{self, Tls, TlsHandshake, TlsSettings};
@@ -23,6 +23,11 @@ use crate::turn::{self, Place};
 use rustler::{Atom, Binary, Env, LocalPid, NifResult, Reference, ResourceArc, Term};
 use std::sync::Arc;
 use std::time::Duration;
+
+#[rustler::nif]
+fn is_abandoned(descriptor: i32) -> bool {
+    socket::is_abandoned(descriptor)
+}
 
 /// `{:ok, connection}`, `{:error, posix}`, or `{:error, :used}` if `parse_state` was used before.
 /// `descriptor` is the socket's, or nil. `pending` are bytes of plain TCP that were already

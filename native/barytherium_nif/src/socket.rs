@@ -83,6 +83,16 @@ fn poll(polled: &mut libc::pollfd, time: Duration) -> c_int {
     unsafe { libc::poll(polled, 1, millis) }
 }
 
+/// Whether nobody reads any more what is written to `descriptor`, a pipe or a terminal.
+pub fn is_abandoned(descriptor: RawFd) -> bool {
+    let mut polled = libc::pollfd {
+        fd: descriptor,
+        events: 0,
+        revents: 0,
+    };
+    poll(&mut polled, Duration::ZERO) > 0 && polled.revents & (libc::POLLERR | libc::POLLHUP) != 0
+}
+
 unsafe extern "C" fn close_descriptor(
     _env: *mut ErlNifEnv,
     _object: *mut c_void,

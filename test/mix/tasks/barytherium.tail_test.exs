@@ -42,6 +42,18 @@ defmodule Mix.Tasks.Barytherium.TailTest do
     refute output =~ "** ("
   end
 
+  test "ends when nobody reads any more and nothing comes" do
+    idle = start_supervised!(TestBroker)
+    url = "stomp://127.0.0.1:#{TestBroker.port(idle)}/topic/a"
+    running = Task.async(fn -> sh("mix barytherium.tail #{url} --format json | head -n 1") end)
+    :ok = TestBroker.await_subscription(idle, "/topic/a", 30_000)
+    :ok = TestBroker.publish(idle, "/topic/a", "the only one")
+    {output, 0} = Task.await(running, 60_000)
+    assert output =~ ~s("body":"the only one"})
+    assert output =~ "1 message, "
+    refute output =~ "** ("
+  end
+
   test "SIGTERM unsubscribes and says what came", %{url: url} do
     port = start("sh", ["-c", "echo pid $$; exec mix barytherium.tail #{url} 2>&1"])
     output = read_until(port, "", ~r/hello\n/)

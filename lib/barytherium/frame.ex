@@ -40,7 +40,14 @@ defmodule Barytherium.Frame do
           | :message
           | :receipt
   @type frame_headers :: [{binary(), binary()}]
-  @type frame_body :: binary()
+
+  @typedoc """
+  A body is a binary. With the option `inflate`, one that could not be inflated is as it was sent, with the reason:
+  see `Barytherium.Network.start_link/4`.
+  """
+  @type frame_body ::
+          binary()
+          | {:compressed, binary(), :too_large | :damaged | :several_members | :trailing_bytes}
   @type t :: %__MODULE__{
           command: frame_command(),
           headers: frame_headers(),

@@ -36,10 +36,18 @@ defmodule Barytherium.Native do
         }
   @typedoc "The name of a TLS alert, and a text for the log."
   @type tls_failure :: {atom(), String.t()}
-  @type counters ::
-          {frames :: non_neg_integer(), bytes :: non_neg_integer(), slices :: non_neg_integer(),
-           waits :: non_neg_integer(), pauses :: non_neg_integer(),
-           parse_microseconds :: non_neg_integer(), idle_milliseconds :: nil | non_neg_integer()}
+  @typedoc "`parse_time` is in microseconds, `idle` in milliseconds since something was read."
+  @type counters :: %{
+          frames: non_neg_integer(),
+          bytes: non_neg_integer(),
+          slices: non_neg_integer(),
+          waits: non_neg_integer(),
+          pauses: non_neg_integer(),
+          inflated: non_neg_integer(),
+          not_inflated: non_neg_integer(),
+          parse_time: non_neg_integer(),
+          idle: nil | non_neg_integer()
+        }
   @type recipients :: {GenServer.server(), pid()}
   @type failure :: {rule :: atom(), non_neg_integer(), binary(), String.t()}
   @type next ::
@@ -121,9 +129,10 @@ defmodule Barytherium.Native do
           subscription :: binary(),
           pid(),
           origin :: pid() | {client :: pid(), pos_integer()},
-          noted :: nil | :ack | :message_id
+          noted :: nil | :ack | :message_id,
+          inflate :: nil | boolean()
         ) :: :ok
-  def put_route(_routes, _subscription, _pid, _origin, _noted), do: not_loaded()
+  def put_route(_routes, _subscription, _pid, _origin, _noted, _inflate), do: not_loaded()
 
   @spec acknowledged(routes(), subscription :: binary(), id :: binary()) :: :ok
   def acknowledged(_routes, _subscription, _id), do: not_loaded()

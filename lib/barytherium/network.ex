@@ -146,7 +146,9 @@ defmodule Barytherium.Network do
     * `:slices` - calls of the native receive loop;
     * `:waits` - times that the loop found nothing to read;
     * `:pauses` - times that reading stopped because the callback process was behind;
-    * `:parse_time` - microseconds spent on decoding and on making terms;
+    * `:inflated` and `:not_inflated` - bodies that were inflated, and those that could not be; see the option
+      `inflate`;
+    * `:parse_time` - microseconds spent on decoding, inflating and making terms;
     * `:frames_written` - frames that were handed to the socket;
     * `:bytes_waiting` - bytes of the frames that wait to be written, see the option
       `max_send_queue`;
@@ -161,6 +163,8 @@ defmodule Barytherium.Network do
           slices: non_neg_integer(),
           waits: non_neg_integer(),
           pauses: non_neg_integer(),
+          inflated: non_neg_integer(),
+          not_inflated: non_neg_integer(),
           parse_time: non_neg_integer(),
           frames_written: non_neg_integer(),
           bytes_waiting: non_neg_integer(),
@@ -414,20 +418,14 @@ defmodule Barytherium.Network do
 
   defp read_stats(%{stats: stats, counters: counters} = state) do
     {frames_written, bytes_waiting} = WriteCounters.read(counters)
-    {frames, bytes, slices, waits, pauses, parse_time, idle} = Native.stats(stats)
+    {idle, received} = stats |> Native.stats() |> Map.pop!(:idle)
 
-    %{
-      frames: frames,
-      bytes: bytes,
-      slices: slices,
-      waits: waits,
-      pauses: pauses,
-      parse_time: parse_time,
+    Map.merge(received, %{
       frames_written: frames_written,
       bytes_waiting: bytes_waiting,
       tls: state.tls,
       last_activity: idle && System.monotonic_time(:millisecond) - idle
-    }
+    })
   end
 
   defp callback(%{callback_handler: pid}, {event, value}),

@@ -65,7 +65,7 @@ defmodule Barytherium.TelemetryTest do
     state = Map.merge(state, %{stats: stats, hb_recv: 0, options: [high_water_mark: 1]})
     {:ok, _receiver} = Receiver.start_loop(state)
     Peer.send(peer, "MESSAGE\n\n\0")
-    eventually(fn -> match?({_, _, _, _, 1, _, _}, Native.stats(stats)) end)
+    eventually(fn -> match?(%{pauses: 1}, Native.stats(stats)) end)
     send(slow, :take)
     assert_receive {[:barytherium, :pause], %{duration: duration}, metadata}
     assert is_integer(duration)

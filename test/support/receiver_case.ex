@@ -45,6 +45,8 @@ defmodule Barytherium.ReceiverCase do
         routes: nil,
         tls: nil,
         show_econnreset: false,
+        inflate: false,
+        max_inflated: 0,
         high_water_mark: high_water_mark
       },
       changes

@@ -89,6 +89,11 @@ defmodule Barytherium.Client.Options do
       "The name of a durable subscription to a topic. The broker keeps messages while the " <>
         "client is away. ActiveMQ also needs a `client-id` among the `:headers` of CONNECT."
     },
+    inflate: {
+      :boolean,
+      nil,
+      "Whether compressed bodies are inflated. Default: as the option `:inflate` of the connection says."
+    },
     headers: {
       {:is, &__MODULE__.headers?/1, "a list of {name, value}"},
       [],

@@ -1,7 +1,7 @@
 defmodule Barytherium.Client.Routing do
   @moduledoc false
   # Which process gets the messages of a subscription. The receive loop sends them there (see
-  # `Barytherium.Native.put_route/5`); what has no route comes to the client. The functions run in the
+  # `Barytherium.Native.put_route/6`); what has no route comes to the client. The functions run in the
   # client, and take its data.
 
   alias Barytherium.Client.{Acknowledgements, Handlers, Relay, Session, State}
@@ -28,7 +28,7 @@ defmodule Barytherium.Client.Routing do
       Acknowledgements.noted(session, session.modes[Session.id(session, subscription)], kept?)
 
     for key <- Session.keys(session, subscription),
-        do: Native.put_route(routes, key, pid, origin, noted)
+        do: Native.put_route(routes, key, pid, origin, noted, subscription.inflate)
 
     :ok
   end

@@ -46,6 +46,7 @@ defmodule Barytherium.Client.Session do
           prefetch: :infinity | pos_integer(),
           durable: nil | String.t(),
           headers: Frame.frame_headers(),
+          inflate: nil | boolean(),
           receipt: boolean()
         }
 

@@ -22,7 +22,16 @@ defmodule Barytherium.Network.Options do
        "Reading stops when the callback process has this many messages in its mailbox, and " <>
          "resumes when half of them are left. A message holds at most 256 frames and about " <>
          "1 MiB, or one larger frame. Reading also stops when " <>
-         "these messages hold 32 MiB. `:infinity`: reading never stops."}
+         "these messages hold 32 MiB. `:infinity`: reading never stops."},
+    inflate:
+      {:boolean, false,
+       "Inflate the bodies of messages that are compressed: gzip by its first bytes, zlib too, and what the header " <>
+         "`content-encoding` says (`gzip`, `deflate`). Headers stay as they are, `content-length` too. A body that " <>
+         "cannot be inflated is `{:compressed, body, reason}`, with the reason `:too_large`, `:damaged`, " <>
+         "`:several_members` or `:trailing_bytes`."},
+    max_inflated:
+      {:size, 100 * 1024 * 1024,
+       "Maximum size of an inflated body in bytes. One that would be larger is `{:compressed, body, :too_large}`."}
   ]
 
   @schema Connection.Options.schema() ++ @own ++ Frame.ParseOptions.schema()
@@ -65,7 +74,12 @@ defmodule Barytherium.Network.Options do
   @spec connection(map(), boolean(), nil | reference()) :: map()
   def connection(%{options: options, hb_recv: hb_recv} = loop, show_econnreset, tls) do
     options
-    |> Map.take([:first_frame_timeout, :heartbeat_receive_allowance])
+    |> Map.take([
+      :first_frame_timeout,
+      :heartbeat_receive_allowance,
+      :inflate,
+      :max_inflated
+    ])
     |> Map.merge(%{
       hb_recv: hb_recv,
       last_receipt: loop[:last_receipt],

@@ -45,6 +45,12 @@ rustler::atoms! {
     unfinished_error,
     truncated,
     tls,
+    // Why a body is as it was sent.
+    compressed,
+    too_large,
+    damaged,
+    several_members,
+    trailing_bytes,
     // TLS.
     established,
     r#continue = "continue",
@@ -113,6 +119,17 @@ pub fn to_command(atom: Atom) -> Option<Command> {
         .iter()
         .copied()
         .find(|&command| of_command(command) == atom)
+}
+
+/// None if the body is one that never was compressed.
+pub fn of_inflate_failure(failure: inflate::Failure) -> Option<Atom> {
+    match failure {
+        inflate::Failure::TooLarge => Some(too_large()),
+        inflate::Failure::Damaged => Some(damaged()),
+        inflate::Failure::SeveralMembers => Some(several_members()),
+        inflate::Failure::TrailingBytes => Some(trailing_bytes()),
+        inflate::Failure::NotCompressed => None,
+    }
 }
 
 pub fn of_rule(rule: Rule) -> Atom {

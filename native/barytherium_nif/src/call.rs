@@ -16,6 +16,7 @@ use crate::atoms;
 use crate::batches::Batches;
 use crate::clock::now;
 use crate::delivery::{Address, Delivery, Flushed};
+use crate::inflating::Spare;
 use crate::next::{Failure, Next};
 use crate::terms::Caller;
 use crate::turn;
@@ -32,6 +33,7 @@ pub type Flow<'a, T = ()> = ControlFlow<Next<'a>, T>;
 pub struct Scratch {
     buffers: Buffers,
     batches: Batches,
+    inflater: Spare,
 }
 
 /// One call of a connection.
@@ -57,7 +59,7 @@ impl<'a, 's> Call<'a, 's> {
         Call {
             env: caller.env(),
             state,
-            delivery: Delivery::new(caller, to, &mut scratch.batches),
+            delivery: Delivery::new(caller, to, &mut scratch.batches, &mut scratch.inflater),
             buffers: &mut scratch.buffers,
             started: now(),
             may_wait: false,

@@ -55,7 +55,7 @@ fn decode<'a>(
             None => {
                 let size = before - input.len();
                 let place = BodyPlace::new(share_bodies, size, input.len());
-                batch.push(env, frame, place);
+                batch.push(env, frame, place, None);
             }
         }
         if let Some(dialect) = dialect {

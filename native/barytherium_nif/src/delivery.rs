@@ -8,10 +8,13 @@
 
 use crate::atoms;
 use crate::batches::{Batches, SendFirst};
+use crate::budget::Budget;
+use crate::inflating::{self, Inflated, Inflating, Spare};
 use crate::recipients::Recipients;
 use crate::routes::{Origin, Route};
 use crate::terms::{BinaryBody, BodyPlace, Caller, binary};
 use rustler::{Encoder, LocalPid, NifResult, Term};
+use stomp::Command;
 
 /// The most frames in one message. With common headers they are 100 KiB of terms. A few messages
 /// that are much larger make the listener's garbage collections so long that the VM moves each of
@@ -62,47 +65,88 @@ pub struct Delivery<'a, 's> {
     /// None if it is not a process of this node.
     listener: Option<LocalPid>,
     batches: &'s mut Batches,
+    inflater: &'s mut Spare,
     /// `{listener, message}`, for the caller to cast in this order.
     casts: Vec<Term<'a>>,
 }
 
 impl<'a, 's> Delivery<'a, 's> {
-    /// `batches` are the thread's.
-    pub fn new(caller: Caller<'a>, to: Address<'a>, batches: &'s mut Batches) -> Self {
+    /// `batches` and `inflater` are the thread's.
+    pub fn new(
+        caller: Caller<'a>,
+        to: Address<'a>,
+        batches: &'s mut Batches,
+        inflater: &'s mut Spare,
+    ) -> Self {
         batches.clear();
         Delivery {
             caller,
             to,
             listener: to.local_listener(),
             batches,
+            inflater,
             casts: Vec::new(),
         }
     }
 
     /// Adds a frame to the next message to its recipient. It had `size` bytes of the input, in which
-    /// `following` more were left. Returns how many bytes of memory its new headers take.
+    /// `following` more were left. Its body is inflated if the recipient wants that: one that takes longer is
+    /// returned, and to be added when it is done.
     pub fn push(
         &mut self,
         recipients: &mut Recipients,
+        budget: &mut Budget,
         frame: stomp::Frame<'_, BinaryBody>,
-        size: usize,
-        following: usize,
-    ) -> usize {
-        self.select(recipients, &frame);
+        (size, following): (usize, usize),
+    ) -> Option<Box<Inflating>> {
+        let route = recipients.route(&frame);
+        self.select(recipients, route);
+        let headers = frame.headers().len();
+        let (frame, compressed) = match frame.command() {
+            Command::Message if recipients.inflates(route) => {
+                match inflating::inflate(self.inflater, frame, route, recipients, budget) {
+                    Inflated::Frame(frame, compressed) => (frame, compressed),
+                    Inflated::Begun(inflating) => return Some(inflating),
+                }
+            }
+            _ => (frame, None),
+        };
         // What follows is for all recipients.
         let following = following / self.batches.len();
         let batch = self.batches.get(self.batches.current());
-        batch.with(|env, batch| {
+        let bytes = batch.with(|env, batch| {
             let is_last = batch.len() + 1 >= MESSAGE_FRAMES;
             let place = BodyPlace::new(recipients.share_bodies && !is_last, size, following);
-            batch.push(env, frame, place)
-        })
+            batch.push(env, frame, place, compressed)
+        });
+        budget.frame(headers, bytes);
+        None
     }
 
-    /// Makes the batch for `frame` the current one, and sends what has to come before. Whether a recipient
-    /// is full then is looked at when there is more for it.
-    fn select(&mut self, recipients: &mut Recipients, frame: &stomp::Frame<'_, BinaryBody>) {
-        let route = recipients.route(frame);
+    /// Adds a frame after which this call decodes no more.
+    pub fn push_last(&mut self, recipients: &mut Recipients, frame: stomp::Frame<'_, BinaryBody>) {
+        let route = recipients.route(&frame);
+        self.select(recipients, route);
+        let batch = self.batches.get(self.batches.current());
+        batch.with(|env, batch| batch.push(env, frame, BodyPlace::Own, None));
+    }
+
+    /// Adds a frame whose body took longer to inflate, or could not be inflated.
+    pub fn push_inflated(
+        &mut self,
+        recipients: &mut Recipients,
+        inflating: Inflating,
+        failure: Option<inflate::Failure>,
+    ) {
+        self.select(recipients, inflating.route);
+        let frame = inflating.finish(self.inflater, recipients, failure);
+        let batch = self.batches.get(self.batches.current());
+        batch.with(|env, batch| batch.push_kept(env, frame));
+    }
+
+    /// Makes the batch for frames that go by `route` the current one, and sends what has to come before. Whether a
+    /// recipient is full then is looked at when there is more for it.
+    fn select(&mut self, recipients: &mut Recipients, route: Option<Route>) {
         match self.batches.select(route) {
             SendFirst::Nothing => {}
             SendFirst::Current => {
@@ -127,7 +171,7 @@ impl<'a, 's> Delivery<'a, 's> {
         recipients: &mut Recipients,
         frame: stomp::Frame<'_, BinaryBody>,
     ) -> Term<'a> {
-        self.push(recipients, frame, 0, 0);
+        self.push_last(recipients, frame);
         let batch = self.batches.get(self.batches.current());
         let frame =
             batch.with(|env, batch| batch.last(env).map(|last| last.in_env(self.caller.env())));

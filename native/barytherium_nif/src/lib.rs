@@ -26,6 +26,7 @@ mod codec;
 mod connection;
 mod delivery;
 mod halt;
+mod inflating;
 mod lock;
 mod next;
 // Rustler's attribute expands to the `extern "C"` functions that the VM calls.

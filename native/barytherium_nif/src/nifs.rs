@@ -15,7 +15,7 @@ use crate::parse_state::{Negotiated, ParseState};
 use crate::recipients::Recipients;
 use crate::routes::{Origin, Route, Routes};
 use crate::socket::{self, Ending, Socket};
-use crate::stats::Stats;
+use crate::stats::{Counters, Stats};
 use crate::terms::{Caller, binary};
 use crate::tls::{self, Tls, TlsHandshake, TlsSettings};
 use crate::transport::Transport;
@@ -64,6 +64,7 @@ fn open<'a>(
         options.routes.clone(),
         stats.clone(),
         parse_state.shares_bodies(),
+        (options.inflate, options.max_inflated),
     );
     let state = State::new(
         options.session(decoder, now()),
@@ -175,7 +176,8 @@ fn new_routes() -> ResourceArc<Routes> {
 }
 
 /// The messages of `subscription` go to `recipient`, as from `origin`. `noted` is the header whose values
-/// are noted until they are acknowledged, `:ack` or `:message_id`, or nil.
+/// are noted until they are acknowledged, `:ack` or `:message_id`, or nil. `inflate` says whether their bodies
+/// are inflated, or is nil for the connection's option.
 #[rustler::nif]
 fn put_route(
     routes: ResourceArc<Routes>,
@@ -183,12 +185,18 @@ fn put_route(
     recipient: LocalPid,
     origin: Origin,
     noted: Option<Noted>,
+    inflate: Option<bool>,
 ) -> Atom {
     let header = noted.map(|noted| match noted {
         Noted::Ack => b"ack".as_slice(),
         Noted::MessageId => b"message-id".as_slice(),
     });
-    routes.put(&subscription, Route { recipient, origin }, header);
+    let route = Route {
+        recipient,
+        origin,
+        inflate,
+    };
+    routes.put(&subscription, route, header);
     rustler::types::atom::ok()
 }
 
@@ -305,8 +313,8 @@ fn new_stats() -> ResourceArc<Stats> {
 }
 
 #[rustler::nif]
-fn stats<'a>(env: Env<'a>, counters: ResourceArc<Stats>) -> Term<'a> {
-    counters.to_term(env, now())
+fn stats(counters: ResourceArc<Stats>) -> Counters {
+    counters.read(now())
 }
 
 /// The number of connections that were opened and not yet freed, in the whole VM.

@@ -44,6 +44,9 @@ pub struct ConnectionOptions {
     hb_recv: Option<u64>,
     /// The `receipt` header of the DISCONNECT that ends the connection, if one ever will.
     last_receipt: Option<String>,
+    /// Whether compressed bodies are inflated, and how many bytes one may become.
+    pub inflate: bool,
+    pub max_inflated: u64,
     /// Where the messages of subscriptions go; `None`: all to the listener.
     pub routes: Option<ResourceArc<Routes>>,
     /// The TLS session of the socket; `None` for plain TCP.

@@ -15,6 +15,9 @@ pub struct Recipients {
     pub stats: ResourceArc<Stats>,
     /// Whether bodies may share a binary.
     pub share_bodies: bool,
+    /// Whether bodies are inflated for those whose route does not say, and how many bytes one may become.
+    inflate: bool,
+    pub max_inflated: u64,
     /// The process of the connection, and the number of messages at which it pauses; None for no
     /// back-pressure.
     owner: LocalPid,
@@ -47,10 +50,13 @@ impl Recipients {
         routes: Option<ResourceArc<Routes>>,
         stats: ResourceArc<Stats>,
         share_bodies: bool,
+        (inflate, max_inflated): (bool, u64),
     ) -> Recipients {
         Recipients {
             stats,
             share_bodies,
+            inflate,
+            max_inflated,
             owner,
             mark: listener.and(mark),
             listener,
@@ -67,6 +73,13 @@ impl Recipients {
     pub fn route<B>(&mut self, frame: &Frame<'_, B>) -> Option<Route> {
         self.refresh();
         self.known.route(self.routes.as_deref()?, frame)
+    }
+
+    /// Whether the bodies of messages that go by `route` are inflated.
+    pub fn inflates(&self, route: Option<Route>) -> bool {
+        route
+            .and_then(|route| route.inflate)
+            .unwrap_or(self.inflate)
     }
 
     /// The routes by which a first message has come since the last call.

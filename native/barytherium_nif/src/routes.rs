@@ -16,6 +16,8 @@ use stomp::{Command, Frame, Unacknowledged};
 pub struct Route {
     pub recipient: LocalPid,
     pub origin: Origin,
+    /// Whether bodies are inflated; None: as the connection's option says.
+    pub inflate: Option<bool>,
 }
 
 /// What the message to the recipient says about where its frames come from.

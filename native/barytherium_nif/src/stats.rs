@@ -1,7 +1,7 @@
 //! What a connection has done so far. Counters are updated once for each call or read, which costs
 //! next to nothing.
 
-use rustler::{Encoder, Env, Term};
+use rustler::NifMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -17,6 +17,9 @@ pub struct Stats {
     pub waits: Counter,
     /// How often the listener was too far behind.
     pub pauses: Counter,
+    /// Bodies that were inflated, and those that could not be.
+    pub inflated: Counter,
+    pub not_inflated: Counter,
     parse_nanos: Counter,
     /// When something was read last, in nanoseconds of `state::now`; 0 if never.
     last_read: AtomicU64,
@@ -40,7 +43,7 @@ impl Counter {
 }
 
 impl Stats {
-    pub fn read(&self, bytes: usize, now: Duration) {
+    pub fn has_read(&self, bytes: usize, now: Duration) {
         self.bytes.add(bytes);
         self.last_read.store(now.as_nanos() as u64, Relaxed);
     }
@@ -50,21 +53,37 @@ impl Stats {
         self.parse_nanos.add(time.as_nanos() as usize);
     }
 
-    /// `{frames, bytes, slices, waits, pauses, parse_microseconds, idle_milliseconds | nil}`.
-    pub fn to_term<'a>(&self, env: Env<'a>, now: Duration) -> Term<'a> {
-        let idle = match self.last_read.load(Relaxed) {
-            0 => None,
-            last => Some((now.as_nanos() as u64).saturating_sub(last) / 1_000_000),
-        };
-        (
-            self.frames.get(),
-            self.bytes.get(),
-            self.slices.get(),
-            self.waits.get(),
-            self.pauses.get(),
-            self.parse_nanos.get() / 1000,
-            idle,
-        )
-            .encode(env)
+    /// What they are at `now`.
+    pub fn read(&self, now: Duration) -> Counters {
+        Counters {
+            frames: self.frames.get(),
+            bytes: self.bytes.get(),
+            slices: self.slices.get(),
+            waits: self.waits.get(),
+            pauses: self.pauses.get(),
+            inflated: self.inflated.get(),
+            not_inflated: self.not_inflated.get(),
+            parse_time: self.parse_nanos.get() / 1000,
+            idle: match self.last_read.load(Relaxed) {
+                0 => None,
+                last => Some((now.as_nanos() as u64).saturating_sub(last) / 1_000_000),
+            },
+        }
     }
+}
+
+/// The counters as they are at a moment.
+#[derive(NifMap)]
+pub struct Counters {
+    frames: u64,
+    bytes: u64,
+    slices: u64,
+    waits: u64,
+    pauses: u64,
+    inflated: u64,
+    not_inflated: u64,
+    /// Microseconds.
+    parse_time: u64,
+    /// Milliseconds since something was read last; None if nothing was.
+    idle: Option<u64>,
 }

@@ -11,7 +11,7 @@ mod headers;
 #[allow(unsafe_code)]
 mod raw;
 
-pub use batch::{Batch, MessageBatch};
+pub use batch::{Batch, KeptFrame, MessageBatch};
 pub use bodies::BodyPlace;
 pub use raw::{Arena, BinaryBody, Caller, init};
 

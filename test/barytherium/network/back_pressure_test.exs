@@ -57,7 +57,7 @@ defmodule Barytherium.Network.BackPressureTest do
     Map.merge(connection, %{sender: sender, monitor: monitor})
   end
 
-  defp pauses(%{stats: stats}), do: stats |> Native.stats() |> elem(4)
+  defp pauses(%{stats: stats}), do: Native.stats(stats).pauses
   defp await_pause(connection), do: eventually(fn -> pauses(connection) > 0 end)
 
   defp queued(listener) do
@@ -246,17 +246,20 @@ defmodule Barytherium.Network.BackPressureTest do
 
   test "stats count frames, bytes and time" do
     connection = start(slow_listener(), [])
-    assert {0, 0, _slices, _waits, 0, _parse, nil} = Native.stats(connection.stats)
+    assert %{frames: 0, bytes: 0, pauses: 0, idle: nil} = Native.stats(connection.stats)
     Peer.send(connection.peer, [@frame, @frame, "\n"])
     bytes = 2 * byte_size(@frame) + 1
-    eventually(fn -> elem(Native.stats(connection.stats), 1) == bytes end)
+    eventually(fn -> Native.stats(connection.stats).bytes == bytes end)
     # When it waits, everything before has been counted.
-    eventually(fn -> elem(Native.stats(connection.stats), 3) > 0 end)
-    assert {2, ^bytes, slices, waits, 0, parse_time, idle} = Native.stats(connection.stats)
-    assert slices >= waits
-    assert parse_time > 0
+    eventually(fn -> Native.stats(connection.stats).waits > 0 end)
+
+    assert %{frames: 2, bytes: ^bytes, pauses: 0, idle: idle} =
+             stats = Native.stats(connection.stats)
+
+    assert stats.slices >= stats.waits
+    assert stats.parse_time > 0
     assert idle < 10_000
     # The time since the last activity grows.
-    eventually(fn -> elem(Native.stats(connection.stats), 6) > idle end)
+    eventually(fn -> Native.stats(connection.stats).idle > idle end)
   end
 end

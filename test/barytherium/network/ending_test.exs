@@ -178,7 +178,7 @@ defmodule Barytherium.Network.EndingTest do
     # They are read at once, and are more than one message.
     bytes = :binary.copy("MESSAGE\n\n\0", 1_000)
     Peer.send(peer, bytes)
-    eventually(fn -> elem(Barytherium.Native.stats(stats), 1) == byte_size(bytes) end)
+    eventually(fn -> Barytherium.Native.stats(stats).bytes == byte_size(bytes) end)
     Connection.close(socket)
     assert_disconnect(:closed, receiver)
     send(listener, :take)

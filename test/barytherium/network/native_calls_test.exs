@@ -61,7 +61,7 @@ defmodule Barytherium.Network.NativeCallsTest do
     assert feed(connection, "c:d") == :read_dirty
     assert {:await_input, left_now} = feed_dirty(connection, "")
     assert System.monotonic_time(:millisecond) + left_now - (before + left) >= 290
-    assert connection.stats |> Native.stats() |> elem(1) == byte_size(head) + 3
+    assert Native.stats(connection.stats).bytes == byte_size(head) + 3
   end
 
   defp feed_dirty(%{connection: connection, recipients: recipients}, bytes),

@@ -191,8 +191,8 @@ defmodule Barytherium.Network.SharingTest do
     eventually(fn -> Native.live_accounts() == 0 end)
   end
 
-  defp pauses(%{stats: stats}), do: stats |> Native.stats() |> elem(4)
-  defp frames(%{stats: stats}), do: stats |> Native.stats() |> elem(0)
+  defp pauses(%{stats: stats}), do: Native.stats(stats).pauses
+  defp frames(%{stats: stats}), do: Native.stats(stats).frames
 
   defp queued(listener) do
     {:message_queue_len, length} = Process.info(listener, :message_queue_len)

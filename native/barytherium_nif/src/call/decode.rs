@@ -5,6 +5,7 @@ use crate::atoms;
 use crate::clock::now;
 use crate::next::{Failure, Next};
 use crate::parse_state::is_small;
+use inflate::Progress;
 use std::ops::ControlFlow::{Break, Continue};
 use stomp::Event;
 
@@ -58,7 +59,7 @@ impl<'a> Call<'a, '_> {
         let now = now();
         self.state.session.touch(now);
         self.state.budget.read(bytes);
-        self.state.stats.read(bytes, now);
+        self.state.stats.has_read(bytes, now);
     }
 
     /// Decodes what an earlier call has left over.
@@ -97,17 +98,41 @@ impl<'a> Call<'a, '_> {
         flow
     }
 
+    /// Goes on with a large body that is being inflated, and adds its frame when it is done. Ends the call if its
+    /// budget is overrun before that.
+    fn inflate(&mut self) -> Flow<'a> {
+        while let Some(mut inflating) = self.state.inflating.take() {
+            if self.state.budget.is_overrun() {
+                self.state.inflating = Some(inflating);
+                self.flush()?;
+                return Break(self.next_turn());
+            }
+            let failure = match inflating.advance(&mut self.state.budget) {
+                Ok(Progress::More) => {
+                    self.state.inflating = Some(inflating);
+                    continue;
+                }
+                Ok(Progress::Done) => None,
+                Err(failure) => Some(failure),
+            };
+            let recipients = &mut self.state.recipients;
+            self.delivery.push_inflated(recipients, *inflating, failure);
+        }
+        Continue(())
+    }
+
     fn decode_frames(&mut self, input: &mut &[u8]) -> Flow<'a> {
+        self.inflate()?;
         loop {
             let before = input.len();
             let recipients = &mut self.state.recipients;
             match self.state.session.next(input) {
                 Ok(None) => return Continue(()),
                 Ok(Some(Event::Frame(frame))) => {
-                    let headers = frame.headers().len();
-                    let size = before - input.len();
-                    let bytes = self.delivery.push(recipients, frame, size, input.len());
-                    self.state.budget.frame(headers, bytes);
+                    let (size, budget) = (before - input.len(), &mut self.state.budget);
+                    let sizes = (size, input.len());
+                    self.state.inflating = self.delivery.push(recipients, budget, frame, sizes);
+                    self.inflate()?;
                     self.deliver_enough()?;
                 }
                 Ok(Some(Event::Connected(frame))) => {
@@ -116,13 +141,13 @@ impl<'a> Call<'a, '_> {
                     return Break(Next::ConnectedFrame(frame));
                 }
                 Ok(Some(Event::Closed(frame))) => {
-                    self.delivery.push(recipients, frame, 0, 0);
+                    self.delivery.push_last(recipients, frame);
                     return Break(self.stop(Next::stop(atoms::closed())));
                 }
                 Ok(Some(Event::Refused(frame))) => {
                     let message = frame.header(b"message").unwrap_or_default().into_owned();
                     let line = first_line(frame.body.as_ref()).to_vec();
-                    self.delivery.push(recipients, frame, 0, 0);
+                    self.delivery.push_last(recipients, frame);
                     let refused = Next::fail(atoms::closed(), Failure::Refused(message, line));
                     return Break(self.stop(refused));
                 }

@@ -2,6 +2,7 @@
 
 use crate::budget::Budget;
 use crate::clock::now;
+use crate::inflating::Inflating;
 use crate::recipients::Recipients;
 use crate::socket::Ending;
 use crate::stats::Stats;
@@ -19,6 +20,8 @@ pub struct State {
     /// None if the bytes come from elsewhere.
     pub(super) transport: Option<Transport>,
     pub(super) undecoded: Undecoded,
+    /// The last frame that was decoded, if its body is a large one to be inflated.
+    pub(super) inflating: Option<Box<Inflating>>,
     pub(super) budget: Budget,
     /// Who gets the frames, and what they have not taken.
     pub(super) recipients: Recipients,
@@ -44,12 +47,13 @@ impl State {
         show_econnreset: bool,
     ) -> State {
         if !undecoded.is_empty() {
-            stats.read(undecoded.len(), now());
+            stats.has_read(undecoded.len(), now());
         }
         State {
             session,
             transport,
             undecoded: undecoded.into(),
+            inflating: None,
             budget: Budget::default(),
             recipients,
             place,

@@ -3,8 +3,9 @@
 use super::bodies::{Bodies, BodyPlace};
 use super::headers::Headers;
 use super::raw::{Arena, BinaryBody, Kept, MakeTerms, RawTerm, WORD, emptied};
-use rustler::{Binary, Env, Term};
-use stomp::{Body, Command};
+use crate::atoms;
+use rustler::{Atom, Binary, Encoder, Env, Term};
+use stomp::Command;
 
 /// The memory of a map of four keys, the tuple of its keys, and its cell in the list of frames.
 const FRAME: usize = 14 * WORD;
@@ -15,6 +16,15 @@ pub struct Batch<'e> {
     frames: Vec<RawTerm<'e>>,
     headers: Headers<'e>,
     bodies: Bodies<'e>,
+}
+
+/// A frame that has outlasted the input that it came in.
+pub struct KeptFrame {
+    pub command: Command,
+    pub headers: Vec<(Vec<u8>, Vec<u8>)>,
+    pub body: BinaryBody,
+    /// Why the body is still compressed.
+    pub compressed: Option<Atom>,
 }
 
 /// A batch with an environment of its own, which becomes a message.
@@ -33,26 +43,29 @@ impl Kept for Batch<'static> {
 }
 
 impl<'e> Batch<'e> {
-    /// Adds a frame. All frames have to come from one decoder, in its order; some may be left out. Returns
-    /// how many bytes of memory its new headers take.
+    /// Adds a frame. All frames have to come from one decoder, in its order; some may be left out. `compressed`
+    /// is why the body is still that. Returns how many bytes of memory its new headers take.
     pub fn push(
         &mut self,
         env: Env<'e>,
         frame: stomp::Frame<'_, BinaryBody>,
         place: BodyPlace,
+        compressed: Option<Atom>,
     ) -> usize {
         let before = self.headers.bytes();
         let headers = self.headers.list(env, &frame);
         let command = frame.command();
-        let body = match frame.body {
-            Body::Borrowed(body) => self.bodies.make(env, body, place),
-            Body::Owned(body) => {
-                self.bodies.add(body.as_ref().len());
-                env.body(body)
-            }
-        };
-        self.add(env, command, headers, body);
+        let body = self.bodies.of_frame(env, frame.body, place);
+        self.add(env, command, headers, said(env, body, compressed));
         self.headers.bytes() - before
+    }
+
+    /// Adds a frame that was kept.
+    pub fn push_kept(&mut self, env: Env<'e>, frame: KeptFrame) {
+        let headers = self.headers.own_list(env, &frame.headers);
+        let body = self.bodies.collected(env, frame.body);
+        let body = said(env, body, frame.compressed);
+        self.add(env, frame.command, headers, body);
     }
 
     /// Adds a frame whose body is a term already.
@@ -94,5 +107,13 @@ impl<'e> Batch<'e> {
     /// Bytes of memory that all terms take.
     pub fn bytes(&self) -> usize {
         self.frames.len() * FRAME + self.headers.bytes() + self.bodies.bytes()
+    }
+}
+
+/// The body as it is delivered: `{:compressed, body, reason}` if it could not be inflated.
+fn said<'e>(env: Env<'e>, body: RawTerm<'e>, compressed: Option<Atom>) -> RawTerm<'e> {
+    match compressed {
+        None => body,
+        Some(reason) => RawTerm::of((atoms::compressed(), body.in_env(env), reason).encode(env)),
     }
 }

@@ -4,8 +4,11 @@
 //! bodies that follow each other are cut out of one binary. Whoever keeps one of them keeps all of
 //! that binary: it holds no more than [`SHARED_BODIES`] times the smallest body in it.
 
-use super::raw::{HEAP_BINARY_MAX, MakeTerms, RawTerm, SharedBinary, WORD, binary_bytes};
+use super::raw::{
+    BinaryBody, HEAP_BINARY_MAX, MakeTerms, RawTerm, SharedBinary, WORD, binary_bytes,
+};
 use rustler::Env;
+use stomp::Body;
 
 /// The size of a shared binary, in bodies.
 const SHARED_BODIES: usize = 8;
@@ -68,12 +71,31 @@ impl<'e> Bodies<'e> {
     }
 
     /// Accounts for a binary of `length` bytes.
-    pub fn add(&mut self, length: usize) {
+    fn add(&mut self, length: usize) {
         self.bytes += binary_bytes(length);
     }
 
+    /// The binary of a frame's body.
+    pub fn of_frame(
+        &mut self,
+        env: Env<'e>,
+        body: Body<'_, BinaryBody>,
+        place: BodyPlace,
+    ) -> RawTerm<'e> {
+        match body {
+            Body::Borrowed(body) => self.make(env, body, place),
+            Body::Owned(body) => self.collected(env, body),
+        }
+    }
+
+    /// The binary of a body that was collected.
+    pub fn collected(&mut self, env: Env<'e>, body: BinaryBody) -> RawTerm<'e> {
+        self.add(body.as_ref().len());
+        env.body(body)
+    }
+
     /// The binary of a body.
-    pub fn make(&mut self, env: Env<'e>, body: &[u8], place: BodyPlace) -> RawTerm<'e> {
+    fn make(&mut self, env: Env<'e>, body: &[u8], place: BodyPlace) -> RawTerm<'e> {
         if let BodyPlace::Shared { frame, following } = place
             && body.len() > HEAP_BINARY_MAX
             && body.len() <= SHARED_BODY_MAX

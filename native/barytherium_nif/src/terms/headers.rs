@@ -78,6 +78,19 @@ impl<'e> Headers<'e> {
         self.linked(env, new)
     }
 
+    /// A list of headers that belong to no frame before or after.
+    pub fn own_list(&mut self, env: Env<'e>, headers: &[(Vec<u8>, Vec<u8>)]) -> RawTerm<'e> {
+        let pairs: Vec<_> = headers
+            .iter()
+            .map(|(name, value)| {
+                let (name, value) = (self.binary(env, name), self.binary(env, value));
+                env.pair(name, value)
+            })
+            .collect();
+        self.bytes += pairs.len() * (PAIR + CELL);
+        env.list(&pairs)
+    }
+
     /// A list whose first `new` headers are others than in the list before.
     fn linked(&mut self, env: Env<'e>, new: usize) -> RawTerm<'e> {
         let new = if self.ends.is_empty() {

@@ -356,6 +356,15 @@ impl BinaryBody {
         self.length += bytes;
     }
 
+    /// Makes room for `more` bytes. The binary doubles, unless it would be larger than `max` then.
+    pub fn make_room(&mut self, more: usize, max: u64) {
+        let needed = self.length + more;
+        if needed > self.binary.size {
+            let max = usize::try_from(max).unwrap_or(usize::MAX);
+            self.resize(needed.max(max.min(self.length * 2)));
+        }
+    }
+
     /// Makes room for `more` bytes, but at most doubles: appending stays linear, and a length that
     /// a peer only announced costs nothing.
     fn grow(&mut self, more: usize) {

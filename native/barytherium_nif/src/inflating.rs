@@ -1,0 +1,141 @@
+//! Bodies that are inflated on their way to a recipient.
+//!
+//! Most take one piece. A larger one goes on as long as the turn of its connection does, and then in the next turn;
+//! nothing of the connection overtakes it.
+
+use crate::atoms;
+use crate::budget::Budget;
+use crate::recipients::Recipients;
+use crate::routes::Route;
+use crate::terms::{BinaryBody, KeptFrame};
+use inflate::{Coding, Failure, Inflater, Progress};
+use rustler::Atom;
+use stomp::{Body, BodyBuffer, Command, Frame};
+
+/// The inflater of a thread. There is none before the first compressed body.
+#[derive(Default)]
+pub struct Spare(Option<Box<Inflater>>);
+
+/// A frame, as far as its body is inflated.
+pub enum Inflated<'a> {
+    /// As it is to be delivered: if the body could not be inflated, with the reason.
+    Frame(Frame<'a, BinaryBody>, Option<Atom>),
+    /// The body is a large one.
+    Begun(Box<Inflating>),
+}
+
+/// Inflates the body of `frame`, if it is compressed.
+pub fn inflate<'a>(
+    spare: &'a mut Spare,
+    mut frame: Frame<'a, BinaryBody>,
+    route: Option<Route>,
+    recipients: &Recipients,
+    budget: &mut Budget,
+) -> Inflated<'a> {
+    let body = frame.body.as_ref();
+    let Some(coding) = Coding::of(body, || frame.header(b"content-encoding")) else {
+        return Inflated::Frame(frame, None);
+    };
+    let max = recipients.max_inflated;
+    let inflater = spare.0.get_or_insert_default();
+    let begun = inflater.start(body, coding, max);
+    let progress = begun.and_then(|()| inflater.next(body));
+    budget.begun_to_inflate();
+    budget.inflated(inflater.piece().len());
+    match progress {
+        Ok(Progress::Done) => {
+            recipients.stats.inflated.add(1);
+            frame.body = Body::Borrowed(spare.0.as_ref().map_or(&[], |inflater| inflater.piece()));
+            Inflated::Frame(frame, None)
+        }
+        Ok(Progress::More) => {
+            let inflater = spare.0.take().unwrap_or_default();
+            Inflated::Begun(Box::new(Inflating::new(inflater, frame, route, max)))
+        }
+        Err(failure) => Inflated::Frame(frame, failed(failure, recipients)),
+    }
+}
+
+/// A frame whose body is being inflated. It may outlast the input that it came in.
+pub struct Inflating {
+    inflater: Box<Inflater>,
+    max: u64,
+    pub route: Option<Route>,
+    command: Command,
+    headers: Vec<(Vec<u8>, Vec<u8>)>,
+    compressed: BinaryBody,
+    inflated: BinaryBody,
+}
+
+impl Inflating {
+    fn new(
+        inflater: Box<Inflater>,
+        frame: Frame<'_, BinaryBody>,
+        route: Option<Route>,
+        max: u64,
+    ) -> Inflating {
+        let command = frame.command();
+        let headers = frame.headers();
+        let headers = headers.map(|h| (h.name().into_owned(), h.value().into_owned()));
+        let headers = headers.collect();
+        let compressed = match frame.body {
+            Body::Owned(body) => body,
+            Body::Borrowed(body) => {
+                let mut copy = BinaryBody::with_capacity(body.len());
+                copy.extend_from_slice(body);
+                copy
+            }
+        };
+        let hint = inflater.size_hint(compressed.as_ref());
+        let mut inflated = BinaryBody::with_capacity(hint.max(inflater.piece().len()));
+        inflated.extend_from_slice(inflater.piece());
+        Inflating {
+            inflater,
+            max,
+            route,
+            command,
+            headers,
+            compressed,
+            inflated,
+        }
+    }
+
+    /// Inflates one piece more. Whether the body is done, or why it cannot be.
+    pub fn advance(&mut self, budget: &mut Budget) -> Result<Progress, Failure> {
+        let progress = self.inflater.next(self.compressed.as_ref())?;
+        let piece = self.inflater.piece();
+        budget.inflated(piece.len());
+        self.inflated.make_room(piece.len(), self.max);
+        self.inflated.extend_from_slice(piece);
+        Ok(progress)
+    }
+
+    /// The frame as it is to be delivered. The inflater is there for the next body.
+    pub fn finish(
+        self,
+        spare: &mut Spare,
+        recipients: &Recipients,
+        failure: Option<Failure>,
+    ) -> KeptFrame {
+        spare.0 = Some(self.inflater);
+        KeptFrame {
+            command: self.command,
+            headers: self.headers,
+            compressed: failure.and_then(|failure| failed(failure, recipients)),
+            body: match failure {
+                None => {
+                    recipients.stats.inflated.add(1);
+                    self.inflated
+                }
+                Some(_) => self.compressed,
+            },
+        }
+    }
+}
+
+/// Why a body stays compressed. None if it never was.
+fn failed(failure: Failure, recipients: &Recipients) -> Option<Atom> {
+    let reason = atoms::of_inflate_failure(failure)?;
+    recipients.stats.not_inflated.add(1);
+    Some(reason)
+}

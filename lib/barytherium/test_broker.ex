@@ -36,6 +36,7 @@ defmodule Barytherium.TestBroker do
   """
   @spec start_link([option()]) :: GenServer.on_start()
   def start_link(opts \\ []) do
+    opts = Keyword.validate!(opts, [:port, :rate, :body, :heart_beat])
     options = [:binary, active: false, ip: {127, 0, 0, 1}, reuseaddr: true, nodelay: true]
 
     # Opened here, so that a port that is in use does not end the caller, which is linked to the broker.
@@ -56,29 +57,42 @@ defmodule Barytherium.TestBroker do
   `GenServer.call/3` does.
   """
   @spec await_subscription(GenServer.server(), String.t(), timeout()) :: :ok
-  def await_subscription(broker, destination, timeout \\ 5_000),
+  def await_subscription(broker, destination, timeout \\ 5_000) when is_binary(destination),
     do: GenServer.call(broker, {:await, {:subscribed, destination}}, timeout)
 
   @doc """
-  Waits until each message that was published to `destination` is acknowledged or refused by whoever got it, for at
-  most `timeout` milliseconds. Then it exits, as `GenServer.call/3` does. Subscriptions with `ack: :auto` and those
-  that have ended do not count.
+  Waits until messages were published to `destination`, and each of them is acknowledged or refused by whoever got it,
+  for at most `timeout` milliseconds. Then it exits, as `GenServer.call/3` does: also if nobody got one, or only
+  subscriptions with `ack: :auto`, or if a connection ended before it had acknowledged.
   """
   @spec await_acknowledgements(GenServer.server(), String.t(), timeout()) :: :ok
-  def await_acknowledgements(broker, destination, timeout \\ 5_000),
+  def await_acknowledgements(broker, destination, timeout \\ 5_000) when is_binary(destination),
     do: GenServer.call(broker, {:await, {:acknowledged, destination}}, timeout)
 
   @doc "Sends `body` to the subscribers of `destination`."
   @spec publish(GenServer.server(), binary(), binary(), Frame.frame_headers()) :: :ok
-  def publish(broker, destination, body, headers \\ []),
-    do: GenServer.call(broker, {:publish, destination, headers, body})
+  def publish(broker, destination, body, headers \\ [])
+      when is_binary(destination) and is_binary(body) and is_list(headers),
+      do: GenServer.call(broker, {:publish, destination, headers, body})
 
   @impl true
   def init({listener, opts}) do
     Process.flag(:trap_exit, true)
     broker = self()
     spawn_link(fn -> accept(listener, broker, opts) end)
-    {:ok, %{listener: listener, subscriptions: [], waiting: [], published: 0}}
+
+    {:ok,
+     %{
+       listener: listener,
+       subscriptions: [],
+       # Whoever waits, and for what.
+       waiting: [],
+       # How many messages there were.
+       published: 0,
+       # The destination of each message that is to be acknowledged, and how many of each there are.
+       unacknowledged: %{},
+       open: %{}
+     }}
   end
 
   defp accept(listener, broker, opts) do
@@ -96,10 +110,9 @@ defmodule Barytherium.TestBroker do
     {:reply, port, state}
   end
 
-  # `open` has the numbers of the messages that are not acknowledged.
   def handle_call({:subscribe, destination, id, ack}, {client, _tag}, state) do
     Process.monitor(client)
-    subscription = %{destination: destination, client: client, id: id, ack: ack, open: []}
+    subscription = %{destination: destination, client: client, id: id, ack: ack}
     {:reply, :ok, answer(%{state | subscriptions: [subscription | state.subscriptions]})}
   end
 
@@ -110,30 +123,48 @@ defmodule Barytherium.TestBroker do
     do: {:reply, :ok, reject(state, &(&1.client == client and &1.id == id))}
 
   def handle_call({:publish, destination, headers, body}, _from, %{published: number} = state) do
-    state =
-      update(state, &(&1.destination == destination), fn subscription ->
-        Client.deliver(subscription.client, subscription.id, destination, headers, body, number)
+    subscriptions = for %{destination: ^destination} = one <- state.subscriptions, do: one
 
-        if subscription.ack == "auto",
-          do: subscription,
-          else: Map.update!(subscription, :open, &[number | &1])
-      end)
+    for %{client: client, id: id} <- subscriptions,
+        do: Client.deliver(client, id, destination, headers, body, number)
 
-    {:reply, :ok, %{state | published: number + 1}}
+    open = for %{ack: ack} = one when ack != "auto" <- subscriptions, do: one
+    {:reply, :ok, Enum.reduce(open, %{state | published: number + 1}, &opened(&1, number, &2))}
+  end
+
+  defp opened(%{client: client, id: id, ack: ack, destination: destination}, number, state) do
+    unacknowledged = Map.put(state.unacknowledged, {client, id, number}, {destination, ack})
+    open = Map.update(state.open, destination, 1, &(&1 + 1))
+    %{state | unacknowledged: unacknowledged, open: open}
   end
 
   @impl true
   def handle_cast({:settled, client, id, number}, state) do
-    ours = &(&1.client == client and &1.id == id)
-    {:noreply, state |> update(ours, &settle(&1, number)) |> answer()}
+    settled =
+      case state.unacknowledged[{client, id, number}] do
+        nil -> []
+        # An acknowledgement covers all before it.
+        {_destination, "client"} -> through(client, id, number, state)
+        _individual -> [{client, id, number}]
+      end
+
+    {:noreply, settled |> Enum.reduce(state, &settle/2) |> answer()}
   end
 
-  # An acknowledgement covers all before it.
-  defp settle(%{ack: "client"} = subscription, number),
-    do: Map.update!(subscription, :open, fn open -> Enum.filter(open, &(&1 > number)) end)
+  defp through(client, id, number, state) do
+    for {{^client, ^id, earlier} = key, _value} when earlier <= number <- state.unacknowledged,
+        do: key
+  end
 
-  defp settle(subscription, number),
-    do: Map.update!(subscription, :open, &List.delete(&1, number))
+  defp settle(key, state) do
+    {{destination, _ack}, unacknowledged} = Map.pop!(state.unacknowledged, key)
+
+    %{
+      state
+      | unacknowledged: unacknowledged,
+        open: Map.update!(state.open, destination, &(&1 - 1))
+    }
+  end
 
   @impl true
   def handle_info({:DOWN, _monitor, :process, client, _reason}, state),
@@ -145,25 +176,19 @@ defmodule Barytherium.TestBroker do
   # Without this the port could still be in use for a moment when the broker has ended.
   def terminate(_reason, state), do: :gen_tcp.close(state.listener)
 
-  defp update(state, condition, function) do
-    update = &if(condition.(&1), do: function.(&1), else: &1)
-    %{state | subscriptions: Enum.map(state.subscriptions, update)}
-  end
-
   defp reject(state, condition),
     do: answer(%{state | subscriptions: Enum.reject(state.subscriptions, condition)})
 
   # Tells those who wait for what is the case now.
   defp answer(state) do
-    reached = fn {condition, _from} -> reached?(condition, state.subscriptions) end
+    reached = fn {condition, _from} -> reached?(condition, state) end
     {ready, waiting} = Enum.split_with(state.waiting, reached)
     for {_condition, from} <- ready, do: GenServer.reply(from, :ok)
     %{state | waiting: waiting}
   end
 
-  defp reached?({:subscribed, destination}, subscriptions),
-    do: Enum.any?(subscriptions, &(&1.destination == destination))
+  defp reached?({:subscribed, destination}, state),
+    do: Enum.any?(state.subscriptions, &(&1.destination == destination))
 
-  defp reached?({:acknowledged, destination}, subscriptions),
-    do: Enum.all?(subscriptions, &(&1.destination != destination or &1.open == []))
+  defp reached?({:acknowledged, destination}, state), do: state.open[destination] == 0
 end

@@ -59,11 +59,10 @@ defmodule Barytherium.TestBrokerTest do
   end
 
   # Subscribes, and gets two messages.
-  defp two_messages(ack) do
-    {broker, sender} = connect([], [{"accept-version", "1.2"}])
+  defp two_messages(ack, opts \\ []) do
+    {broker, sender} = connect(opts, [{"accept-version", "1.2"}])
     Sender.write(sender, [update_in(@subscribe.headers, &[{"ack", ack} | &1])])
     TestBroker.await_subscription(broker, "/queue/a")
-    assert await(broker) == :ok
     for body <- ["one", "two"], do: :ok = TestBroker.publish(broker, "/queue/a", body)
     {broker, sender, at_least(2, [])}
   end
@@ -81,20 +80,54 @@ defmodule Barytherium.TestBrokerTest do
     {broker, sender, [one, two]} = two_messages("client")
     Sender.write(sender, [Frame.ack(one, "1.2")])
     refute_settled(broker, sender)
+    :ok = TestBroker.publish(broker, "/queue/a", "three")
+    [three] = at_least(1, [])
     Sender.write(sender, [Frame.ack(two, "1.2")])
+    refute_settled(broker, sender)
+    :ok = TestBroker.publish(broker, "/queue/a", "four")
+    [four] = at_least(1, [])
+    assert three.body == "three"
+    Sender.write(sender, [Frame.ack(four, "1.2")])
     assert await(broker) == :ok
   end
 
-  test "those of a subscription that has ended or has none are not awaited" do
-    {broker, sender, _messages} = two_messages("client-individual")
-    waiting = Task.async(fn -> await(broker) end)
-    Sender.write(sender, [%Frame{command: :unsubscribe, headers: [{"id", "0"}]}])
-    assert Task.await(waiting) == :ok
+  test "messages of the broker's own rate are others" do
+    {broker, sender, messages} = two_messages("client-individual", rate: 50)
+    {ours, ticks} = Enum.split_with(messages ++ at_least(5, []), &(&1.body in ["one", "two"]))
+    Sender.write(sender, Enum.map(ticks, &Frame.ack(&1, "1.2")))
 
-    Sender.write(sender, [@subscribe])
-    TestBroker.await_subscription(broker, "/queue/a")
-    :ok = TestBroker.publish(broker, "/queue/a", "three")
+    assert {:timeout, _call} =
+             catch_exit(TestBroker.await_acknowledgements(broker, "/queue/a", 50))
+
+    Sender.write(sender, Enum.map(ours, &Frame.ack(&1, "1.2")))
     assert await(broker) == :ok
+  end
+
+  test "where nothing was acknowledged there is nothing to be glad of" do
+    {broker, sender, _messages} = two_messages("client-individual")
+    Sender.write(sender, [%Frame{command: :unsubscribe, headers: [{"id", "0"}]}])
+    refute_settled(broker, sender)
+
+    for destination <- ["/queue/a", "/queue/mistyped"] do
+      arguments = [broker, destination, 50]
+      assert {:timeout, _call} = catch_exit(apply(TestBroker, :await_acknowledgements, arguments))
+    end
+
+    # Without acknowledgements.
+    Sender.write(sender, [
+      update_in(@subscribe.headers, &List.keyreplace(&1, "destination", 0, {"destination", "/b"}))
+    ])
+
+    TestBroker.await_subscription(broker, "/b")
+    :ok = TestBroker.publish(broker, "/b", "three")
+    assert {:timeout, _call} = catch_exit(TestBroker.await_acknowledgements(broker, "/b", 50))
+  end
+
+  test "mistakes are told at once" do
+    broker = start_supervised!(TestBroker)
+    assert_raise ArgumentError, ~r/:prot/, fn -> TestBroker.start_link(prot: 1) end
+    assert_raise FunctionClauseError, fn -> TestBroker.publish(broker, "/queue/a", 17) end
+    assert_raise FunctionClauseError, fn -> TestBroker.await_acknowledgements(broker, nil) end
   end
 
   test "with a rate, it sends as many messages as are due" do

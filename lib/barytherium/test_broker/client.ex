@@ -70,7 +70,7 @@ defmodule Barytherium.TestBroker.Client do
   # Sends all messages that are due since the subscription started, even if the timer is late.
   def handle_info({:tick, id, destination, started, sent}, state) do
     due = div((now() - started) * state.rate, 1000)
-    message = &message(state, id, destination, [], state.body, &1)
+    message = &message(state, id, destination, [], state.body, "tick-#{&1}")
     batch = for n <- sent..(due - 1)//1, do: message.(n)
     again({:tick, id, destination, started, due}, send_data(batch, state))
   end

@@ -4,11 +4,14 @@ defmodule Barytherium.Bench do
 
   alias Barytherium.Bench.{Help, Histogram, Options, Report}
   alias Barytherium.{Client, TestBroker, Text}
-  alias Barytherium.Tail.{CommandLine, Login}
+  alias Barytherium.Tail.{CommandLine, Login, Signals}
 
   # Messages that are published together without a rate, and milliseconds to wait if none is due.
   @together 256
   @tick 1
+
+  # RabbitMQ deletes a queue that nobody has used for so many milliseconds. Other brokers ignore the header.
+  @headers [{"x-expires", "60000"}]
 
   # Milliseconds that connecting, a group's receipts, and what is still on its way at the end may take.
   @timeout 30_000
@@ -19,27 +22,45 @@ defmodule Barytherium.Bench do
   def run(argv, command), do: CommandLine.run(argv, command, {Options, Help}, &measure/1)
 
   defp measure(options) do
+    with :ok <- touch(options.svg) do
+      trapped = Process.flag(:trap_exit, true)
+
+      try do
+        run = run(options)
+        pairs = for number <- 1..options.connections, do: start_pair(number, run)
+        publish(pairs, run)
+      catch
+        {:failed, text} ->
+          CommandLine.complain(text)
+          1
+      after
+        Process.flag(:trap_exit, trapped)
+      end
+    end
+  end
+
+  # Nobody wants to learn this at the end.
+  defp touch(nil), do: :ok
+
+  defp touch(path) do
+    with {:error, reason} <- File.write(path, "") do
+      CommandLine.complain("cannot write to #{Text.line(path)}: #{:file.format_error(reason)}")
+      1
+    end
+  end
+
+  defp run(options) do
     {client, prefix} = broker(options)
 
-    run = %{
+    %{
       options: options,
       client: client,
+      prefix: prefix,
       counters: :counters.new(2, [:write_concurrency]),
+      # Whether the end has come before its time.
+      is_over: :atomics.new(1, []),
       times: Histogram.new()
     }
-
-    trapped = Process.flag(:trap_exit, true)
-
-    try do
-      pairs = for number <- 1..options.connections, do: start_pair("#{prefix}-#{number}", run)
-      publish(pairs, run)
-    catch
-      {:failed, text} ->
-        CommandLine.complain(text)
-        1
-    after
-      Process.flag(:trap_exit, trapped)
-    end
   end
 
   defp broker(%{target: nil}) do
@@ -56,8 +77,8 @@ defmodule Barytherium.Bench do
   end
 
   # A process that publishes and one that consumes, each with a connection. Both wait.
-  defp start_pair(queue, run) do
-    parent = self()
+  defp start_pair(number, run) do
+    {queue, parent} = {"#{run.prefix}-#{number}", self()}
     consumer = spawn_link(fn -> consumer(queue, parent, run) end)
     await_ready(consumer)
     publisher = spawn_link(fn -> publisher(queue, parent, run) end)
@@ -79,19 +100,21 @@ defmodule Barytherium.Bench do
 
     case Login.connect(run.client) do
       {:ok, client, _info} -> client
-      {:error, error} -> failed(parent, "cannot connect: " <> Exception.message(error))
+      {:error, error} -> failed(parent, Login.failure(error, run.options.target))
     end
   end
 
   defp failed(parent, text) do
-    send(parent, {:failed, self(), Text.line(text)})
+    send(parent, {:failed, self(), Text.block(text)})
     Process.sleep(:infinity)
   end
 
   defp consumer(queue, parent, run) do
     client = connect(parent, run)
 
-    case Client.subscribe(client, queue, ack: run.options.ack, prefetch: @together) do
+    options = [ack: run.options.ack, prefetch: @together, headers: @headers]
+
+    case Client.subscribe(client, queue, options) do
       {:ok, _subscription} -> send(parent, {:ready, self()})
       {:error, error} -> failed(parent, "cannot subscribe: " <> Exception.message(error))
     end
@@ -109,9 +132,11 @@ defmodule Barytherium.Bench do
 
         :counters.add(run.counters, 2, length(frames))
         acknowledge(run.options.ack, client, frames)
-    end
+        consume(client, run)
 
-    consume(client, run)
+      :close ->
+        Client.close(client, @rest)
+    end
   end
 
   defp acknowledge(:auto, _client, _frames), do: :ok
@@ -122,9 +147,11 @@ defmodule Barytherium.Bench do
     client = connect(parent, run)
     send(parent, {:ready, self()})
 
-    receive do:
-              ({:begin, started, until} ->
-                 publish(queue, client, parent, run, {started, until, 0}))
+    receive do
+      {:begin, started, until} -> publish(queue, client, parent, run, {started, until, 0})
+    end
+
+    receive do: (:close -> Client.close(client, @rest))
   end
 
   defp publish(queue, client, parent, run, {started, until, sent}) do
@@ -132,13 +159,16 @@ defmodule Barytherium.Bench do
     dues = dues(sent, now - started, started, run.options)
 
     cond do
-      now >= until -> send(parent, {:published, self()})
+      now >= until or over?(run) -> send(parent, {:published, self()})
       dues == [] -> Process.sleep(@tick)
       true -> publish_now(queue, client, parent, run, dues)
     end
 
-    if now < until, do: publish(queue, client, parent, run, {started, until, sent + length(dues)})
+    if now < until and not over?(run),
+      do: publish(queue, client, parent, run, {started, until, sent + length(dues)})
   end
+
+  defp over?(run), do: :atomics.get(run.is_over, 1) > 0
 
   # When the messages of the next group were due, in microseconds.
   defp dues(_sent, passed, started, %{rate: :infinity}),
@@ -152,7 +182,7 @@ defmodule Barytherium.Bench do
 
   defp publish_now(queue, client, parent, run, dues) do
     rest = :binary.copy("x", run.options.size - 8)
-    messages = for due <- dues, do: {queue, [<<due::signed-64>>, rest]}
+    messages = for due <- dues, do: {queue, [<<due::signed-64>>, rest], @headers}
 
     case Client.publish_many(client, messages,
            timeout: @timeout,
@@ -164,16 +194,33 @@ defmodule Barytherium.Bench do
   end
 
   defp publish(pairs, %{options: options} = run) do
+    # The first signal ends the publishing. What was published by then is consumed, and told.
+    Signals.stop_with(&:atomics.put(run.is_over, 1, &1))
     started = System.monotonic_time(:microsecond)
 
     for {publisher, _consumer} <- pairs,
         do: send(publisher, {:begin, started, started + options.seconds * 1_000_000})
 
     seconds = watch(length(pairs), started, run, [])
-    milliseconds = max(div(System.monotonic_time(:microsecond) - started, 1000), 1)
-    consumed = :counters.get(run.counters, 2)
+    published = count(run, 1, started)
     await_rest(run, System.monotonic_time(:millisecond) + @rest)
-    report(run, milliseconds, consumed, seconds)
+    consumed = count(run, 2, started)
+    close(pairs)
+    report(run, published, consumed, seconds)
+  end
+
+  # How many there are, and in how many milliseconds that was.
+  defp count(run, counter, started) do
+    passed = div(System.monotonic_time(:microsecond) - started, 1000)
+    {:counters.get(run.counters, counter), max(passed, 1)}
+  end
+
+  defp close(pairs) do
+    for {publisher, consumer} <- pairs, pid <- [publisher, consumer], do: send(pid, :close)
+
+    for {publisher, consumer} <- pairs, pid <- [publisher, consumer] do
+      receive do: ({:EXIT, ^pid, _reason} -> :ok)
+    end
   end
 
   # The messages that were consumed in each second, until all publishers have ended.
@@ -200,15 +247,13 @@ defmodule Barytherium.Bench do
     end
   end
 
-  defp report(%{options: options} = run, milliseconds, consumed, seconds) do
-    published = :counters.get(run.counters, 1)
-    missing = published - :counters.get(run.counters, 2)
+  defp report(%{options: options} = run, {published, _ms} = both, consumed, seconds) do
+    missing = published - elem(consumed, 0)
     parts = for {_name, part} <- Report.quantiles(), do: part
 
     measured = %{
-      published: published,
+      published: both,
       consumed: consumed,
-      milliseconds: milliseconds,
       seconds: seconds,
       size: options.size,
       latency: if(options.rate != :infinity, do: Histogram.quantiles(run.times, parts))
@@ -220,6 +265,6 @@ defmodule Barytherium.Bench do
     if missing > 0,
       do: CommandLine.complain("#{missing} messages were not delivered in #{div(@rest, 1000)} s")
 
-    if missing > 0, do: 1, else: 0
+    if missing > 0, do: 1, else: :atomics.get(run.is_over, 1)
   end
 end

@@ -17,9 +17,9 @@ defmodule Barytherium.Send do
   # Milliseconds that the broker may take to confirm the messages that are written together.
   @timeout 30_000
 
-  @doc "Runs the program, and returns its exit status. `command` is its name."
+  @doc "Runs the program, and returns its exit status. `command` is its name. The bar is drawn on stderr."
   @spec run([String.t()], String.t(), Terminal.t()) :: non_neg_integer()
-  def run(argv, command, terminal \\ Terminal.detect()),
+  def run(argv, command, terminal \\ Terminal.detect(2)),
     do: CommandLine.run(argv, command, {Options, Help}, &start(&1, terminal))
 
   defp start(options, terminal) do
@@ -88,9 +88,7 @@ defmodule Barytherium.Send do
         status
 
       {:error, error} ->
-        CommandLine.complain("cannot connect: " <> Text.line(Exception.message(error)))
-        hint = Login.hint(error.reason, options.target)
-        if hint, do: IO.puts(:stderr, hint)
+        CommandLine.complain(Login.failure(error, options.target))
         1
     end
   end

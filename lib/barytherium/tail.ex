@@ -8,7 +8,7 @@ defmodule Barytherium.Tail do
 
   @doc "Runs the program, and returns its exit status. `command` is its name."
   @spec run([String.t()], String.t(), Terminal.t()) :: non_neg_integer()
-  def run(argv, command, terminal \\ Terminal.detect()),
+  def run(argv, command, terminal \\ Terminal.detect(1)),
     do: CommandLine.run(argv, command, {Options, Help}, &follow(&1, terminal))
 
   defp follow(options, terminal) do

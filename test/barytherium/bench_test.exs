@@ -41,7 +41,28 @@ defmodule Barytherium.BenchTest do
   test "a broker that is not there is an error" do
     {listener, url} = broker()
     Peer.close(listener)
-    assert {1, "", "Error: cannot connect: connection refused (econnrefused)\n"} = bench([url])
+    text = "Error: cannot connect to #{url}: connection refused (econnrefused)\n"
+    assert {1, "", ^text} = bench([url])
+  end
+
+  test "a broker that refuses is told once, with a hint" do
+    {listener, url} = broker()
+    task = Task.async(fn -> bench([url]) end)
+    {peer, _connect} = accept(listener)
+    reply(peer, :error, [{"message", "no access"}])
+    Peer.close(peer)
+    assert {1, "", stderr} = Task.await(task)
+
+    assert stderr =~
+             ~r/\AError: cannot connect to #{url}: the broker says: no access\nThe virtual/
+
+    assert [_before, _after] = String.split(stderr, "no access")
+  end
+
+  test "a picture that cannot be written is told before anything is measured" do
+    svg = Path.join(Directory.make!(), "none/bench.svg")
+    assert {1, "", stderr} = bench(["--svg", svg])
+    assert stderr =~ "Error: cannot write to #{svg}: no such file or directory\n"
   end
 
   test "help, and mistakes" do

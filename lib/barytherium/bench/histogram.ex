@@ -8,14 +8,26 @@ defmodule Barytherium.Bench.Histogram do
   @exponents 40
   @classes 16 * (@exponents - 2)
 
-  @type t :: :counters.counters_ref()
+  @type t :: {:counters.counters_ref(), largest :: :atomics.atomics_ref()}
 
   @spec new() :: t()
-  def new, do: :counters.new(@classes, [:write_concurrency])
+  def new, do: {:counters.new(@classes, [:write_concurrency]), :atomics.new(1, [])}
 
   @spec add(t(), integer()) :: :ok
-  def add(histogram, microseconds),
-    do: :counters.add(histogram, class(max(microseconds, 0)) + 1, 1)
+  def add({counters, largest}, microseconds) do
+    time = max(microseconds, 0)
+    :counters.add(counters, class(time) + 1, 1)
+    raise_to(largest, time, :atomics.get(largest, 1))
+  end
+
+  defp raise_to(_largest, time, known) when time <= known, do: :ok
+
+  defp raise_to(largest, time, known) do
+    case :atomics.compare_exchange(largest, 1, known, time) do
+      :ok -> :ok
+      other -> raise_to(largest, time, other)
+    end
+  end
 
   defp class(value) when value < 16, do: value
 
@@ -27,16 +39,17 @@ defmodule Barytherium.Bench.Histogram do
   defp exponent(1, exponent), do: exponent
   defp exponent(value, exponent), do: exponent(value >>> 1, exponent + 1)
 
-  # The least value of a class.
+  # The largest value of a class.
   defp value(class) when class < 16, do: class
-  defp value(class), do: (16 + rem(class, 16)) <<< (div(class, 16) - 1)
+  defp value(class), do: ((17 + rem(class, 16)) <<< (div(class, 16) - 1)) - 1
 
-  @doc "The value below which each part of all times lies; nil if there are none."
+  @doc "The time that each part of all times does not exceed; nil if there are none."
   @spec quantiles(t(), [float()]) :: nil | [non_neg_integer()]
-  def quantiles(histogram, parts) do
-    counts = for class <- 0..(@classes - 1), do: {class, :counters.get(histogram, class + 1)}
+  def quantiles({counters, largest}, parts) do
+    counts = for class <- 0..(@classes - 1), do: {class, :counters.get(counters, class + 1)}
     all = counts |> Enum.map(&elem(&1, 1)) |> Enum.sum()
-    if all > 0, do: for(part <- parts, do: quantile(counts, ceil(all * part)))
+    most = :atomics.get(largest, 1)
+    if all > 0, do: for(part <- parts, do: min(quantile(counts, ceil(all * part)), most))
   end
 
   defp quantile([{class, count} | _counts], left) when count >= left, do: value(class)

@@ -67,8 +67,8 @@ defmodule Barytherium.Bench.Options do
   defp check(opts, arguments) do
     with {:ok, ack} <- ack(opts[:ack] || "auto"),
          :ok <- CommandLine.within(opts, @limits),
-         :ok <- CommandLine.files(opts),
-         {:ok, target} <- target(arguments) do
+         {:ok, target} <- target(arguments),
+         :ok <- CommandLine.tls(opts, target) do
       options = struct!(__MODULE__, Keyword.delete(opts, :ack))
       {:ok, %{options | ack: ack, target: target}}
     end

@@ -4,10 +4,12 @@ defmodule Barytherium.Bench.Report do
 
   alias Barytherium.Tail.Report
 
+  @typedoc "How many messages, and in how many milliseconds that was."
+  @type counted :: {non_neg_integer(), pos_integer()}
+
   @type measured :: %{
-          published: non_neg_integer(),
-          consumed: non_neg_integer(),
-          milliseconds: pos_integer(),
+          published: counted(),
+          consumed: counted(),
           size: pos_integer(),
           seconds: [non_neg_integer()],
           latency: nil | [non_neg_integer()]
@@ -29,8 +31,8 @@ defmodule Barytherium.Bench.Report do
     [rows, latency]
   end
 
-  defp row(name, count, measured) do
-    rate = Report.rate(count, count * measured.size, measured.milliseconds)
+  defp row(name, {count, milliseconds}, measured) do
+    rate = Report.rate(count, count * measured.size, milliseconds)
     [String.pad_trailing(name, 11), Report.plural(count, "message"), ", ", rate, "\n"]
   end
 
@@ -39,12 +41,13 @@ defmodule Barytherium.Bench.Report do
 
   @spec json(measured()) :: String.t()
   def json(measured) do
-    rate = &Float.round(&1 * 1000 / measured.milliseconds, 1)
+    rate = fn {count, milliseconds} -> Float.round(count * 1000 / milliseconds, 1) end
+    {{published, _time}, {consumed, _later}} = {measured.published, measured.consumed}
 
     latency =
       Enum.map_join(times(measured), ",", fn {{name, _part}, time} -> ~s("#{name}":#{time}) end)
 
-    ~s({"published":#{measured.published},"consumed":#{measured.consumed},"size":#{measured.size},) <>
+    ~s({"published":#{published},"consumed":#{consumed},"size":#{measured.size},) <>
       ~s("published_per_second":#{rate.(measured.published)},"consumed_per_second":#{rate.(measured.consumed)},) <>
       ~s("each_second":[#{Enum.join(measured.seconds, ",")}],"latency_us":{#{latency}}})
   end

@@ -59,6 +59,7 @@ defmodule Barytherium.Send.Options do
           | :no_body
           | :several_bodies
           | :body_and_lines
+          | :count_and_lines
 
   @spec parse([String.t()]) :: {:ok, t()} | :help | {:error, reason()}
   def parse(argv), do: CommandLine.parse(argv, @switches, &check/2)
@@ -66,8 +67,9 @@ defmodule Barytherium.Send.Options do
   defp check(opts, arguments) do
     with {:ok, headers} <- CommandLine.headers(opts, :send),
          :ok <- CommandLine.within(opts, @limits),
-         :ok <- CommandLine.files(opts),
-         {:ok, source} <- source(arguments, opts) do
+         {:ok, source} <- source(arguments, opts),
+         :ok <- CommandLine.tls(opts, source.target),
+         :ok <- once(opts) do
       options = struct!(__MODULE__, Keyword.delete(opts, :header))
       {:ok, struct!(options, Map.put(source, :headers, headers ++ own_headers(options)))}
     end
@@ -90,6 +92,8 @@ defmodule Barytherium.Send.Options do
     end
   end
 
+  defp once(opts), do: if(opts[:lines] && opts[:count], do: {:error, :count_and_lines}, else: :ok)
+
   defp body([], true), do: {:ok, nil}
   defp body(_body, true), do: {:error, :body_and_lines}
   defp body([body], _no_lines), do: {:ok, body}
@@ -105,6 +109,8 @@ defmodule Barytherium.Send.Options do
   def message(:no_destination), do: "no destination: stomp://host/queue/a"
   def message(:no_body), do: "no BODY: a text, - for stdin, or @FILE; or --lines"
   def message(:several_bodies), do: "more than one BODY: put it in quotes"
+
+  def message(:count_and_lines), do: "--count is for a BODY, and --lines sends each line once"
 
   def message(:body_and_lines),
     do: "--lines reads the messages from stdin, so there is no BODY"

@@ -13,7 +13,11 @@ defmodule Barytherium.Tail.CommandLine do
           | {:header, String.t()}
           | {:outside, atom(), integer()}
           | {:no_file, String.t()}
+          | {:not_secure, atom()}
+          | {:query, String.t()}
           | :url
+
+  @tls [:cacertfile, :certfile, :keyfile, :insecure]
 
   @doc """
   Runs a program whose name is `command`, and returns its exit status. `options` and `help` are the modules
@@ -127,14 +131,22 @@ defmodule Barytherium.Tail.CommandLine do
     end
   end
 
-  @doc "Checks that the files of TLS are there."
-  @spec files(keyword()) :: :ok | {:error, reason()}
-  def files(opts) do
-    paths = opts |> Keyword.take([:cacertfile, :certfile, :keyfile]) |> Keyword.values()
+  @doc "Checks the options of TLS for a target, and that their files are there."
+  @spec tls(keyword(), nil | Target.t()) :: :ok | {:error, reason()}
+  def tls(opts, %{secure: true}) do
+    paths = opts |> Keyword.take(@tls -- [:insecure]) |> Keyword.values()
 
     case Enum.find(paths, &(not File.regular?(&1))) do
       nil -> :ok
       path -> {:error, {:no_file, path}}
+    end
+  end
+
+  # Nothing would be encrypted.
+  def tls(opts, _plain) do
+    case Enum.find(@tls, &opts[&1]) do
+      nil -> :ok
+      name -> {:error, {:not_secure, name}}
     end
   end
 
@@ -143,6 +155,13 @@ defmodule Barytherium.Tail.CommandLine do
   def message({:unknown, name}), do: "unknown option #{Text.line(name)}, or its value is missing"
   def message({:invalid, name, value}), do: "#{name} cannot be #{Text.line(value)}"
   def message({:outside, name, value}), do: "--#{name} cannot be #{value}"
+
+  def message({:not_secure, name}),
+    do: "--#{name} is for TLS, and the URL begins with stomp://, not with stomp+ssl://"
+
+  def message({:query, name}),
+    do: "?#{Text.line(name)}= is nothing that a URL can say: ?host=name is the virtual host"
+
   def message({:no_file, path}), do: "there is no file #{Text.line(path)}"
 
   # The URL is not shown, because it may contain a password.

@@ -3,6 +3,7 @@ defmodule Barytherium.Tail.Login do
   # How the command-line programs connect: a password, the options of TLS, and what may be wrong.
 
   alias Barytherium.{Client, Error}
+  alias Barytherium.Client.Endpoint
   alias Barytherium.Tail.{Target, Terminal}
   alias Barytherium.Text
 
@@ -44,23 +45,32 @@ defmodule Barytherium.Tail.Login do
     {:ok, client} = Client.start_link([max_attempts: 1, listener: self()] ++ client)
 
     receive do
-      {:barytherium, :client, {{:connected, info}, ^client}} -> {:ok, client, info}
-      {:EXIT, ^client, {:shutdown, {:max_attempts, reason}}} -> {:error, Error.new(reason)}
+      {:barytherium, :client, {{:connected, info}, ^client}} ->
+        {:ok, client, info}
+
+      {:barytherium, :client, {{:connection_failure, error}, ^client}} ->
+        receive do: ({:EXIT, ^client, _reason} -> {:error, error})
     end
   end
 
-  @doc "What may be wrong if the broker could not be connected to for this reason, or nil."
-  @spec hint(atom(), Target.t()) :: nil | String.t()
-  def hint(:refused, %{vhost: vhost}) do
+  @doc "Why there is no connection, and what may be wrong, for `CommandLine.complain/1`."
+  @spec failure(Error.t(), Target.t()) :: String.t()
+  def failure(error, target) do
+    {:ok, endpoint} = Endpoint.parse(target.url.())
+    text = "cannot connect to #{Endpoint.to_string(endpoint)}: #{Exception.message(error)}"
+    [Text.line(text) | List.wrap(hint(error.reason, target))] |> Enum.join("\n")
+  end
+
+  defp hint(:refused, %{vhost: vhost}) do
     "The virtual host was #{Text.line(vhost)}; ?host=name at the end of the URL changes it. In a user or a password, " <>
       "write %40 for @, %3A for : and %2F for /"
   end
 
-  def hint(reason, %{secure: false}) when reason in [:closed, :parse_error],
+  defp hint(reason, %{secure: false}) when reason in [:closed, :parse_error],
     do: "If this port speaks TLS, the URL begins with stomp+ssl://"
 
-  def hint(reason, %{secure: true}) when reason in [:closed, :unexpected_message],
+  defp hint(reason, %{secure: true}) when reason in [:closed, :unexpected_message],
     do: "If this port does not speak TLS, the URL begins with stomp://"
 
-  def hint(_reason, _target), do: nil
+  defp hint(_reason, _target), do: nil
 end

@@ -82,8 +82,8 @@ defmodule Barytherium.Tail.Options do
     with {:ok, format} <- format(opts[:format] || "pretty"),
          {:ok, headers} <- CommandLine.headers(opts, :subscribe),
          :ok <- CommandLine.within(opts, @limits),
-         :ok <- CommandLine.files(opts),
-         {:ok, from} <- source(arguments) do
+         {:ok, from} <- source(arguments),
+         :ok <- CommandLine.tls(opts, from[:target]) do
       given = opts |> Keyword.drop([:header, :format]) |> Map.new()
       options = struct!(__MODULE__, Map.merge(from, given))
       {:ok, %{options | format: format, headers: headers}}

@@ -72,7 +72,6 @@ defmodule Barytherium.Tail.Session do
 
   @impl true
   def handle_continue(:start, state) do
-    send(self(), :look_for_reader)
     {options, state} = broker(state)
     {:ok, client} = Client.start_link(options ++ [listener: self()])
     {:noreply, %{state | client: client}}
@@ -206,11 +205,8 @@ defmodule Barytherium.Tail.Session do
   defp event({:connected, _info}, state), do: {:noreply, notice(state, "Connected again")}
 
   defp event({:connection_failure, error}, %{started: nil} = state) do
-    state =
-      notice(state, "Error: cannot connect to #{endpoint(state)}: " <> Exception.message(error))
-
-    hint = Login.hint(error.reason, state.options.target)
-    finish(1, if(hint, do: notice(state, hint), else: state))
+    lines = error |> Login.failure(state.options.target) |> String.split("\n")
+    finish(1, Enum.reduce(["Error: " <> hd(lines) | tl(lines)], state, &notice(&2, &1)))
   end
 
   defp event({:connection_failure, error}, state),
@@ -226,6 +222,9 @@ defmodule Barytherium.Tail.Session do
 
   defp event({:disconnected, error}, state),
     do: {:noreply, notice(state, "Disconnected: #{Exception.message(error)}. Connecting again")}
+
+  # The failure of the attempt to connect follows, and says the same.
+  defp event({:error, _frame}, %{ways: []} = state), do: {:noreply, state}
 
   defp event({:error, frame}, state),
     do: {:noreply, notice(state, Exception.message(Error.new(frame)))}
@@ -255,6 +254,7 @@ defmodule Barytherium.Tail.Session do
   defp subscribe(%{ways: ways} = state) do
     with {:ok, state} <- subscribe(ways, state) do
       Process.send_after(self(), :second, @second)
+      Process.send_after(self(), :look_for_reader, @reader_interval)
       %{seconds: seconds} = state.options
       if seconds != :infinity, do: Process.send_after(self(), :seconds_over, seconds * @second)
       now = counts(state)

@@ -16,25 +16,35 @@ defmodule Barytherium.Tail.Target do
           login: nil | String.t()
         }
 
-  @spec parse(String.t()) :: {:ok, t()} | :error
+  @spec parse(String.t()) :: {:ok, t()} | :error | {:error, {:query, String.t()}}
   def parse(text) do
     with {:ok, %URI{scheme: scheme, host: host, fragment: nil} = uri}
          when scheme in @schemes and host not in [nil, ""] <- text |> encode_path() |> URI.new(),
          true <- uri.port in [nil | Enum.to_list(1..65_535)],
-         true <- decodes?(text) do
+         true <- decodes?(text),
+         {:ok, vhost} <- vhost(URI.decode_query(uri.query || "")) do
       url = URI.to_string(%{uri | path: nil, query: nil})
 
       {:ok,
        %__MODULE__{
          url: fn -> url end,
-         vhost: URI.decode_query(uri.query || "")["host"] || "/",
+         vhost: vhost,
          destination: destination(uri.path),
          secure: scheme == "stomp+ssl",
          login: login_without_password(uri.userinfo)
        }}
     else
+      {:error, {:query, _name}} = error -> error
       _not_such_a_url -> :error
     end
+  end
+
+  defp vhost(query) when query == %{}, do: {:ok, "/"}
+  defp vhost(%{"host" => vhost} = query) when map_size(query) == 1, do: {:ok, vhost}
+
+  defp vhost(query) do
+    {name, _value} = Enum.find(query, fn {name, _value} -> name != "host" end)
+    {:error, {:query, name}}
   end
 
   # Destinations have characters that URLs do not have: `/topic/a.#` and `/topic/PRICE.>`, for example.

@@ -8,7 +8,7 @@ defmodule Barytherium.Tail.Terminal do
 
   defstruct live: false, colors: false
 
-  @typedoc "`live`: stdout is a terminal that can erase a line."
+  @typedoc "`live`: it is a terminal, and can erase a line."
   @type t :: %__MODULE__{live: boolean(), colors: boolean()}
 
   # Takes a terminal as stdin: the output or the input may be a pipe.
@@ -23,14 +23,14 @@ defmodule Barytherium.Tail.Terminal do
   # send that one.
   @divert "intr undef quit '^C'"
 
-  @doc "The terminal of this VM."
-  @spec detect() :: t()
-  def detect, do: new(terminal?(1), System.get_env())
+  @doc "The terminal that this descriptor of the VM is: 1 is stdout, 2 stderr."
+  @spec detect(1 | 2) :: t()
+  def detect(descriptor), do: new(terminal?(descriptor), System.get_env())
 
   @doc "See https://no-color.org."
   @spec new(boolean(), %{String.t() => String.t()}) :: t()
-  def new(stdout?, env) do
-    live = stdout? and env["TERM"] not in [nil, "", "dumb"]
+  def new(terminal?, env) do
+    live = terminal? and env["TERM"] not in [nil, "", "dumb"]
     %__MODULE__{live: live, colors: live and env["NO_COLOR"] in [nil, ""]}
   end
 

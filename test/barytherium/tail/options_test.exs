@@ -23,7 +23,7 @@ defmodule Barytherium.Tail.OptionsTest do
 
   test "options" do
     args = ~w(--header a:b --header c:d:e --format json --count 2 --save f --all --ack --insecure)
-    {:ok, options} = Options.parse(["stomp://h/a" | args])
+    {:ok, options} = Options.parse(["stomp+ssl://h/a" | args])
     assert options.headers == [{"a", "b"}, {"c", "d:e"}]
     assert %{format: :json, count: 2, save: "f", all: true, ack: true, insecure: true} = options
     assert Options.parse(~w(--help)) == :help
@@ -45,7 +45,9 @@ defmodule Barytherium.Tail.OptionsTest do
           {~w(--header a), {:header, "a"}, ~r/--header is NAME:VALUE/},
           {~w(--header :a), {:header, ":a"}, ~r/--header is NAME:VALUE/},
           {~w(--header id:1), {:header, "id:1"}, ~r/set anyway/},
-          {~w(--cacertfile /no), {:no_file, "/no"}, ~r/there is no file/},
+          {~w(stomp+ssl://h/a --cacertfile /no), {:no_file, "/no"}, ~r/there is no file/},
+          {~w(stomp://h/a --insecure), {:not_secure, :insecure}, ~r/--insecure is for TLS/},
+          {~w(stomp://h/a?x=1&host=v), {:query, "x"}, ~r/\?x= is nothing/},
           {~w(http://h/a), :url, ~r/not a URL of the form/},
           {~w(stomp:///a), :url, ~r/not a URL/},
           {~w(stomp://h:0/a), :url, ~r/not a URL/},

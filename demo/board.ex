@@ -1,8 +1,8 @@
 defmodule Demo.Board do
   @moduledoc """
-  A consumer that inflates the messages, and what it knows of the trains. The table is read by whoever shows it.
+  A consumer of the messages, which it gets inflated, and what it knows of the trains. The table is read by whoever shows it.
   """
-  use Barytherium.Consumer, subscribe: {"/topic/darwin.pushport-v16", ack: :auto}
+  use Barytherium.Consumer, subscribe: {"/topic/darwin.pushport-v16", ack: :auto, inflate: true}
 
   alias Demo.Trains
 
@@ -13,8 +13,7 @@ defmodule Demo.Board do
 
   @impl true
   def handle_message(frame, {table, counters} = board) do
-    departure = frame.body |> :zlib.gunzip() |> Trains.departure()
-    :ets.insert(table, departure)
+    :ets.insert(table, Trains.departure(frame.body))
     :counters.add(counters, 1, 1)
     :counters.add(counters, 2, byte_size(frame.body))
     {:ack, board}

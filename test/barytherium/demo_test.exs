@@ -44,7 +44,7 @@ defmodule Barytherium.DemoTest do
     assert text =~ ~r{^\d+ messages/s, .*B/s; \d+ us a message, broker included; \d+ MiB$}m
 
     assert text =~
-             ~r/This machine receives [\d,]+ of these messages a second, \d+\.\d times as many as a/
+             ~r/This machine receives and inflates [\d,]+ of these messages a second, \d+\.\d times as many/
 
     refute text =~ "\e"
   end

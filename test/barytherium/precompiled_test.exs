@@ -33,6 +33,16 @@ defmodule Barytherium.PrecompiledTest do
     Map.merge(context, %{archive: archive, environment: environment})
   end
 
+  test "without a repository there is nowhere to download from",
+       %{tmp_dir: directory} = context do
+    checksums = Path.join(directory, "checksums.exs")
+    Archive.write_checksums!(directory, checksums)
+    project = [version: "1.0.0", source_url: nil]
+    assert {:error, text} = Precompiled.choose(project, checksums, context.environment, @linux)
+    assert text =~ "mix.exs names no repository whose releases have the library"
+    assert text =~ @hint
+  end
+
   describe "the target" do
     for {architecture, target} <- [
           {"x86_64-pc-linux-gnu", "x86_64-unknown-linux-gnu"},

@@ -49,6 +49,39 @@ defmodule Barytherium.ReadmeTest do
 
   defp at(block, port), do: String.replace(block, "61613", to_string(port))
 
+  test "the commands for a broker work" do
+    # Each is silent while it runs, and these overlap.
+    %{level: level} = :logger.get_primary_config()
+    on_exit(fn -> :logger.set_primary_config(:level, level) end)
+    broker = start_supervised!(TestBroker)
+    [tail, send, bench] = commands("localhost", "127.0.0.1:#{TestBroker.port(broker)}")
+    tailing = run(Barytherium.Tail, tail ++ ["--count", "1"])
+    TestBroker.await_subscription(broker, "/topic/a")
+    assert {0, ""} = send |> then(&run(Barytherium.Send, &1)) |> Task.await()
+    assert {0, shown} = Task.await(tailing)
+    assert shown =~ "hello"
+    assert {0, table} = run(Barytherium.Bench, bench ++ ["--seconds", "1"]) |> Task.await()
+    assert table =~ ~r/published .*\nconsumed .*\nlatency /
+  end
+
+  # Those of the README that begin with `mix barytherium.`, as arguments.
+  defp commands(host, broker) do
+    for [arguments] <-
+          Regex.scan(~r/^mix barytherium\.\w+ ([^#\n]*)/m, @readme, capture: :all_but_first),
+        do: arguments |> String.replace("guest@" <> host, broker) |> OptionParser.split()
+  end
+
+  defp run(program, arguments) do
+    Task.async(fn ->
+      {{status, stdout}, _stderr} =
+        ExUnit.CaptureIO.with_io(:stderr, fn ->
+          ExUnit.CaptureIO.with_io(fn -> program.run(arguments, "command") end)
+        end)
+
+      {status, stdout}
+    end)
+  end
+
   test "the dependency is one that Mix takes" do
     assert {{:barytherium, path: _path}, _bindings} = "path:" |> block() |> Code.eval_string()
   end

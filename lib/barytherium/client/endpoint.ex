@@ -34,8 +34,9 @@ defmodule Barytherium.Client.Endpoint do
 
   def parse(url) when is_binary(url) do
     with {:ok, scheme} <- scheme(url),
-         {:ok, %URI{host: host, query: nil, fragment: nil} = uri}
+         {:ok, %URI{host: host, fragment: nil} = uri}
          when is_binary(host) and host != "" <- URI.new(url),
+         :ok <- query(uri.query),
          :ok <- authority(url),
          :ok <- escapes(uri),
          :ok <- path(uri.path) do
@@ -93,6 +94,13 @@ defmodule Barytherium.Client.Endpoint do
       do: {:wrong, "a % that encodes nothing: write %25"},
       else: :ok
   end
+
+  defp query(nil), do: :ok
+
+  defp query(_tools),
+    do:
+      {:wrong,
+       "only URLs of the command-line tools have a query: here the virtual host is the path, stomp://host/vhost"}
 
   # The path of the command-line tools is a destination, so this is easily mistaken.
   defp path("/" <> name = path) do

@@ -24,12 +24,13 @@ defmodule Barytherium.Build.Precompiled do
          {:ok, target} <- Target.find(system.architecture, environment),
          name = Archive.name(project[:version], target),
          {:ok, checksums} <- Archive.read_checksums(checksum_file),
-         {:ok, sha256} <- Archive.expected(checksums, name) do
+         {:ok, sha256} <- Archive.expected(checksums, name),
+         {:ok, base} <- base_url(project, environment) do
       {:ok,
        %{
          name: name,
          sha256: sha256,
-         url: base_url(project, environment) <> "/" <> name,
+         url: base <> "/" <> name,
          cached: Path.join(cache(environment), name)
        }}
     else
@@ -82,12 +83,15 @@ defmodule Barytherium.Build.Precompiled do
   end
 
   defp base_url(project, environment) do
-    case environment["BARYTHERIUM_BASE_URL"] do
-      unset when unset in [nil, ""] ->
-        "#{project[:source_url]}/releases/download/v#{project[:version]}"
+    case {environment["BARYTHERIUM_BASE_URL"], project[:source_url]} do
+      {unset, nil} when unset in [nil, ""] ->
+        {:error, "mix.exs names no repository whose releases have the library"}
 
-      url ->
-        String.trim_trailing(url, "/")
+      {unset, source} when unset in [nil, ""] ->
+        {:ok, "#{source}/releases/download/v#{project[:version]}"}
+
+      {url, _source} ->
+        {:ok, String.trim_trailing(url, "/")}
     end
   end
 

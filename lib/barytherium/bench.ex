@@ -156,19 +156,19 @@ defmodule Barytherium.Bench do
 
   defp publish(queue, client, parent, run, {started, until, sent}) do
     now = System.monotonic_time(:microsecond)
-    dues = dues(sent, now - started, started, run.options)
 
-    cond do
-      now >= until or over?(run) -> send(parent, {:published, self()})
-      dues == [] -> Process.sleep(@tick)
-      true -> publish_now(queue, client, parent, run, dues)
+    if now >= until or :atomics.get(run.is_over, 1) > 0 do
+      send(parent, {:published, self()})
+    else
+      dues = dues(sent, now - started, started, run.options)
+
+      if dues == [],
+        do: Process.sleep(@tick),
+        else: publish_now(queue, client, parent, run, dues)
+
+      publish(queue, client, parent, run, {started, until, sent + length(dues)})
     end
-
-    if now < until and not over?(run),
-      do: publish(queue, client, parent, run, {started, until, sent + length(dues)})
   end
-
-  defp over?(run), do: :atomics.get(run.is_over, 1) > 0
 
   # When the messages of the next group were due, in microseconds.
   defp dues(_sent, passed, started, %{rate: :infinity}),
@@ -196,6 +196,7 @@ defmodule Barytherium.Bench do
   defp publish(pairs, %{options: options} = run) do
     # The first signal ends the publishing. What was published by then is consumed, and told.
     Signals.stop_with(&:atomics.put(run.is_over, 1, &1))
+    IO.puts(:stderr, "Measuring for #{options.seconds} s ...")
     started = System.monotonic_time(:microsecond)
 
     for {publisher, _consumer} <- pairs,

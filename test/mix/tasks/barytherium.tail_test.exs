@@ -64,6 +64,16 @@ defmodule Mix.Tasks.Barytherium.TailTest do
     assert status == 143
   end
 
+  test "SIGTERM ends a benchmark in order, with what was measured" do
+    command = "echo pid $$; exec mix barytherium.bench --seconds 60 --rate 500 2>&1"
+    port = start("sh", ["-c", command])
+    output = read_until(port, "", ~r/Measuring/)
+    [_all, pid] = Regex.run(~r/pid (\d+)/, output)
+    {_output, 0} = System.cmd("kill", [pid])
+    assert {output, 143} = read_to_end(port, output)
+    assert output =~ ~r/published .*\nconsumed .*\n/
+  end
+
   test "a signal that is sent twice at once, as `timeout` does, is one", %{url: url} do
     command = "timeout --signal TERM 6 mix barytherium.tail #{url}"
     assert {output, 124} = sh(command)

@@ -59,6 +59,7 @@ defmodule Bench do
       {"TLS, 256 B", &tls(&1, Payload.new(256))},
       {@tls, &tls(&1, Payload.new(1_500))},
       {"TLS, 16 KB", &tls(&1, Payload.new(16_384))},
+      {"Darwin", &inflated(&1, Payload.darwin())},
       {"latency, idle VM", &latency(&1, 0)},
       {"latency, busy VM", &latency(&1, busy)},
       {"latency, paced, idle VM", &paced(&1, 0)},
@@ -128,6 +129,23 @@ defmodule Bench do
           "CPU of ours over :ssl": figures[:"CPU us"] / through_ssl.cpu,
           "of bare rustls": figures[:"frames/s"] * size / bare
         ]
+    end)
+  end
+
+  # Compressed bodies: inflated here by the receive loop, and behind the Elixir loops by `:zlib` in the listener.
+  defp inflated(options, {bytes, _frames}) do
+    rounds(options, Feed.start(:flood, bytes), fn port ->
+      ours = Contender.measure(:ours, port, options.time, inflate: true)
+      elixir = Contender.measure(:elixir, port, options.time, inflate: true)
+
+      [
+        "frames/s": ours.rate,
+        "x Elixir": ours.rate / elixir.rate,
+        "CPU us": ours.cpu,
+        "of Elixir's CPU": ours.cpu / elixir.cpu,
+        "listener us": ours.listener,
+        "of Elixir's listener": ours.listener / elixir.listener
+      ]
     end)
   end
 

@@ -24,7 +24,9 @@ defmodule Bench.Contender do
   What `contender` receives from `port` in `time` milliseconds, after a while of warming up.
 
   `%{rate: units per second, cpu: microseconds of this VM a unit, allocations: of this VM's
-  allocators, a unit}`; a unit is a frame, or a byte for `:raw`.
+  allocators, a unit, listener: microseconds that its listener took a unit}`; a unit is a frame, or a byte for `:raw`.
+
+  With the option `inflate: true` bodies are inflated: by our receive loop, or by the listener.
 
   The option `:acknowledge` is `:each`, to acknowledge each frame in a `Sender.write/2` of its own
   and to count acknowledgements that are written, or `:last`, to acknowledge the last frame of each
@@ -36,7 +38,9 @@ defmodule Bench.Contender do
     cpu = Processor.time()
     allocations = allocations()
     before = {count(counter), System.monotonic_time(:microsecond)}
+    listener = listened(counter)
     Process.sleep(time)
+    listener = listened(counter) - listener
     after_ = {count(counter), System.monotonic_time(:microsecond)}
     cpu = Processor.time() - cpu
     allocations = allocations() - allocations
@@ -47,9 +51,14 @@ defmodule Bench.Contender do
     %{
       rate: units / seconds,
       cpu: cpu * 1_000_000 / max(units, 1),
-      allocations: allocations / max(units, 1)
+      allocations: allocations / max(units, 1),
+      listener: listener / 1000 / max(units, 1)
     }
   end
+
+  # Nanoseconds of the listener.
+  defp listened(counter),
+    do: if(:counters.info(counter).size > 1, do: :counters.get(counter, 2), else: 0)
 
   # The native side's own are not among them; the decoder has none for a frame.
   defp allocations do
@@ -183,8 +192,9 @@ defmodule Bench.Contender do
   @doc "Starts `contender` on a new connection: what counts, and how to end it."
   def start(contender, port, opts \\ []) do
     {acknowledge, opts} = Keyword.pop(opts, :acknowledge)
+    {inflate, opts} = Keyword.pop(opts, :inflate, false)
     # The first of a sender's counters is that of frames written.
-    counter = if acknowledge, do: WriteCounters.new(), else: :counters.new(1, [])
+    counter = if acknowledge, do: WriteCounters.new(), else: :counters.new(2, [])
     parent = self()
 
     {pid, monitor} =
@@ -192,7 +202,10 @@ defmodule Bench.Contender do
         opts = options(contender, opts[:secure]) ++ opts
         {:ok, socket} = Connection.connect({127, 0, 0, 1}, port, opts)
         send(parent, {self(), :connected})
-        run(contender, socket, counter, acknowledge)
+
+        if inflate,
+          do: run_inflated(contender, socket, counter),
+          else: run(contender, socket, counter, acknowledge)
       end)
 
     receive do
@@ -238,12 +251,39 @@ defmodule Bench.Contender do
     acknowledge(acknowledge, sender, counter)
   end
 
-  defp start_loop(:elixir, socket), do: start_elixir(socket, &Bench.ElixirLoop.loop/2)
-  defp start_loop(:splitting, socket), do: start_elixir(socket, &Bench.SplittingLoop.loop/2)
+  defp run_inflated(:ours, socket, counter) do
+    start_loop(:ours, socket, inflate: true)
+    listen_timed(counter, & &1)
+  end
 
-  defp start_loop(ours, socket) when ours in [:ours, :ours_ssl] do
+  defp run_inflated(elixir, socket, counter) do
+    start_loop(elixir, socket)
+    listen_timed(counter, &%{&1 | body: :zlib.gunzip(&1.body)})
+  end
+
+  # Looks at each body, and no further.
+  defp listen_timed(counter, inflate) do
+    receive do
+      {:"$gen_cast", {:barytherium, :frames, {frames, _sender}}} ->
+        started = System.monotonic_time(:nanosecond)
+
+        for %{command: :message} = frame <- frames do
+          %{body: "<?xml" <> _rest} = inflate.(frame)
+          :counters.add(counter, 1, 1)
+        end
+
+        :counters.add(counter, 2, System.monotonic_time(:nanosecond) - started)
+        listen_timed(counter, inflate)
+    end
+  end
+
+  defp start_loop(contender, socket, opts \\ [])
+  defp start_loop(:elixir, socket, []), do: start_elixir(socket, &Bench.ElixirLoop.loop/2)
+  defp start_loop(:splitting, socket, []), do: start_elixir(socket, &Bench.SplittingLoop.loop/2)
+
+  defp start_loop(ours, socket, opts) when ours in [:ours, :ours_ssl] do
     network = spawn_link(&answer_network/0)
-    {:ok, loop} = Receiver.start_link(socket, self(), network, self())
+    {:ok, loop} = Receiver.start_link(socket, self(), network, self(), opts)
     give(socket, loop)
     loop
   end

@@ -14,6 +14,54 @@ defmodule Bench.Payload do
     {bytes, count}
   end
 
+  # Kilobytes of XML of Darwin's messages, which are varied.
+  @darwin [1, 1.5, 2, 3, 3, 4, 6, 10, 20]
+
+  @doc "Frames like Darwin's, whose bodies are gzip: 1 to 20 KB of XML, of which each is another."
+  def darwin do
+    :rand.seed(:exsss, {1, 2, 3})
+    count = 2_000
+
+    frames =
+      for n <- 1..count do
+        body = n |> xml(round(1024 * Enum.random(@darwin))) |> :zlib.gzip()
+        length = {"content-length", to_string(byte_size(body))}
+        frame = %Frame{command: :message, headers: headers(:plain, n) ++ [length], body: body}
+        [Frame.format(frame), "\n"]
+      end
+
+    {IO.iodata_to_binary(frames), count}
+  end
+
+  defp xml(n, size) do
+    locations =
+      Stream.repeatedly(&location/0)
+      |> Enum.reduce_while({0, []}, fn one, {bytes, all} ->
+        if bytes < size, do: {:cont, {bytes + byte_size(one), [one | all]}}, else: {:halt, all}
+      end)
+
+    IO.iodata_to_binary([
+      ~s(<?xml version="1.0" encoding="UTF-8"?><Pport xmlns="http://www.thalesgroup.com/rtti/PushPort/v16" ),
+      ~s(ts="2026-11-29T#{time()}:01.1234567Z" version="16.0"><uR updateOrigin="TD"><TS rid="20261129#{n}" ),
+      ~s(ssd="2026-11-29" uid="C#{10_000 + n}">),
+      locations,
+      "</TS></uR></Pport>"
+    ])
+  end
+
+  defp location do
+    {due, platform} = {time(), Enum.random(1..20)}
+    name = for _letter <- 1..Enum.random(4..7), into: "", do: <<Enum.random(?A..?Z)>>
+
+    ~s(<ns5:Location pta="#{due}" ptd="#{due}" tpl="#{name}" wta="#{due}:30" wtd="#{due}">) <>
+      ~s(<ns5:dep et="#{time()}" src="Darwin"/><ns5:plat platsup="true">#{platform}</ns5:plat></ns5:Location>)
+  end
+
+  defp time do
+    [hour, minute] = for most <- [23, 59], do: 0..most |> Enum.random() |> to_string()
+    String.pad_leading(hour, 2, "0") <> ":" <> String.pad_leading(minute, 2, "0")
+  end
+
   def frame(n, body, headers, content_length?) do
     # No NUL in it, so that it may go without its length.
     body = :binary.copy("x", body)

@@ -148,6 +148,13 @@ fn a_bomb_that_hides_its_size_is_given_up_at_the_limit() {
 fn every_cut_and_every_changed_byte_is_noticed() {
     let data = text(200);
     for body in [gzip(&data), zlib(&data)] {
+        // The check sum of zlib is its last four bytes, that of gzip stands before four bytes of its length.
+        for end in 1..=4 {
+            let mut changed = body.clone();
+            let at = body.len() - end;
+            changed[at] ^= 1;
+            assert!(inflate(&changed).is_err(), "byte {at}");
+        }
         for length in 3..body.len() {
             let cut = inflate(&body[..length]);
             assert!(

@@ -94,8 +94,8 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
     test "bench publishes and consumes, and leaves nothing", %{url: url} do
       for ack <- ["auto", "client-individual"] do
         args = [url, "--seconds", "1", "--rate", "100", "--ack", ack, "--json"]
-        run = fn -> Barytherium.Bench.run(args, "bench") end
-        assert {0, json} = with_io(run)
+        run = fn -> with_io(fn -> Barytherium.Bench.run(args, "bench") end) end
+        assert {{0, json}, _says} = with_io(:stderr, run)
         assert json =~ ~s("published":)
       end
     end

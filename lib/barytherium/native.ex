@@ -127,15 +127,20 @@ defmodule Barytherium.Native do
   @spec put_route(
           routes(),
           subscription :: binary(),
-          pid(),
+          recipients :: [pid(), ...],
+          key :: nil | (header :: binary()) | {at :: non_neg_integer(), length :: pos_integer()},
           origin :: pid() | {client :: pid(), pos_integer()},
           noted :: nil | :ack | :message_id,
           inflate :: nil | boolean()
         ) :: :ok
-  def put_route(_routes, _subscription, _pid, _origin, _noted, _inflate), do: not_loaded()
+  def put_route(_routes, _subscription, _recipients, _key, _origin, _noted, _inflate),
+    do: not_loaded()
 
   @spec acknowledged(routes(), subscription :: binary(), id :: binary()) :: :ok
   def acknowledged(_routes, _subscription, _id), do: not_loaded()
+
+  @spec first_unacknowledged(routes(), subscription :: binary()) :: nil | binary()
+  def first_unacknowledged(_routes, _subscription), do: not_loaded()
 
   @spec unacknowledged_through(routes(), subscription :: binary(), id :: binary()) :: [binary()]
   def unacknowledged_through(_routes, _subscription, _id), do: not_loaded()

@@ -13,12 +13,18 @@ defmodule Barytherium.Client.Acknowledgements do
 
   @doc """
   The header of a subscription's messages that is noted. `kept?`: what is not acknowledged when the
-  subscription ends has to reach another subscriber. (That of a consumer ends with its connection.)
+  subscription ends has to reach another subscriber. (That of a consumer ends with its connection.) `shared?`: several
+  handlers get the messages, by a key; a cumulative acknowledgement has to wait for all of them.
   """
-  @spec noted(Session.t(), Session.mode(), kept? :: boolean()) :: nil | :ack | :message_id
-  def noted(%Session{version: version} = session, mode, kept?) do
-    if Session.rabbitmq?(session) and (mode == :client or (mode == :client_individual and kept?)),
-      do: if(version == "1.2", do: :ack, else: :message_id)
+  @spec noted(Session.t(), Session.mode(), kept? :: boolean(), shared? :: boolean()) ::
+          nil | :ack | :message_id
+  def noted(%Session{version: version} = session, mode, kept?, shared?) do
+    noted? =
+      if Session.rabbitmq?(session),
+        do: (mode == :client and not shared?) or (mode == :client_individual and kept?),
+        else: mode == :client and shared?
+
+    if noted?, do: if(version == "1.2", do: :ack, else: :message_id)
   end
 
   @doc """

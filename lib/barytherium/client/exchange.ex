@@ -6,6 +6,7 @@ defmodule Barytherium.Client.Exchange do
   alias Barytherium.Client.{
     Acknowledgements,
     Events,
+    Handlers,
     Renewals,
     Requests,
     Requeue,
@@ -213,7 +214,17 @@ defmodule Barytherium.Client.Exchange do
              (id == nil or is_map_key(connection.transactions, id)) do
     done = if id, do: data.connection.transactions[id].acknowledged, else: []
 
+    shared? = Handlers.shared?(data.handlers, data.connection.session, messages)
+
     case Acknowledgements.acknowledge(data.connection.session, command, messages, headers, done) do
+      # It would cover the messages of other handlers.
+      {:ok, _frames, _acknowledged} when shared? and id != nil ->
+        {{:error, :unsupported}, data}
+
+      {:ok, _frames, _acknowledged} when shared? ->
+        {Handlers.settle(data.handlers, data.connection.session, command, messages, headers),
+         data}
+
       {:ok, frames, acknowledged} ->
         if frames != [], do: Sender.write(data.connection.sender, frames)
         {:ok, acknowledged(id, acknowledged, data)}

@@ -3,16 +3,17 @@ defmodule Barytherium.Client.Handlers do
   # The handler of a consumer, the process that runs its callbacks, as its client sees it. The client starts it,
   # tells it of connections, and never waits for it. `nil` stands for a client without a consumer.
 
-  alias Barytherium.Client.{Backoff, Session}
-  alias Barytherium.Consumer.{Dealer, Worker}
-  alias Barytherium.Network
+  alias Barytherium.Client.{Acknowledgements, Backoff, Session}
+  alias Barytherium.Consumer.{Dealer, Partition, Worker}
+  alias Barytherium.{Frame, Network}
 
   # Milliseconds before a process that has crashed is started again. The pause doubles with each crash, until
   # one has lived for the longest.
   @pauses {100, 30_000}
 
-  @enforce_keys [:settings, :pid, :since, :backoff]
-  defstruct [:settings, :pid, :since, :backoff, finishing: false]
+  # `recipients` are the processes that the receive loop sends messages to.
+  @enforce_keys [:settings, :pid, :recipients, :since, :backoff]
+  defstruct [:settings, :pid, :recipients, :since, :backoff, finishing: false]
 
   @type consumer :: %__MODULE__{}
   @type t :: nil | consumer()
@@ -26,19 +27,34 @@ defmodule Barytherium.Client.Handlers do
 
     with {:ok, pid} <- module(settings).start_link(self(), settings) do
       backoff = Backoff.new(@pauses)
-      {:ok, %__MODULE__{settings: settings, pid: pid, since: now(), backoff: backoff}}
+
+      handlers = %__MODULE__{
+        settings: settings,
+        pid: pid,
+        recipients: [],
+        since: now(),
+        backoff: backoff
+      }
+
+      {:ok, started(handlers, pid)}
     end
   end
 
   @doc "Starts it again, if it has ended."
   @spec ensure(t()) :: t()
   def ensure(%__MODULE__{pid: nil, settings: settings} = handlers),
-    do: %{handlers | pid: module(settings).start_again(self(), settings), since: now()}
+    do: started(handlers, module(settings).start_again(self(), settings))
 
   def ensure(handlers), do: handlers
 
+  defp started(%{settings: settings} = handlers, pid) do
+    recipients = if module(settings) == Partition, do: Partition.workers(pid), else: [pid]
+    %{handlers | pid: pid, recipients: recipients, since: now()}
+  end
+
   defp module(%{handlers: 1}), do: Worker
-  defp module(_several), do: Dealer
+  defp module(%{key: nil}), do: Dealer
+  defp module(_key), do: Partition
 
   @spec running?(t()) :: boolean()
   def running?(handlers), do: handlers != nil and handlers.pid != nil
@@ -75,7 +91,26 @@ defmodule Barytherium.Client.Handlers do
   @spec tell(t(), term()) :: :ok
   def tell(nil, _event), do: :ok
   def tell(%__MODULE__{pid: nil}, _event), do: :ok
-  def tell(%__MODULE__{pid: pid}, event), do: GenServer.cast(pid, {:client, event})
+  def tell(handlers, event), do: Enum.each(all(handlers), &GenServer.cast(&1, {:client, event}))
+
+  # Recipients get the client's events before the messages that follow them, because both come straight to them.
+  defp all(%__MODULE__{pid: pid, recipients: recipients}), do: Enum.uniq([pid | recipients])
+
+  @doc "Whether several handlers share the messages of these messages' subscriptions, which are acknowledged cumulatively."
+  @spec shared?(t(), Session.t(), [Frame.t()]) :: boolean()
+  def shared?(%__MODULE__{recipients: [_, _ | _]}, session, messages) do
+    not Session.rabbitmq?(session) and
+      Enum.any?(messages, &(session.modes[Session.subscription_id(session, &1)] == :client))
+  end
+
+  def shared?(_handlers, _session, _messages), do: false
+
+  @doc "Acknowledges such messages, each by itself, as soon as those before it are."
+  @spec settle(consumer(), Session.t(), :ack | :nack, [Frame.t()], Frame.frame_headers()) :: :ok
+  def settle(%__MODULE__{pid: pid}, session, command, messages, headers) do
+    ids = Enum.flat_map(messages, &Acknowledgements.ids(session, &1))
+    Partition.settle(pid, for(id <- ids, do: {id, command, headers}))
+  end
 
   @doc "Handling has to end at the deadline."
   @spec stop_at(t(), integer()) :: :ok
@@ -86,9 +121,12 @@ defmodule Barytherium.Client.Handlers do
   @spec finish(consumer(), nil | pid()) :: consumer()
   def finish(%__MODULE__{finishing: true} = handlers, _network), do: handlers
 
-  def finish(%__MODULE__{pid: pid} = handlers, network) do
+  def finish(handlers, network) do
     message = {:"$gen_cast", {:client, :finish}}
-    if network, do: Network.fence(network, pid, message), else: send(pid, message)
+
+    for pid <- all(handlers),
+        do: if(network, do: Network.fence(network, pid, message), else: send(pid, message))
+
     %{handlers | finishing: true}
   end
 

@@ -1,7 +1,7 @@
 defmodule Barytherium.Client.Routing do
   @moduledoc false
   # Which process gets the messages of a subscription. The receive loop sends them there (see
-  # `Barytherium.Native.put_route/6`); what has no route comes to the client. The functions run in the
+  # `Barytherium.Native.put_route/7`); what has no route comes to the client. The functions run in the
   # client, and take its data.
 
   alias Barytherium.Client.{Acknowledgements, Handlers, Relay, Session, State}
@@ -9,29 +9,36 @@ defmodule Barytherium.Client.Routing do
 
   @doc "To be called before SUBSCRIBE is written, so that every message has its route."
   @spec put(Session.subscription(), State.t()) :: :ok
-  def put(subscription, %{handlers: %Handlers{pid: pid}} = data) when pid != nil,
+  def put(subscription, %{handlers: %Handlers{pid: pid} = handlers} = data) when pid != nil do
     # The consumer's process knows by the sender which connection a message is from.
-    do: put(subscription, pid, data.connection.sender, false, data)
+    recipients = {handlers.recipients, handlers.settings.key}
+    put(subscription, recipients, data.connection.sender, false, data)
+  end
 
   def put(%{number: number} = subscription, data) do
     with %{target: target} when is_pid(target) <- data.subscriptions[number],
-         do: put(subscription, target, {self(), number}, true, data)
+         do: put(subscription, {[target], nil}, {self(), number}, true, data)
 
     :ok
   end
 
-  defp put(subscription, pid, origin, kept?, %{connection: %{session: session, routes: routes}}) do
+  defp put(subscription, {recipients, key}, origin, kept?, %{connection: connection}) do
+    %{session: session, routes: routes} = connection
+    key = if match?([_, _ | _], recipients), do: native(key)
     # Nothing is given back to a topic.
     kept? = kept? and subscription.number not in session.forgotten
+    mode = session.modes[Session.id(session, subscription)]
+    noted = Acknowledgements.noted(session, mode, kept?, key != nil)
 
-    noted =
-      Acknowledgements.noted(session, session.modes[Session.id(session, subscription)], kept?)
-
-    for key <- Session.keys(session, subscription),
-        do: Native.put_route(routes, key, pid, origin, noted, subscription.inflate)
+    for id <- Session.keys(session, subscription),
+        do: Native.put_route(routes, id, recipients, key, origin, noted, subscription.inflate)
 
     :ok
   end
+
+  defp native({:header, name}), do: name
+  defp native(:destination), do: "destination"
+  defp native({:body, at, length}), do: {at, length}
 
   @spec delete(Session.subscription(), State.t()) :: :ok
   def delete(subscription, %{connection: %{session: %Session{} = session, routes: routes}}) do

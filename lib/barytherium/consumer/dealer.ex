@@ -5,7 +5,7 @@ defmodule Barytherium.Consumer.Dealer do
   # mailbox, so the receive loop sees that they are behind.
   use GenServer, restart: :temporary
 
-  alias Barytherium.Consumer.Worker
+  alias Barytherium.Consumer.Workers
 
   # `several?`: whether more than one may handle the messages of this connection.
   @enforce_keys [:client, :workers, :free, :batches?]
@@ -23,33 +23,15 @@ defmodule Barytherium.Consumer.Dealer do
   end
 
   @impl true
-  def init({how, client, settings}) do
-    # It is told when a worker ends. They do not trap exits, so they end with it.
-    Process.flag(:trap_exit, true)
-    # See `Barytherium.Network.start_link/4`.
-    Process.link(client)
-    start(how, client, Map.put(settings, :dealer, self()))
-  end
+  def init({how, client, %{module: module} = settings}) do
+    case Workers.start(how, client, Map.put(settings, :dealer, self())) do
+      {:ok, workers} ->
+        batches? = function_exported?(module, :handle_batch, 2)
+        {:ok, %__MODULE__{client: client, workers: workers, free: workers, batches?: batches?}}
 
-  defp start(:first, client, settings), do: start(settings.handlers, client, settings, [])
-
-  defp start(:again, client, settings) do
-    workers = for _number <- 1..settings.handlers, do: Worker.start_again(client, settings)
-    {:ok, new(client, workers, settings)}
-  end
-
-  defp start(0, client, settings, workers), do: {:ok, new(client, workers, settings)}
-
-  defp start(count, client, settings, workers) do
-    case Worker.start_link(client, settings) do
-      {:ok, pid} -> start(count - 1, client, settings, [pid | workers])
-      {:error, reason} -> {:stop, reason}
+      {:error, reason} ->
+        {:stop, reason}
     end
-  end
-
-  defp new(client, workers, %{module: module}) do
-    batches? = function_exported?(module, :handle_batch, 2)
-    %__MODULE__{client: client, workers: workers, free: workers, batches?: batches?}
   end
 
   @impl true
@@ -72,7 +54,11 @@ defmodule Barytherium.Consumer.Dealer do
   def handle_info({:free, worker}, dealer), do: {:noreply, freed(worker, dealer)}
 
   def handle_info({:EXIT, pid, reason}, dealer),
-    do: if(ours?(pid, reason, dealer), do: ended(pid, reason, dealer), else: {:noreply, dealer})
+    do:
+      if(Workers.ours?(pid, reason, dealer),
+        do: Workers.ended(pid, reason, dealer),
+        else: {:noreply, dealer}
+      )
 
   def handle_info(message, dealer) do
     Enum.each(dealer.workers, &send(&1, message))
@@ -108,8 +94,8 @@ defmodule Barytherium.Consumer.Dealer do
             deal(messages, share, sender, freed(worker, dealer))
 
           {:EXIT, pid, reason} ->
-            if ours?(pid, reason, dealer),
-              do: ended(pid, reason, dealer),
+            if Workers.ours?(pid, reason, dealer),
+              do: Workers.ended(pid, reason, dealer),
               else: deal(messages, share, sender, dealer)
         end
     end
@@ -123,23 +109,8 @@ defmodule Barytherium.Consumer.Dealer do
   # Whoever was free first is the next.
   defp freed(worker, dealer), do: %{dealer | free: dealer.free ++ [worker]}
 
-  # A process that has ended normally ends no other, unless that depends on it.
-  defp ours?(pid, reason, %{client: client, workers: workers}),
-    do: reason != :normal or pid in [client | workers]
-
-  defp ended(pid, :shutdown, %{finishing?: true, workers: workers} = dealer) do
-    case List.delete(workers, pid) do
-      [] -> {:stop, :shutdown, dealer}
-      workers -> {:noreply, %{dealer | workers: workers}}
-    end
-  end
-
-  # A worker, which has logged why, or the client.
-  defp ended(_pid, {:shutdown, _why} = reason, dealer), do: {:stop, reason, dealer}
-  defp ended(_pid, _reason, dealer), do: {:stop, {:shutdown, :handler}, dealer}
-
   @impl true
-  def terminate(_reason, dealer), do: Enum.each(dealer.workers, &Process.exit(&1, :kill))
+  def terminate(_reason, dealer), do: Workers.kill(dealer.workers)
 
   @doc false
   # The message may hold bodies.

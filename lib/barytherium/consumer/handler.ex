@@ -36,8 +36,10 @@ defmodule Barytherium.Consumer.Handler do
     :most_left
   ]
   @optional [
-    # The process that deals out the messages, if there are several with callbacks.
+    # The process that deals out the messages, if there are several with callbacks; or the one that writes
+    # cumulative acknowledgements, if these share the messages by a key.
     dealer: nil,
+    partition: nil,
     session: nil,
     # The mode of the subscription, or nil if there are several.
     mode: nil,
@@ -69,7 +71,7 @@ defmodule Barytherium.Consumer.Handler do
   @spec connected(t(), Session.t()) :: t()
   def connected(%__MODULE__{} = handler, %Session{modes: modes} = session) do
     mode = if map_size(modes) == 1, do: modes |> Map.values() |> hd()
-    %{handler | session: session, mode: mode}
+    %{handler | session: session, mode: mode, acks: []}
   end
 
   @doc """
@@ -176,13 +178,20 @@ defmodule Barytherium.Consumer.Handler do
   defp note_all(commands, messages, handler) when is_list(commands),
     do: Enum.zip_reduce(commands, messages, handler.acks, &note(&3, &1, &2, handler))
 
-  defp note_all(command, messages, %{mode: :client} = handler),
+  defp note_all(command, messages, %{mode: :client, partition: nil} = handler),
     do: note(handler.acks, command, List.last(messages), handler)
 
   defp note_all(command, messages, handler),
     do: Enum.reduce(messages, handler.acks, &note(&2, command, &1, handler))
 
-  defp note(acks, :noreply, _message, _handler), do: acks
+  defp note(acks, :noreply, _message, %{partition: nil}), do: acks
+
+  # The next acknowledgement covers it.
+  defp note(acks, :noreply, message, %{session: session} = handler) do
+    if mode(handler, message) == :client,
+      do: for(id <- Acknowledgements.ids(session, message), do: {:kept, id}) ++ acks,
+      else: acks
+  end
 
   defp note(acks, {:nack, headers}, message, handler),
     do: note(acks, :nack, message, %{handler | nack_headers: headers})
@@ -215,6 +224,18 @@ defmodule Barytherium.Consumer.Handler do
 
   defp add(acks, frame, _handler), do: [frame | acks]
 
+  # Covers this process's own messages before it, and none of others.
+  defp cover(acks, command, message, extra, %{session: session, partition: partition} = handler)
+       when partition != nil do
+    subscription = Session.subscription_id(session, message)
+    {kept, acks} = Enum.split_with(acks, &match?({:kept, {^subscription, _id}}, &1))
+
+    case Acknowledgements.ids(session, message) do
+      [] -> add(acks, nil, handler)
+      [id] -> Enum.map([{:kept, id} | kept], &decide(&1, command, extra, session)) ++ acks
+    end
+  end
+
   defp cover(acks, command, message, extra, %{session: session} = handler) do
     if Session.rabbitmq?(session) do
       session
@@ -224,6 +245,13 @@ defmodule Barytherium.Consumer.Handler do
       frame = Acknowledgements.single(session, command, message, extra)
       acks |> drop_covered(frame, handler) |> add(frame, handler)
     end
+  end
+
+  # RabbitMQ is not asked for cumulative ones.
+  defp decide({:kept, id}, command, extra, session) do
+    if Session.rabbitmq?(session),
+      do: Acknowledgements.frame(session, command, id, extra),
+      else: {:settle, {id, command, extra}}
   end
 
   # An acknowledgement covers the one before it that has not been written yet.
@@ -365,8 +393,20 @@ defmodule Barytherium.Consumer.Handler do
 
   defp flush(%{acks: []} = handler), do: handler
 
-  defp flush(%{session: %Session{sender: sender}, acks: acks} = handler) do
+  defp flush(%{session: %Session{sender: sender}, acks: acks, partition: nil} = handler) do
     Sender.write(sender, Enum.reverse(acks))
     %{handler | acks: []}
+  end
+
+  defp flush(%{session: %Session{sender: sender}, acks: acks, partition: partition} = handler) do
+    {kept, acks} = Enum.split_with(acks, &match?({:kept, _id}, &1))
+    {decisions, frames} = acks |> Enum.reverse() |> Enum.split_with(&match?({:settle, _}, &1))
+    if frames != [], do: Sender.write(sender, frames)
+
+    if decisions != [],
+      # See `Barytherium.Consumer.Partition.settle/2`.
+      do: GenServer.cast(partition, {:settle, for({:settle, one} <- decisions, do: one)})
+
+    %{handler | acks: kept}
   end
 end

@@ -25,10 +25,18 @@ defmodule Barytherium.Consumer.Options do
     handlers:
       {:count, 1,
        "The number of processes that handle the messages of a connection. Each message goes to one that is " <>
-         "free, so they are handled in parallel, and in no particular order. Each process has its own state, " <>
+         "free, so they are handled in parallel, and in no particular order, or by `:key`. Each process has its own state, " <>
          "and all callbacks but those for messages are called in each of them. For slow callbacks: dealing out a " <>
-         "message costs some microseconds. Not for `ack: :client`. With STOMP 1.0 all messages go to one " <>
-         "of them, except on RabbitMQ."},
+         "message costs some microseconds. Without `:key` it is not for `ack: :client`, and with STOMP 1.0 all " <>
+         "messages go to one of them, except on RabbitMQ."},
+    key: {
+      {:is, &__MODULE__.key?/1, "{:header, name}, :destination or {:body, offset, length}"},
+      nil,
+      "With `:handlers`: messages with the same key are handled by the same process, in their order. " <>
+        "`{:header, name}`, `:destination`, or `{:body, offset, length}` for a part of the body, which is within its " <>
+        "first 64 KiB. Messages without it have the same key. The receive loop deals them out, so it costs nothing. " <>
+        "Not with `:concurrency`."
+    },
     shutdown:
       {:time, 10_000,
        "Milliseconds that stopping may take: handling what has arrived, acknowledging, and " <>
@@ -91,11 +99,17 @@ defmodule Barytherium.Consumer.Options do
       |> ClientOptions.settings!()
       |> Map.put(:subscriptions, subscriptions(options.subscribe))
 
-    if options.handlers > 1, do: Enum.each(client.subscriptions, &check_parallel!/1)
+    if options.handlers > 1 and options.key == nil,
+      do: Enum.each(client.subscriptions, &check_parallel!/1)
+
+    if options.concurrency > 1 and options.key != nil do
+      raise ArgumentError,
+            "option :key: with :concurrency a broker gives messages of a key to several connections"
+    end
 
     worker =
       options
-      |> Map.take([:on_exception, :nack_headers, :handlers])
+      |> Map.take([:on_exception, :nack_headers, :handlers, :key])
       |> Map.merge(%{module: module, init_arg: Secret.new(options.init_arg)})
       |> Map.put(:most_left, most_left(client.subscriptions))
 
@@ -144,7 +158,7 @@ defmodule Barytherium.Consumer.Options do
   defp check_parallel!({_number, %{subscription: %{ack: :client}}}) do
     raise ArgumentError,
           "option :handlers: with ack: :client an acknowledgement would cover messages that other " <>
-            "processes have not handled"
+            "processes have not handled; with the option :key it waits for them"
   end
 
   defp check_parallel!(_other), do: :ok
@@ -162,4 +176,18 @@ defmodule Barytherium.Consumer.Options do
 
   @doc false
   def any?(_value), do: true
+
+  # What the receive loop inflates at once.
+  @farthest 64 * 1024
+
+  @doc false
+  def key?(:destination), do: true
+  def key?({:header, name}), do: is_binary(name) and name != ""
+
+  def key?({:body, at, length}),
+    do:
+      is_integer(at) and is_integer(length) and at >= 0 and length > 0 and
+        at + length <= @farthest
+
+  def key?(_other), do: false
 end

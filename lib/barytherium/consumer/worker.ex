@@ -52,7 +52,8 @@ defmodule Barytherium.Consumer.Worker do
       stop_at: settings.stop_at,
       left: settings.left,
       most_left: settings.most_left,
-      dealer: settings[:dealer]
+      dealer: settings[:dealer],
+      partition: settings[:partition]
     }
   end
 

@@ -100,17 +100,19 @@ impl<'a, 's> Delivery<'a, 's> {
         (size, following): (usize, usize),
     ) -> Option<Box<Inflating>> {
         let route = recipients.route(&frame);
-        self.select(recipients, route);
         let headers = frame.headers().len();
+        // A frame that was inflated has its body there.
+        let mut inflater = std::mem::take(self.inflater);
         let (frame, compressed) = match frame.command() {
             Command::Message if recipients.inflates(route) => {
-                match inflating::inflate(self.inflater, frame, route, recipients, budget) {
+                match inflating::inflate(&mut inflater, frame, route, recipients, budget) {
                     Inflated::Frame(frame, compressed) => (frame, compressed),
                     Inflated::Begun(inflating) => return Some(inflating),
                 }
             }
             _ => (frame, None),
         };
+        self.select(recipients, recipients.by_body(route, frame.body.as_ref()));
         // What follows is for all recipients.
         let following = following / self.batches.len();
         let batch = self.batches.get(self.batches.current());
@@ -120,6 +122,7 @@ impl<'a, 's> Delivery<'a, 's> {
             batch.push(env, frame, place, compressed)
         });
         budget.frame(headers, bytes);
+        *self.inflater = inflater;
         None
     }
 

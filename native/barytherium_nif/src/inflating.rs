@@ -49,6 +49,7 @@ pub fn inflate<'a>(
             Inflated::Frame(frame, None)
         }
         Ok(Progress::More) => {
+            let route = recipients.by_body(route, inflater.piece());
             let inflater = spare.0.take().unwrap_or_default();
             Inflated::Begun(Box::new(Inflating::new(inflater, frame, route, max)))
         }

@@ -13,14 +13,14 @@ use crate::delivery::Address;
 use crate::options::ConnectionOptions;
 use crate::parse_state::{Negotiated, ParseState};
 use crate::recipients::Recipients;
-use crate::routes::{Origin, Route, Routes};
+use crate::routes::{Key, Origin, Partition, Route, Routes};
 use crate::socket::{self, Ending, Socket};
 use crate::stats::{Counters, Stats};
 use crate::terms::{Caller, binary};
 use crate::tls::{self, Tls, TlsHandshake, TlsSettings};
 use crate::transport::Transport;
 use crate::turn::{self, Place};
-use rustler::{Atom, Binary, Env, LocalPid, NifResult, Reference, ResourceArc, Term};
+use rustler::{Atom, Binary, Env, Error, LocalPid, NifResult, Reference, ResourceArc, Term};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -175,29 +175,32 @@ fn new_routes() -> ResourceArc<Routes> {
     ResourceArc::new(Routes::default())
 }
 
-/// The messages of `subscription` go to `recipient`, as from `origin`. `noted` is the header whose values
+/// The messages of `subscription` go to one of `recipients` by `key`, as from `origin`. Without a key there is one
+/// recipient. `noted` is the header whose values
 /// are noted until they are acknowledged, `:ack` or `:message_id`, or nil. `inflate` says whether their bodies
 /// are inflated, or is nil for the connection's option.
 #[rustler::nif]
 fn put_route(
     routes: ResourceArc<Routes>,
     subscription: Binary,
-    recipient: LocalPid,
+    recipients: Vec<LocalPid>,
+    key: Option<Key>,
     origin: Origin,
     noted: Option<Noted>,
     inflate: Option<bool>,
-) -> Atom {
+) -> NifResult<Atom> {
     let header = noted.map(|noted| match noted {
         Noted::Ack => b"ack".as_slice(),
         Noted::MessageId => b"message-id".as_slice(),
     });
     let route = Route {
-        recipient,
+        recipient: *recipients.first().ok_or(Error::BadArg)?,
         origin,
         inflate,
     };
-    routes.put(&subscription, route, header);
-    rustler::types::atom::ok()
+    let partition = key.map(|key| Partition::new(recipients, key));
+    routes.put(&subscription, route, partition, header);
+    Ok(rustler::types::atom::ok())
 }
 
 #[derive(rustler::NifUnitEnum)]
@@ -217,6 +220,17 @@ fn delete_route(routes: ResourceArc<Routes>, subscription: Binary) -> Atom {
 fn acknowledged(routes: ResourceArc<Routes>, subscription: Binary, id: Binary) -> Atom {
     routes.unacknowledged(&subscription, |noted| noted.acknowledged(&id));
     rustler::types::atom::ok()
+}
+
+/// The id of the oldest message of `subscription` that was not acknowledged, or nil.
+#[rustler::nif]
+fn first_unacknowledged<'a>(
+    env: Env<'a>,
+    routes: ResourceArc<Routes>,
+    subscription: Binary,
+) -> Option<Term<'a>> {
+    let first = routes.unacknowledged(&subscription, |noted| noted.first());
+    first.flatten().map(|id| binary(env, &id))
 }
 
 /// The ids of a message of `subscription` and of those before it that were not acknowledged, the oldest

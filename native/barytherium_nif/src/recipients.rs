@@ -75,6 +75,11 @@ impl Recipients {
         self.known.route(self.routes.as_deref()?, frame)
     }
 
+    /// The route of the last message, whose body this is, if that decides.
+    pub fn by_body(&self, route: Option<Route>, body: &[u8]) -> Option<Route> {
+        route.map(|route| self.known.by_body(route, body))
+    }
+
     /// Whether the bodies of messages that go by `route` are inflated.
     pub fn inflates(&self, route: Option<Route>) -> bool {
         route

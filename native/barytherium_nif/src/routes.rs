@@ -5,8 +5,9 @@
 //! whether what it knows is still true, and remembers the route of its last message.
 
 use crate::lock::lock;
-use rustler::{LocalPid, NifResult, Term};
+use rustler::{Binary, LocalPid, NifResult, Term};
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use stomp::{Command, Frame, Unacknowledged};
@@ -39,6 +40,44 @@ impl<'a> rustler::Decoder<'a> for Origin {
     }
 }
 
+/// Which of several recipients gets a message: messages with the same key go to the same one.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Key {
+    /// The value of a header. Messages without it have the same key.
+    Header(Box<[u8]>),
+    /// A part of the body. A body that ends before has what it has of it.
+    Body { at: usize, length: usize },
+}
+
+impl<'a> rustler::Decoder<'a> for Key {
+    fn decode(term: Term<'a>) -> NifResult<Self> {
+        if let Ok((at, length)) = term.decode() {
+            return Ok(Key::Body { at, length });
+        }
+        let name: Binary = term.decode()?;
+        Ok(Key::Header(name.as_slice().into()))
+    }
+}
+
+/// Several processes that share the messages of a subscription.
+pub struct Partition {
+    pids: Vec<LocalPid>,
+    key: Key,
+}
+
+impl Partition {
+    /// `pids` has some.
+    pub fn new(pids: Vec<LocalPid>, key: Key) -> Partition {
+        Partition { pids, key }
+    }
+
+    fn recipient(&self, key: &[u8]) -> LocalPid {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(key);
+        self.pids[(hasher.finish() % self.pids.len() as u64) as usize]
+    }
+}
+
 /// A note of the messages that were delivered and not acknowledged.
 #[derive(Clone)]
 struct Notes {
@@ -50,9 +89,20 @@ struct Notes {
 #[derive(Clone)]
 struct Entry {
     route: Route,
+    /// Who gets the messages, if there are several.
+    partition: Option<Arc<Partition>>,
     notes: Option<Notes>,
     /// Whether a message has come.
     used: bool,
+}
+
+impl Entry {
+    fn recipients(&self) -> &[LocalPid] {
+        match &self.partition {
+            Some(partition) => &partition.pids,
+            None => std::slice::from_ref(&self.route.recipient),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -68,28 +118,32 @@ struct Table {
 
 impl Table {
     fn insert(&mut self, subscription: &[u8], entry: Entry) {
-        *self.recipients.entry(entry.route.recipient).or_default() += 1;
+        for &pid in entry.recipients() {
+            *self.recipients.entry(pid).or_default() += 1;
+        }
         if let Some(notes) = &entry.notes {
             self.notes.insert(subscription.into(), notes.clone());
         }
         if let Some(old) = self.entries.insert(subscription.into(), entry) {
-            self.left(old.route.recipient);
+            self.left(&old);
         }
     }
 
     fn remove(&mut self, subscription: &[u8]) {
         if let Some(old) = self.entries.remove(subscription) {
-            self.left(old.route.recipient);
+            self.left(&old);
         }
     }
 
-    /// The recipient has one route less.
-    fn left(&mut self, recipient: LocalPid) {
-        if let Some(count) = self.recipients.get_mut(&recipient) {
-            *count -= 1;
-            if *count == 0 {
-                self.recipients.remove(&recipient);
-                self.gone.push(recipient);
+    /// Its recipients have one route less.
+    fn left(&mut self, entry: &Entry) {
+        for &recipient in entry.recipients() {
+            if let Some(count) = self.recipients.get_mut(&recipient) {
+                *count -= 1;
+                if *count == 0 {
+                    self.recipients.remove(&recipient);
+                    self.gone.push(recipient);
+                }
             }
         }
     }
@@ -110,8 +164,15 @@ pub struct Routes {
 impl rustler::Resource for Routes {}
 
 impl Routes {
-    /// `noted`: the header whose values are noted until they are acknowledged.
-    pub fn put(&self, subscription: &[u8], route: Route, noted: Option<&'static [u8]>) {
+    /// `partition`: who gets the messages, if there are several. `noted`: the header whose values are noted until
+    /// they are acknowledged.
+    pub fn put(
+        &self,
+        subscription: &[u8],
+        route: Route,
+        partition: Option<Partition>,
+        noted: Option<&'static [u8]>,
+    ) {
         let notes = noted.map(|header| Notes {
             header,
             ids: Arc::default(),
@@ -121,6 +182,7 @@ impl Routes {
                 subscription,
                 Entry {
                     route,
+                    partition: partition.map(Arc::new),
                     notes,
                     used: false,
                 },
@@ -216,7 +278,27 @@ impl Known {
         {
             lock(&notes.ids).delivered(&id);
         }
-        Some(entry.route)
+        let mut route = entry.route;
+        if let Some(partition) = &entry.partition
+            && let Key::Header(name) = &partition.key
+        {
+            route.recipient = partition.recipient(&frame.header(name).unwrap_or_default());
+        }
+        Some(route)
+    }
+
+    /// The route of the last message, whose body this is, if that decides.
+    pub fn by_body(&self, mut route: Route, body: &[u8]) -> Route {
+        if let Some(Entry {
+            partition: Some(partition),
+            ..
+        }) = &self.entry
+            && let Key::Body { at, length } = partition.key
+        {
+            let part = body.get(at..).unwrap_or_default();
+            route.recipient = partition.recipient(&part[..part.len().min(length)]);
+        }
+        route
     }
 
     fn look_up(&mut self, routes: &Routes, subscription: &[u8]) {

@@ -43,6 +43,11 @@ impl Unacknowledged {
         number.is_some_and(|number| self.ids.remove(&number).is_some())
     }
 
+    /// The oldest message.
+    pub fn first(&self) -> Option<Id> {
+        self.ids.values().next().cloned()
+    }
+
     /// A message and those before it, the oldest first. None, if it is not there.
     pub fn through(&self, id: &[u8]) -> Vec<Id> {
         match self.numbers.get(id) {
@@ -84,13 +89,16 @@ mod tests {
         assert!(!table.acknowledged(b"b"));
         assert_eq!(texts(table.take_all()), ["a", "c"]);
         assert!(table.take_all().is_empty());
+        assert_eq!(table.first(), None);
         assert!(!table.acknowledged(b"a"));
     }
 
     #[test]
     fn a_cumulative_one_covers_those_before_it() {
         let mut table = of(&["a", "b", "c", "d"]);
+        assert_eq!(table.first().as_deref(), Some(b"a".as_slice()));
         assert!(table.acknowledged(b"a"));
+        assert_eq!(table.first().as_deref(), Some(b"b".as_slice()));
         assert_eq!(texts(table.through(b"c")), ["b", "c"]);
         assert!(table.through(b"a").is_empty());
         assert_eq!(texts(table.take_all()), ["b", "c", "d"]);

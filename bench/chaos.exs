@@ -1,6 +1,7 @@
 # Run by script/chaos. Kills processes of clients and consumers at random, while messages are published and
 # handled, and harms their connections. At the end nothing that was confirmed may be missing, nothing may have
-# been acknowledged that was not handled, and nothing may be left behind.
+# been acknowledged that was not handled, no message of a key may have been handled before an earlier one, and
+# nothing may be left behind.
 Logger.configure(level: :none)
 
 defmodule Chaos do
@@ -19,6 +20,28 @@ defmodule Chaos do
         _often -> :ok
       end
 
+      {:ack, table}
+    end
+  end
+
+  defmodule Ordered do
+    # The number of a batch is the key: its messages are published on one connection, so the broker has them in order.
+    use Barytherium.Consumer, handlers: 3, key: {:body, 0, 10}, backoff: {10, 200}
+
+    @impl true
+    def handle_message(%{body: <<key::binary-size(10), ?., number::binary>> = body}, table) do
+      number = String.to_integer(number)
+
+      # It may be handled again, but not for the first time after a later one.
+      unless :ets.member(table, body) do
+        case :ets.lookup(table, {:last, key}) do
+          [{_key, last}] when last > number -> :ets.insert(table, {{:disorder, body}, last})
+          _earlier -> :ets.insert(table, {{:last, key}, number})
+        end
+      end
+
+      if :rand.uniform(500) == 1, do: Process.sleep(20)
+      :ets.insert(table, {body})
       {:ack, table}
     end
   end
@@ -57,9 +80,11 @@ defmodule Chaos do
     Supervisor.stop(supervisor)
     left = left(before, 100)
     %{violations: violations} = info.()
+    disorder = :ets.match_object(handled, {{:disorder, :_}, :_})
+    violations = violations ++ disorder
 
     IO.puts(
-      "#{Enum.count(killed, &(&1 == :kill))} kills and #{Enum.count(killed, &(&1 != :kill))} faults: #{:ets.info(confirmed, :size)} messages confirmed, #{:ets.info(handled, :size)} handled"
+      "#{Enum.count(killed, &(&1 == :kill))} kills and #{Enum.count(killed, &(&1 != :kill))} faults: #{:ets.info(confirmed, :size)} messages confirmed, #{handled(handled)} handled"
     )
 
     IO.inspect(Enum.frequencies(killed), label: "what")
@@ -71,6 +96,9 @@ defmodule Chaos do
     for violation <- Enum.take(violations, 10), do: IO.inspect(violation)
     if missing != [] or violations != [] or left != %{}, do: System.halt(1)
   end
+
+  defp handled(table),
+    do: :ets.select_count(table, [{{:"$1"}, [{:is_binary, :"$1"}], [true]}])
 
   defp start("scripted", "tcp", handled?) do
     {:ok, broker} = QueueBroker.start_link(handled?: handled?)
@@ -125,6 +153,16 @@ defmodule Chaos do
       for handlers <- [1, 3],
           do: {Handler, opts ++ consumer ++ [name: :"handlers#{handlers}", handlers: handlers]}
 
+    ordered =
+      for ack <- [:client_individual, :client] do
+        # Otherwise a new connection gets later messages before the broker knows that the old one has ended.
+        # ActiveMQ and the scripted broker can do that.
+        exclusive = [{"exclusive", "true"}, {"activemq.exclusive", "true"}]
+        subscribe = {"/queue/#{ack}", ack: ack, prefetch: 50, headers: exclusive}
+        consumer = [init_arg: handled, shutdown: 5_000, name: ack, subscribe: subscribe]
+        {Ordered, opts ++ consumer}
+      end
+
     # They use the publishers' clients, and end all the time.
     subscribers =
       for n <- 1..@subscribers do
@@ -132,7 +170,7 @@ defmodule Chaos do
         %{id: {:subscriber, n}, start: start, restart: :permanent}
       end
 
-    publishers ++ consumers ++ subscribers
+    publishers ++ consumers ++ ordered ++ subscribers
   end
 
   def subscribe(client, handled) do
@@ -166,7 +204,9 @@ defmodule Chaos do
 
   # Unique messages, until there are no more faults. What is not confirmed is left alone.
   defp publish(client, publisher, n, confirmed, running) do
-    messages = for i <- n..(n + @batch - 1), do: {"/queue/chaos", "#{publisher}.#{i}"}
+    queue = Enum.random(["/queue/chaos", "/queue/client_individual", "/queue/client"])
+    key = "#{publisher}." <> String.pad_leading("#{n}", 8, "0")
+    messages = for i <- 1..@batch, do: {queue, "#{key}.#{i}"}
 
     left =
       try do

@@ -2,7 +2,8 @@ defmodule Barytherium.QueueBroker do
   @moduledoc """
   A scripted broker with queues: receipts, acknowledgements, redelivery, and faults on demand. It notes what a
   client must not do: frames after DISCONNECT, and acknowledgements of messages that its connection does not
-  have, or that were not handled.
+  have, or that were not handled. A subscription with the header `exclusive` has its destination for itself as long
+  as its connection exists.
   """
   use GenServer
 
@@ -38,6 +39,8 @@ defmodule Barytherium.QueueBroker do
        queues: %{},
        connections: %{},
        next: 1,
+       # The connection that has a destination for itself.
+       owners: %{},
        violations: []
      }}
   end
@@ -134,7 +137,13 @@ defmodule Barytherium.QueueBroker do
   @impl true
   def handle_info({:DOWN, _monitor, :process, pid, _reason}, state) do
     {%{unacked: unacked}, connections} = Map.pop!(state.connections, pid)
-    {:noreply, requeue(unacked, %{state | connections: connections})}
+    state = %{state | connections: connections}
+
+    inherited =
+      for {destination, ^pid} <- state.owners, do: {destination, heir(destination, state)}
+
+    state = requeue(unacked, %{state | owners: Map.merge(state.owners, Map.new(inherited))})
+    {:noreply, Enum.reduce(inherited, state, &dispatch(elem(&1, 0), &2))}
   end
 
   # To others, the oldest first.
@@ -177,7 +186,11 @@ defmodule Barytherium.QueueBroker do
 
   defp frame(:subscribe, %{"id" => id, "destination" => destination} = headers, _body, pid, state) do
     subscription = %{destination: destination, ack: headers["ack"]}
-    dispatch(destination, put_in(state.connections[pid].subscriptions[id], subscription))
+    state = put_in(state.connections[pid].subscriptions[id], subscription)
+
+    if headers["exclusive"],
+      do: dispatch(destination, update_in(state.owners[destination], &(&1 || pid))),
+      else: dispatch(destination, state)
   end
 
   defp frame(:unsubscribe, %{"id" => id}, _body, pid, state) do
@@ -284,8 +297,19 @@ defmodule Barytherium.QueueBroker do
     end
   end
 
+  # Another connection that is subscribed, or nil.
+  defp heir(destination, state) do
+    subscribed? = fn {_id, subscription} -> subscription.destination == destination end
+
+    subscribed =
+      for {pid, one} <- state.connections, Enum.any?(one.subscriptions, subscribed?), do: pid
+
+    List.first(subscribed)
+  end
+
   defp free(destination, state) do
     for {pid, %{over: false} = connection} <- state.connections,
+        Map.get(state.owners, destination, pid) == pid,
         {id, %{destination: ^destination, ack: ack}} <- connection.subscriptions,
         count = Enum.count(connection.unacked, &(elem(&1, 3) == id)),
         count < @prefetch,

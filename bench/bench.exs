@@ -56,6 +56,7 @@ defmodule Bench do
       {"consumer, 256 B, each acknowledged", &consumer(&1, Payload.new(256), :each)},
       {"consumer, 256 B, lists acknowledged", &consumer(&1, Payload.new(256), :last)},
       {"consumer, 1.5 KB, each acknowledged", &consumer(&1, Payload.new(1_500), :each)},
+      {"consumer, 1.5 KB, work, by key", &keys(&1, Payload.new(1_500))},
       {"TLS, 256 B", &tls(&1, Payload.new(256))},
       {@tls, &tls(&1, Payload.new(1_500))},
       {"TLS, 16 KB", &tls(&1, Payload.new(16_384))},
@@ -168,6 +169,20 @@ defmodule Bench do
         "of a bare callback's": consumer.acknowledgements / bare.acknowledgements,
         "CPU us": consumer.cpu,
         "CPU us, bare callback": bare.cpu
+      ]
+    end)
+  end
+
+  # A consumer whose callback has work to do, with one handler and with two that share it by a key.
+  defp keys(options, {bytes, _frames}) do
+    rounds(options, Feed.start(:subscribed, bytes), fn port ->
+      one = Consumers.measure(:consumer, {:work, 1}, port, options.time)
+      two = Consumers.measure(:consumer, {:work, 2}, port, options.time)
+
+      [
+        "messages/s": two.messages,
+        "of one handler": two.messages / one.messages,
+        "CPU us": two.cpu
       ]
     end)
   end

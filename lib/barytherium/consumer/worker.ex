@@ -8,14 +8,19 @@ defmodule Barytherium.Consumer.Worker do
   alias Barytherium.Consumer.Handler
   alias Barytherium.Secret
 
+  # Lists of messages that wait are no part of the heap: each collection of garbage would copy up to 16,000 of them,
+  # and take most of the time of a callback that is not very short.
+  @options [spawn_opt: [message_queue_data: :off_heap]]
+
   @doc "Starts it for the calling client. Returns when the callback `init/1` has."
   @spec start_link(pid(), map()) :: GenServer.on_start()
-  def start_link(client, settings), do: GenServer.start_link(__MODULE__, {client, settings})
+  def start_link(client, settings),
+    do: GenServer.start_link(__MODULE__, {client, settings}, @options)
 
   @doc "Starts it again. The callback `init/1` runs afterwards."
   @spec start_again(pid(), map()) :: pid()
   def start_again(client, settings) do
-    {:ok, pid} = GenServer.start_link(__MODULE__, {:again, client, settings})
+    {:ok, pid} = GenServer.start_link(__MODULE__, {:again, client, settings}, @options)
     pid
   end
 

@@ -150,19 +150,30 @@ defmodule Barytherium.GuidesTest do
   end
 
   test "those about reliability", %{broker: broker, port: port} do
-    invoice = fn binding ->
-      TestBroker.await_subscription(broker, "/queue/invoices")
-      TestBroker.publish(broker, "/queue/invoices", "no. 1")
-      # What has arrived is handled before a consumer stops: CONNECTED, RECEIPT and the message.
-      clients = Barytherium.Consumer.clients(binding[:consumer])
+    handled = fn binding ->
+      for {destination, headers} <- [
+            {"/queue/invoices", []},
+            {"/queue/movements", [{"train", "1A23"}]}
+          ] do
+        TestBroker.await_subscription(broker, destination)
+        TestBroker.publish(broker, destination, :zlib.gzip("no. 1"), headers)
+        TestBroker.await_acknowledgements(broker, destination)
+      end
 
-      eventually(fn -> Enum.any?(clients, &match?(%{frames: 3}, Barytherium.Client.stats(&1))) end)
+      Supervisor.stop(binding[:movements])
     end
 
-    log = capture_log(fn -> run(blocks("reliability", port), %{"Supervisor.stop" => invoice}) end)
-    assert log =~ "invoice no. 1"
+    printed =
+      ExUnit.CaptureIO.capture_io(fn ->
+        log =
+          capture_log(fn -> run(blocks("reliability", port), %{"Supervisor.stop" => handled}) end)
+
+        assert log =~ "invoice "
+      end)
+
+    assert printed == "1A23: no. 1\n"
   after
-    remove(Invoices)
+    for module <- [Invoices, Movements], do: remove(module)
   end
 
   test "those about scaling", %{broker: broker, port: port} do

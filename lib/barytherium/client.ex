@@ -29,6 +29,8 @@ defmodule Barytherium.Client do
     * `{:barytherium, :client, {{:error, frame}, client}}` - the broker has sent an ERROR frame;
     * `{:barytherium, :client, {{:subscription_failed, %{destination: destination, error: error}}, client}}` -
       a subscription could not be made on a new connection;
+    * `{:barytherium, :client, {{:health, problems}, client}}` - what `health/1` says has changed, for a client that
+      has limits;
     * `{:barytherium, :client, {{:message, frame}, client}}` - the broker has sent a message that belongs
       to no subscription: the answer in a temporary queue of RabbitMQ, for example. Without a listener it
       is dropped, and logged.
@@ -480,6 +482,62 @@ defmodule Barytherium.Client do
   def status(client) do
     with {:error, reason} <- call(client, :status, @timeout),
          do: exit({reason, {__MODULE__, :status, [client]}})
+  end
+
+  @typedoc """
+  What has come to a subscription, on all of its connections. Times are in milliseconds.
+
+    * `:messages`, `:bytes` - messages, and the bytes of their bodies as they were sent;
+    * `:idle` - since the last message was read, or `nil` if there was none;
+    * `:lag` - from the time in the header `timestamp` to the arrival, of a message not long ago, or `nil`. It is as
+      right as the clocks of both machines;
+    * `:gaps`, `:missing` - how often numbers of the header `sequence` were left out, and how many;
+    * `:repeats` - messages whose number is not after that of the one before.
+  """
+  @type feed :: %{
+          destination: String.t(),
+          messages: non_neg_integer(),
+          bytes: non_neg_integer(),
+          idle: nil | non_neg_integer(),
+          lag: nil | integer(),
+          gaps: non_neg_integer(),
+          missing: non_neg_integer(),
+          repeats: non_neg_integer()
+        }
+
+  @typedoc """
+  What is wrong with a client. Times are in milliseconds.
+
+    * `:not_connected`;
+    * `{:not_subscribed, destination}` - the broker has refused the subscription. It is tried again;
+    * `{:silent, destination, time}` - no message has come for longer than `max_silence`;
+    * `{:lagging, destination, time}` - messages are older than `max_lag` when they come;
+    * `{:not_handled, time}` - messages wait, and none was handled for longer than `max_handling`.
+  """
+  @type problem ::
+          :not_connected
+          | {:silent | :lagging, String.t(), non_neg_integer()}
+          | {:not_subscribed, String.t()}
+          | {:not_handled, non_neg_integer()}
+
+  @doc "What has come to each subscription."
+  @spec feeds(client()) :: [feed()]
+  def feeds(client) do
+    with {:error, reason} <- call(client, :feeds, @timeout),
+         do: exit({reason, {__MODULE__, :feeds, [client]}})
+  end
+
+  @doc """
+  Whether all is well, for a health endpoint: `:ok`, or what is wrong. Without limits (`max_silence` and so on) that can
+  only be the connection, or a subscription that is refused.
+  """
+  @spec health(client()) :: :ok | {:error, [problem(), ...]}
+  def health(client) do
+    case call(client, :health, @timeout) do
+      [] -> :ok
+      {:error, reason} -> exit({reason, {__MODULE__, :health, [client]}})
+      problems -> {:error, problems}
+    end
   end
 
   @doc """

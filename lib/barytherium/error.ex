@@ -28,7 +28,7 @@ defmodule Barytherium.Error do
       refused, and most brokers do not, all requests that wait get this answer, and the connection ends.
 
   Reasons of connections: `:refused` likewise; `:credentials`, if the function for the login or the passcode
-  failed; `:exception` or `:handler`, if a handler of a consumer has ended; and those of
+  failed; `:silent`, after `max_silence` with `on_silence: :reconnect`; `:exception` or `:handler`, if a handler of a consumer has ended; and those of
   `Barytherium.Network`: `:closed`, `:timeout`, `:econnrefused` and so on.
   """
 
@@ -55,6 +55,7 @@ defmodule Barytherium.Error do
     unacknowledgeable: "the broker has left out the header that an acknowledgement names",
     unsupported: "STOMP 1.0 has no NACK",
     not_subscribed: "the subscription has ended",
+    silent: "no message came for too long",
     closing: "another process closes the client already",
     unconfirmed: "the connection ended before the broker's answer",
     timeout: "no answer in time",

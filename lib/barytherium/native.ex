@@ -23,6 +23,16 @@ defmodule Barytherium.Native do
   @type connection :: reference()
   @type stats :: reference()
   @type routes :: reference()
+  @type feed :: reference()
+  @typedoc "Several recipients need a key: the name of a header, or a part of the body."
+  @type route :: %{
+          recipients: [pid(), ...],
+          key: nil | (header :: binary()) | {at :: non_neg_integer(), length :: pos_integer()},
+          origin: pid() | {client :: pid(), pos_integer()},
+          noted: nil | :ack | :message_id,
+          inflate: nil | boolean(),
+          feed: nil | feed()
+        }
   @type tls_handshake :: reference()
   @type tls :: reference()
   @typedoc "Certificates and keys are in DER, ciphers are the IANA's names."
@@ -124,17 +134,23 @@ defmodule Barytherium.Native do
   @spec new_routes() :: routes()
   def new_routes, do: not_loaded()
 
-  @spec put_route(
-          routes(),
-          subscription :: binary(),
-          recipients :: [pid(), ...],
-          key :: nil | (header :: binary()) | {at :: non_neg_integer(), length :: pos_integer()},
-          origin :: pid() | {client :: pid(), pos_integer()},
-          noted :: nil | :ack | :message_id,
-          inflate :: nil | boolean()
-        ) :: :ok
-  def put_route(_routes, _subscription, _recipients, _key, _origin, _noted, _inflate),
-    do: not_loaded()
+  @spec put_route(routes(), subscription :: binary(), route()) :: :ok
+  def put_route(_routes, _subscription, _route), do: not_loaded()
+
+  @spec new_feed(timestamp :: nil | binary(), sequence :: nil | {binary(), pos_integer()}) ::
+          feed()
+  def new_feed(_timestamp, _sequence), do: not_loaded()
+
+  @spec feed(feed()) :: %{
+          messages: non_neg_integer(),
+          bytes: non_neg_integer(),
+          idle: nil | non_neg_integer(),
+          lag: nil | integer(),
+          gaps: non_neg_integer(),
+          missing: non_neg_integer(),
+          repeats: non_neg_integer()
+        }
+  def feed(_feed), do: not_loaded()
 
   @spec acknowledged(routes(), subscription :: binary(), id :: binary()) :: :ok
   def acknowledged(_routes, _subscription, _id), do: not_loaded()

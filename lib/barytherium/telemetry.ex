@@ -40,6 +40,8 @@ defmodule Barytherium.Telemetry do
       Metadata: `:frame`, and as `:disconnected`.
     * `[:barytherium, :client, :unexpected_message]` - a message came that belongs to no subscription.
       Measurements: none. Metadata: `:frame`.
+    * `[:barytherium, :client, :health]` - what `Barytherium.Client.health/1` says has changed, for a client that has
+      limits. Measurements: none. Metadata: as before, and `:problems`, which is empty if all is well.
     * `[:barytherium, :client, :publish]` - `Barytherium.Client.publish/4` or `publish_many/3` returns;
       emitted in the calling process. Measurements: `:duration`, `:count` (of messages), and `:bytes`
       (of their bodies). Metadata: `:client`, as it was given; `:messages`, a list with the headers of
@@ -66,7 +68,7 @@ defmodule Barytherium.Telemetry do
   @events [[:connect], [:disconnect], [:refused], [:pause]] ++
             for(
               event <-
-                ~w(connected disconnected connection_failure error unexpected_message publish)a,
+                ~w(connected disconnected connection_failure error unexpected_message publish health)a,
               do: [:client, event]
             ) ++
             for(

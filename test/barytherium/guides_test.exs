@@ -114,11 +114,16 @@ defmodule Barytherium.GuidesTest do
     for [file, text] <- tests, do: assert(File.read!(file) =~ text, "#{text} is not in #{file}")
   end
 
-  test "those about operations and TLS", %{port: port} do
+  test "those about operations and TLS", %{broker: broker, port: port} do
     {:ok, network} = Barytherium.Network.start_link(self(), "127.0.0.1", port)
     assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, _sender}}}
-    [stats] = blocks("operations", port)
+    [stats, feed, endpoint] = blocks("operations", port)
     assert {%{frames: 0, pauses: 0}, _binding} = Code.eval_string(stats, network: network)
+    binding = run([feed])
+    TestBroker.await_subscription(broker, "/topic/prices")
+    eventually(fn -> match?({{200, "ok"}, _binding}, Code.eval_string(endpoint, binding)) end)
+    Supervisor.stop(binding[:prices])
+    remove(MyApp.Prices)
     [consumer, connect] = blocks("tls", port)
     [children: [{module, opts}]] = run([consumer])
 

@@ -53,6 +53,21 @@ defmodule Barytherium.ReceiverCase do
     )
   end
 
+  @doc "A route to `recipients`, as `Native.put_route/3` takes it, with `changes`."
+  def route(recipients, origin, changes \\ []) do
+    Map.merge(
+      %{
+        recipients: recipients,
+        key: nil,
+        origin: origin,
+        noted: nil,
+        inflate: nil,
+        feed: nil
+      },
+      Map.new(changes)
+    )
+  end
+
   @doc "A receiver and its peer: `{receiver, peer, socket}`."
   def start_receiver(transport \\ :tcp, opts \\ []) do
     {socket, peer} = Peer.pair(transport)

@@ -117,6 +117,26 @@ defmodule Barytherium.Client.Events do
     Logger.error("Barytherium cannot log in: a function for the credentials failed (#{what})")
   end
 
+  @doc "What is wrong has changed; nothing, if it is well again."
+  @spec health([Barytherium.Client.problem()], State.t()) :: :ok
+  def health(problems, data) do
+    case problems do
+      [] -> Logger.info("Barytherium: the feeds of #{Endpoint.to_string(data.endpoint)} are well")
+      # There is a log of that already.
+      [:not_connected] -> :ok
+      _problems -> Logger.warning("Barytherium: " <> Enum.map_join(problems, "; ", &problem/1))
+    end
+
+    metadata = if data.endpoint, do: metadata(nil, data), else: %{client: self()}
+    Telemetry.client(:health, %{}, Map.put(metadata, :problems, problems))
+    to_listener({:health, problems}, data)
+  end
+
+  defp problem({:silent, destination, time}), do: "#{destination} is silent for #{time} ms"
+  defp problem({:lagging, destination, time}), do: "#{destination} is #{time} ms behind"
+  defp problem({:not_subscribed, destination}), do: "#{destination} is refused"
+  defp problem({:not_handled, time}), do: "no message was handled for #{time} ms, and some wait"
+
   @spec status(atom(), State.t()) :: Barytherium.Client.status()
   def status(state, data) do
     session = State.session(data)

@@ -23,7 +23,12 @@ defmodule Barytherium.Client.Handlers do
 
   def start(settings) do
     # `Barytherium.Consumer.Handler` looks at it.
-    settings = Map.merge(settings, %{stop_at: :atomics.new(1, []), left: :counters.new(1, [])})
+    settings =
+      Map.merge(settings, %{
+        stop_at: :atomics.new(1, []),
+        left: :counters.new(1, []),
+        progress: :counters.new(1, [:write_concurrency])
+      })
 
     with {:ok, pid} <- module(settings).start_link(self(), settings) do
       backoff = Backoff.new(@pauses)
@@ -64,6 +69,11 @@ defmodule Barytherium.Client.Handlers do
   def ended(%__MODULE__{} = handlers) do
     %{handlers | pid: nil, backoff: Backoff.lived(handlers.backoff, now() - handlers.since)}
   end
+
+  @doc "Whether messages wait to be handled."
+  @spec waiting?(consumer()) :: boolean()
+  def waiting?(%__MODULE__{recipients: recipients}),
+    do: Enum.any?(recipients, &match?({_, n} when n > 0, Process.info(&1, :message_queue_len)))
 
   @doc "Why the connection ends when the process has: its exit reason may hold a body."
   @spec reason(term()) :: atom()

@@ -2,7 +2,7 @@ defmodule Barytherium.Client.Options do
   @moduledoc false
   # The options of `Barytherium.Client.start_link/1` and of `Barytherium.Client.subscribe/3`.
 
-  alias Barytherium.Client.{Backoff, Endpoint, Outbound}
+  alias Barytherium.Client.{Backoff, Endpoint, Feed, Outbound}
   alias Barytherium.{Network, Schema, Secret}
 
   @secret {:secret,
@@ -98,6 +98,34 @@ defmodule Barytherium.Client.Options do
       {:is, &__MODULE__.headers?/1, "a list of {name, value}"},
       [],
       "Further headers of SUBSCRIBE."
+    },
+    max_silence: {
+      :limit,
+      :infinity,
+      "Milliseconds without a message after which the feed is not well: `Barytherium.Client.health/1` tells, the log, " <>
+        "and a telemetry event. A feed can be dead while heart-beats go on."
+    },
+    on_silence: {
+      {:one_of, [:report, :reconnect]},
+      :report,
+      "With `:reconnect` the connection ends after `:max_silence`, with the reason `:silent`, and another one is made."
+    },
+    max_lag: {
+      :limit,
+      :infinity,
+      "Milliseconds by which messages may be older than their header `:timestamp` says when they arrive. It is looked " <>
+        "at once in 16 messages."
+    },
+    timestamp: {
+      :string,
+      "timestamp",
+      "The header with the milliseconds since 1970 when a message was sent, as ActiveMQ has it."
+    },
+    sequence: {
+      {:is, &Feed.sequence?/1, "the name of a header, or {name, numbers}"},
+      nil,
+      "A header that numbers the messages: `Barytherium.Client.feeds/1` counts gaps and repeats. `{name, numbers}` if " <>
+        "they begin with 0 again after so many: `{\"SequenceNumber\", 10_000_000}`."
     },
     receipt: {
       :boolean,

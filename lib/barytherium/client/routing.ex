@@ -1,7 +1,7 @@
 defmodule Barytherium.Client.Routing do
   @moduledoc false
   # Which process gets the messages of a subscription. The receive loop sends them there (see
-  # `Barytherium.Native.put_route/7`); what has no route comes to the client. The functions run in the
+  # `Barytherium.Native.put_route/3`); what has no route comes to the client. The functions run in the
   # client, and take its data.
 
   alias Barytherium.Client.{Acknowledgements, Handlers, Relay, Session, State}
@@ -30,8 +30,16 @@ defmodule Barytherium.Client.Routing do
     mode = session.modes[Session.id(session, subscription)]
     noted = Acknowledgements.noted(session, mode, kept?, key != nil)
 
-    for id <- Session.keys(session, subscription),
-        do: Native.put_route(routes, id, recipients, key, origin, noted, subscription.inflate)
+    route = %{
+      recipients: recipients,
+      key: key,
+      origin: origin,
+      noted: noted,
+      inflate: subscription.inflate,
+      feed: subscription.feed
+    }
+
+    for id <- Session.keys(session, subscription), do: Native.put_route(routes, id, route)
 
     :ok
   end

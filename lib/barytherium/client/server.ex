@@ -18,7 +18,9 @@ defmodule Barytherium.Client.Server do
     Connecting,
     Events,
     Exchange,
+    Feed,
     Handlers,
+    Health,
     Renewals,
     Routing,
     Session,
@@ -51,7 +53,8 @@ defmodule Barytherium.Client.Server do
 
     case Handlers.start(settings[:consumer]) do
       {:ok, handlers} ->
-        {:ok, :disconnected, %{data | handlers: handlers}, {:next_event, :internal, :connect}}
+        data = Health.watch(%{data | handlers: handlers})
+        {:ok, :disconnected, data, {:next_event, :internal, :connect}}
 
       {:error, reason} ->
         {:stop, reason}
@@ -228,11 +231,12 @@ defmodule Barytherium.Client.Server do
 
   def handle_event({:call, from}, {:subscribe, subscription, pid, timeout}, state, data) do
     number = data.next_subscription
-    subscription = Map.put(subscription, :number, number)
+    subscription = Map.merge(subscription, %{number: number, feed: Feed.new(subscription)})
     monitor = :erlang.monitor(:process, pid, tag: {:subscriber, number})
     entry = %{subscription: subscription, pid: pid, monitor: monitor, ending: false}
     entry = Map.put(entry, :target, Routing.target(pid))
     data = put_in(%{data | next_subscription: number + 1}.subscriptions[number], entry)
+    data = Health.watch(data)
 
     if state == :connected and data.connection.verdict == nil,
       do:
@@ -277,6 +281,14 @@ defmodule Barytherium.Client.Server do
 
   def handle_event({:call, from}, :status, state, data),
     do: {:keep_state_and_data, {:reply, from, Events.status(state, data)}}
+
+  def handle_event({:call, from}, :feeds, _state, data),
+    do: {:keep_state_and_data, {:reply, from, Health.feeds(data)}}
+
+  def handle_event({:call, from}, :health, state, data),
+    do: {:keep_state_and_data, {:reply, from, Health.problems(state, data)}}
+
+  def handle_event(:info, :health, state, data), do: {:keep_state, Health.look(state, data)}
 
   # Closing
 

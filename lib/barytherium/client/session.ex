@@ -47,6 +47,12 @@ defmodule Barytherium.Client.Session do
           durable: nil | String.t(),
           headers: Frame.frame_headers(),
           inflate: nil | boolean(),
+          feed: Barytherium.Native.feed(),
+          max_silence: :infinity | pos_integer(),
+          max_lag: :infinity | pos_integer(),
+          on_silence: :report | :reconnect,
+          timestamp: String.t(),
+          sequence: nil | String.t() | {String.t(), pos_integer()},
           receipt: boolean()
         }
 

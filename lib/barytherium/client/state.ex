@@ -32,6 +32,8 @@ defmodule Barytherium.Client.State do
     # Calls that wait for a connection, by the order in which they came.
     waiting: %{},
     next_waiting: 1,
+    # What `Barytherium.Client.Health` has seen, if it looks.
+    health: nil,
     # Who closes the client, by when, and how many milliseconds of that are for disconnecting.
     closing: nil
   ]
@@ -54,6 +56,7 @@ defmodule Barytherium.Client.State do
           topics?: boolean(),
           waiting: %{pos_integer() => waiting()},
           next_waiting: pos_integer(),
+          health: nil | %{progress: nil | {non_neg_integer(), integer()}, kinds: [term()]},
           closing: nil | {:gen_statem.from(), Deadline.t(), timeout()}
         }
 

@@ -33,7 +33,9 @@ defmodule Barytherium.Consumer.Handler do
     # A counter of the messages of this connection that stay unacknowledged because their callback raised, and
     # how many there may be.
     :left,
-    :most_left
+    :most_left,
+    # A counter that grows while messages are handled.
+    :progress
   ]
   @optional [
     # The process that deals out the messages, if there are several with callbacks; or the one that writes
@@ -99,7 +101,12 @@ defmodule Barytherium.Consumer.Handler do
         do: handler |> wanted(messages) |> batch(handler),
         else: each(messages, handler)
 
-    {next, flush(handler)}
+    {next, handler |> progressed() |> flush()}
+  end
+
+  defp progressed(%{progress: progress} = handler) do
+    :counters.add(progress, 1, 1)
+    handler
   end
 
   # Looks at what decides whether messages are handled.
@@ -150,7 +157,7 @@ defmodule Barytherium.Consumer.Handler do
     now = System.monotonic_time()
     quick? = now - handler.checked < @quick
     stride = if quick?, do: min(2 * handler.stride, @longest_stride), else: 1
-    handler = %{handler | checked: now, stride: stride}
+    handler = progressed(%{handler | checked: now, stride: stride})
 
     if now - handler.flushed > @flush_after,
       do: %{handler | flushed: now} |> look_for_stop() |> flush() |> observe(),

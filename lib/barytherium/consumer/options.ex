@@ -3,7 +3,7 @@ defmodule Barytherium.Consumer.Options do
   # The options of a consumer.
 
   alias Barytherium.Client.Options, as: ClientOptions
-  alias Barytherium.Client.Outbound
+  alias Barytherium.Client.{Feed, Outbound}
   alias Barytherium.{Schema, Secret}
 
   @schema [
@@ -37,6 +37,9 @@ defmodule Barytherium.Consumer.Options do
         "first 64 KiB. Messages without it have the same key. The receive loop deals them out, so it costs nothing. " <>
         "Not with `:concurrency`."
     },
+    max_handling:
+      {:limit, :infinity,
+       "Milliseconds. If messages have waited for so long while none was handled, `Barytherium.Client.health/1` tells."},
     shutdown:
       {:time, 10_000,
        "Milliseconds that stopping may take: handling what has arrived, acknowledging, and " <>
@@ -109,7 +112,7 @@ defmodule Barytherium.Consumer.Options do
 
     worker =
       options
-      |> Map.take([:on_exception, :nack_headers, :handlers, :key])
+      |> Map.take([:on_exception, :nack_headers, :handlers, :key, :max_handling])
       |> Map.merge(%{module: module, init_arg: Secret.new(options.init_arg)})
       |> Map.put(:most_left, most_left(client.subscriptions))
 
@@ -136,6 +139,7 @@ defmodule Barytherium.Consumer.Options do
         opts
         |> Schema.all!(subscription_schema())
         |> Map.merge(%{destination: destination, number: number})
+        |> then(&Map.put(&1, :feed, Feed.new(&1)))
 
       Outbound.check_headers!(:subscribe, subscription.headers)
       {number, %{subscription: subscription, pid: nil, target: nil, monitor: nil, ending: false}}

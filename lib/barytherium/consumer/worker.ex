@@ -57,6 +57,7 @@ defmodule Barytherium.Consumer.Worker do
       stop_at: settings.stop_at,
       left: settings.left,
       most_left: settings.most_left,
+      progress: settings.progress,
       dealer: settings[:dealer],
       partition: settings[:partition]
     }

@@ -25,6 +25,7 @@ mod clock;
 mod codec;
 mod connection;
 mod delivery;
+mod feed;
 mod halt;
 mod inflating;
 mod lock;

@@ -10,6 +10,7 @@ use crate::clock::now;
 use crate::codec::{self, FrameTerm};
 use crate::connection::Connection;
 use crate::delivery::Address;
+use crate::feed::{Feed, Report, Sequence};
 use crate::options::ConnectionOptions;
 use crate::parse_state::{Negotiated, ParseState};
 use crate::recipients::Recipients;
@@ -20,7 +21,9 @@ use crate::terms::{Caller, binary};
 use crate::tls::{self, Tls, TlsHandshake, TlsSettings};
 use crate::transport::Transport;
 use crate::turn::{self, Place};
-use rustler::{Atom, Binary, Env, Error, LocalPid, NifResult, Reference, ResourceArc, Term};
+use rustler::{
+    Atom, Binary, Env, Error, LocalPid, NifMap, NifResult, Reference, ResourceArc, Term,
+};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -175,32 +178,69 @@ fn new_routes() -> ResourceArc<Routes> {
     ResourceArc::new(Routes::default())
 }
 
-/// The messages of `subscription` go to one of `recipients` by `key`, as from `origin`. Without a key there is one
-/// recipient. `noted` is the header whose values
-/// are noted until they are acknowledged, `:ack` or `:message_id`, or nil. `inflate` says whether their bodies
-/// are inflated, or is nil for the connection's option.
+/// Where the messages of a subscription go, and what becomes of them on the way.
+#[derive(NifMap)]
+#[rustler(decode)]
+struct RouteOptions {
+    /// One, or several with a key.
+    recipients: Vec<LocalPid>,
+    key: Option<Key>,
+    /// Where the messages to them say that they come from.
+    origin: Origin,
+    /// The header whose values are noted until they are acknowledged.
+    noted: Option<Noted>,
+    /// None: as the connection's option says.
+    inflate: Option<bool>,
+    /// What counts them.
+    feed: Option<ResourceArc<Feed>>,
+}
+
 #[rustler::nif]
 fn put_route(
     routes: ResourceArc<Routes>,
     subscription: Binary,
-    recipients: Vec<LocalPid>,
-    key: Option<Key>,
-    origin: Origin,
-    noted: Option<Noted>,
-    inflate: Option<bool>,
+    options: RouteOptions,
 ) -> NifResult<Atom> {
-    let header = noted.map(|noted| match noted {
+    let noted = options.noted.map(|noted| match noted {
         Noted::Ack => b"ack".as_slice(),
         Noted::MessageId => b"message-id".as_slice(),
     });
     let route = Route {
-        recipient: *recipients.first().ok_or(Error::BadArg)?,
-        origin,
-        inflate,
+        recipient: *options.recipients.first().ok_or(Error::BadArg)?,
+        origin: options.origin,
+        inflate: options.inflate,
     };
-    let partition = key.map(|key| Partition::new(recipients, key));
-    routes.put(&subscription, route, partition, header);
+    let partition = options
+        .key
+        .map(|key| Partition::new(options.recipients, key));
+    routes.put(&subscription, route, partition, noted, options.feed);
     Ok(rustler::types::atom::ok())
+}
+
+/// What counts the messages of a subscription. `timestamp` is the header with the milliseconds since 1970,
+/// `sequence` the one with numbers, and how many there are before they begin again.
+#[rustler::nif]
+fn new_feed(
+    timestamp: Option<Binary>,
+    sequence: Option<(Binary, u64)>,
+) -> NifResult<ResourceArc<Feed>> {
+    let sequence = sequence.map(|(header, numbers)| match numbers {
+        1..=Sequence::NUMBERS_MAX => Ok(Sequence {
+            header: header.as_slice().into(),
+            numbers,
+        }),
+        _ => Err(Error::BadArg),
+    });
+    let timestamp = timestamp.map(|header| header.as_slice().into());
+    Ok(ResourceArc::new(Feed::new(
+        timestamp,
+        sequence.transpose()?,
+    )))
+}
+
+#[rustler::nif]
+fn feed(counters: ResourceArc<Feed>) -> Report {
+    counters.report()
 }
 
 #[derive(rustler::NifUnitEnum)]

@@ -7,6 +7,7 @@ use crate::stats::Stats;
 use pacing::Pace;
 use rustler::{Env, LocalPid, ResourceArc};
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 use stomp::Frame;
 
 /// The recipients of one connection.
@@ -26,6 +27,8 @@ pub struct Recipients {
     listener: Option<LocalPid>,
     routes: Option<ResourceArc<Routes>>,
     known: Known,
+    /// When something was read last.
+    pub read_at: Duration,
     /// The accounts of those that have been sent something.
     accounts: BTreeMap<LocalPid, Member>,
     /// Those that this connection may send more to because it has waited.
@@ -62,6 +65,7 @@ impl Recipients {
             listener,
             routes,
             known: Known::default(),
+            read_at: Duration::ZERO,
             accounts: BTreeMap::new(),
             granted: BTreeSet::new(),
             awaited: None,
@@ -70,9 +74,10 @@ impl Recipients {
     }
 
     /// Where the frame goes, if not to the listener.
-    pub fn route<B>(&mut self, frame: &Frame<'_, B>) -> Option<Route> {
+    pub fn route<B: AsRef<[u8]>>(&mut self, frame: &Frame<'_, B>) -> Option<Route> {
         self.refresh();
-        self.known.route(self.routes.as_deref()?, frame)
+        self.known
+            .route(self.routes.as_deref()?, frame, self.read_at)
     }
 
     /// The route of the last message, whose body this is, if that decides.

@@ -4,12 +4,14 @@
 //! table is locked only to look something up or to change one entry. A receive loop looks at a counter to see
 //! whether what it knows is still true, and remembers the route of its last message.
 
+use crate::feed::Feed;
 use crate::lock::lock;
-use rustler::{Binary, LocalPid, NifResult, Term};
+use rustler::{Binary, LocalPid, NifResult, ResourceArc, Term};
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use stomp::{Command, Frame, Unacknowledged};
 
 /// Where the messages of a subscription go.
@@ -92,6 +94,7 @@ struct Entry {
     /// Who gets the messages, if there are several.
     partition: Option<Arc<Partition>>,
     notes: Option<Notes>,
+    feed: Option<ResourceArc<Feed>>,
     /// Whether a message has come.
     used: bool,
 }
@@ -165,13 +168,14 @@ impl rustler::Resource for Routes {}
 
 impl Routes {
     /// `partition`: who gets the messages, if there are several. `noted`: the header whose values are noted until
-    /// they are acknowledged.
+    /// they are acknowledged. `feed`: what counts them.
     pub fn put(
         &self,
         subscription: &[u8],
         route: Route,
         partition: Option<Partition>,
         noted: Option<&'static [u8]>,
+        feed: Option<ResourceArc<Feed>>,
     ) {
         let notes = noted.map(|header| Notes {
             header,
@@ -184,6 +188,7 @@ impl Routes {
                     route,
                     partition: partition.map(Arc::new),
                     notes,
+                    feed,
                     used: false,
                 },
             )
@@ -261,8 +266,13 @@ impl Known {
         self.has_routes
     }
 
-    /// Where the frame goes, if not to the listener. Some 1.0 servers pad their headers, or leave this one out.
-    pub fn route<B>(&mut self, routes: &Routes, frame: &Frame<'_, B>) -> Option<Route> {
+    /// Where the frame, which was read at `time`, goes, if not to the listener. Some 1.0 servers pad their headers, or leave this one out.
+    pub fn route<B: AsRef<[u8]>>(
+        &mut self,
+        routes: &Routes,
+        frame: &Frame<'_, B>,
+        time: Duration,
+    ) -> Option<Route> {
         if !self.has_routes || frame.command() != Command::Message {
             return None;
         }
@@ -273,6 +283,9 @@ impl Known {
             self.look_up(routes, subscription);
         }
         let entry = self.entry.as_ref()?;
+        if let Some(feed) = &entry.feed {
+            feed.message(frame, time);
+        }
         if let Some(notes) = &entry.notes
             && let Some(id) = frame.header(notes.header)
         {

@@ -238,9 +238,9 @@ defmodule Barytherium.Network.InflateTest do
 
     peer = Peer.accept(listener)
     {_network, sender} = Barytherium.NetworkCase.connected(network, peer)
-    Native.put_route(routes, "raw", [self()], nil, sender, nil, false)
-    Native.put_route(routes, "inflated", [self()], nil, sender, nil, true)
-    Native.put_route(routes, "default", [self()], nil, sender, nil, nil)
+    Native.put_route(routes, "raw", route([self()], sender, inflate: false))
+    Native.put_route(routes, "inflated", route([self()], sender, inflate: true))
+    Native.put_route(routes, "default", route([self()], sender))
     gzip = :zlib.gzip("text")
 
     for {subscription, body} <- [{"raw", gzip}, {"inflated", "text"}, {"default", "text"}] do

@@ -60,6 +60,7 @@ impl<'a> Call<'a, '_> {
         self.state.session.touch(now);
         self.state.budget.read(bytes);
         self.state.stats.has_read(bytes, now);
+        self.state.recipients.read_at = now;
     }
 
     /// Decodes what an earlier call has left over.

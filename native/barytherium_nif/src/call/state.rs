@@ -41,13 +41,14 @@ impl State {
         session: Session<BinaryBody>,
         transport: Option<Transport>,
         undecoded: Vec<u8>,
-        recipients: Recipients,
+        mut recipients: Recipients,
         place: Option<Place>,
         stats: ResourceArc<Stats>,
         show_econnreset: bool,
     ) -> State {
         if !undecoded.is_empty() {
             stats.has_read(undecoded.len(), now());
+            recipients.read_at = now();
         }
         State {
             session,

@@ -1,0 +1,190 @@
+defmodule Barytherium.HealthTest do
+  @moduledoc "Whether a feed is well: what has come, and what is wrong."
+  use Barytherium.ClientCase, async: true
+
+  import Barytherium.ReceiverCase, only: [eventually: 1]
+
+  alias Barytherium.Client
+
+  @moduletag capture_log: true
+
+  setup do
+    Process.flag(:trap_exit, true)
+    :ok
+  end
+
+  # A client with a subscription to `/queue/a`: `{client, peer, id, listener}`.
+  defp start(opts \\ []) do
+    {listener, url} = broker()
+    {:ok, client} = Client.start_link(url: url, listener: self(), backoff: {1, 10})
+    peer = accept_connected(listener)
+    {_subscription, %{"id" => id}} = subscribed(client, peer, [ack: :auto] ++ opts)
+    {client, peer, id, listener}
+  end
+
+  # The clients end with their test.
+  defp feed(client), do: client |> Client.feeds() |> hd()
+
+  # Sends messages with these headers, and waits until they are here.
+  defp feed(peer, id, headers) do
+    for one <- headers, do: message(peer, id, "body", one)
+    await(length(headers))
+  end
+
+  defp await(0), do: :ok
+
+  defp await(count) do
+    assert_receive {:barytherium, :messages, {frames, _subscription}}
+    await(count - length(frames))
+  end
+
+  defp now, do: System.os_time(:millisecond)
+
+  # Waits for the event that the listener gets.
+  defp told do
+    assert_receive {:barytherium, :client, {{:health, problems}, _client}}, 5_000
+    problems
+  end
+
+  test "what has come is counted, without gaps where there is no sequence" do
+    {client, peer, id, _listener} = start()
+
+    assert feed(client) ==
+             %{destination: "/queue/a", messages: 0, bytes: 0, idle: nil, lag: nil}
+             |> Map.merge(%{gaps: 0, missing: 0, repeats: 0})
+
+    feed(peer, id, [[], [{"timestamp", "nonsense"}], []])
+    assert %{messages: 3, bytes: 12, idle: idle, lag: nil, gaps: 0} = feed(client)
+    assert idle in 0..5_000
+  end
+
+  test "the lag is that of a message not long ago" do
+    {client, peer, id, _listener} = start()
+    feed(peer, id, [[{"timestamp", now() - 60_000}]])
+    assert %{lag: lag} = feed(client)
+    assert lag in 60_000..70_000
+    # Not every message is looked at, so it may be that of the one before.
+    for _n <- 1..20, do: feed(peer, id, [[{"timestamp", now() + 60_000}]])
+    assert %{lag: lag} = feed(client)
+    assert lag in -60_000..-50_000
+
+    {client, peer, id, _listener} = start(timestamp: "sent")
+    feed(peer, id, [[{"timestamp", now()}, {"sent", now() - 5_000}]])
+    assert %{lag: lag} = feed(client)
+    assert lag in 5_000..15_000
+  end
+
+  for {name, sequence, numbers, expected} <- [
+        {"in order", "n", [5, 6, 7], {0, 0, 0}},
+        {"with gaps", "n", [5, 7, 8, 12], {2, 4, 0}},
+        {"with repeats", "n", [5, 6, 6, 5, 7], {0, 0, 2}},
+        {"that begins again", {"n", 100}, [98, 99, 0, 1, 3, 99, 4], {1, 1, 1}},
+        {"with what is no number", "n", [5, "x", "", 6], {0, 0, 0}}
+      ] do
+    test "a sequence #{name}" do
+      {client, peer, id, _listener} = start(sequence: unquote(Macro.escape(sequence)))
+      feed(peer, id, for(number <- unquote(numbers), do: [{"n", number}]))
+      feed = feed(client)
+      assert {feed.gaps, feed.missing, feed.repeats} == unquote(Macro.escape(expected))
+    end
+  end
+
+  test "what was missed between two connections is a gap" do
+    {client, peer, id, listener} = start(sequence: "n")
+    feed(peer, id, [[{"n", 1}], [{"n", 2}]])
+    Peer.close(peer)
+    peer = accept_connected(listener)
+    {%{"id" => id}, ""} = confirm(peer, :subscribe)
+    feed(peer, id, [[{"n", 5}]])
+    assert %{messages: 3, gaps: 1, missing: 2} = feed(client)
+  end
+
+  test "without limits only the connection matters" do
+    {client, peer, _id, _listener} = start()
+    assert Client.health(client) == :ok
+    Peer.close(peer)
+    eventually(fn -> Client.health(client) == {:error, [:not_connected]} end)
+  end
+
+  test "silence, lag, and what follows, are told once each" do
+    {client, peer, id, listener} = start(max_silence: 500, max_lag: 1_000)
+    assert [{:silent, "/queue/a", silent}] = told()
+    assert silent > 500
+    assert {:error, [{:silent, "/queue/a", _longer}]} = Client.health(client)
+    feed(peer, id, [[{"timestamp", now() - 5_000}]])
+    # On a slow machine it may be silent again.
+    assert {:error, problems} = Client.health(client)
+    assert {:lagging, "/queue/a", lag} = List.keyfind(problems, :lagging, 0)
+    assert lag in 5_000..15_000
+    assert List.keymember?(told(), :lagging, 0)
+    Peer.close(peer)
+    peer = accept_connected(listener)
+    confirm(peer, :subscribe)
+  end
+
+  test "a feed that is silent can have its connection made anew" do
+    {client, peer, _id, listener} = start(max_silence: 300, on_silence: :reconnect)
+    disconnect(peer)
+    assert_receive {:barytherium, :client, {{:disconnected, %{reason: :silent}}, ^client}}, 5_000
+    peer = accept_connected(listener)
+    {%{"id" => id}, ""} = confirm(peer, :subscribe)
+    feed(peer, id, [[]])
+  end
+
+  test "a subscription that is refused is told" do
+    {listener, url} = broker()
+    {:ok, client} = Client.start_link(url: url, backoff: {1, 10})
+    peer = accept_connected(listener)
+    {_subscription, _headers} = subscribed(client, peer)
+    Peer.close(peer)
+    # It is refused on the next connection, and left out from then on.
+    peer = accept_connected(listener)
+    {%{"receipt" => receipt}, ""} = expect(peer, :subscribe)
+    reply(peer, :error, [{"message", "denied"}, {"receipt-id", receipt}])
+    Peer.close(peer)
+    accept_connected(listener)
+    eventually(fn -> Client.health(client) == {:error, [{:not_subscribed, "/queue/a"}]} end)
+  end
+
+  defmodule Slow do
+    use Barytherium.Consumer, subscribe: "/queue/a", max_handling: 300
+
+    @impl true
+    def handle_message(_frame, test) do
+      send(test, {:handling, self()})
+      receive do: (:go -> {:ack, test})
+    end
+  end
+
+  test "messages that wait while none is handled" do
+    {consumer, peer, id, _listener} = start_consumer(Slow)
+    [client] = Barytherium.Consumer.clients(consumer)
+    message(peer, id, "1")
+    assert_receive {:handling, worker}
+    assert Client.health(client) == :ok
+    # Nothing waits yet. Then it does.
+    message(peer, id, "2")
+    eventually(fn -> match?({:error, [{:not_handled, _time}]}, Client.health(client)) end)
+    for _message <- 1..2, do: send(worker, :go)
+    eventually(fn -> Client.health(client) == :ok end)
+    stop = Task.async(fn -> Supervisor.stop(consumer, :shutdown) end)
+    for _message <- 1..2, do: expect(peer, :ack)
+    disconnect(peer)
+    Task.await(stop)
+  end
+
+  test "mistakes are told" do
+    {client, _peer, _id, _listener} = start()
+
+    for opts <- [
+          [sequence: ""],
+          [sequence: {"n", 1}],
+          [sequence: {"n", 2 ** 63}],
+          [max_silence: -1],
+          [on_silence: :panic],
+          [timestamp: ""]
+        ] do
+      assert_raise ArgumentError, fn -> Client.subscribe(client, "/queue/b", opts) end
+    end
+  end
+end

@@ -134,7 +134,7 @@ defmodule Barytherium.Native do
   @spec new_routes() :: routes()
   def new_routes, do: not_loaded()
 
-  @spec put_route(routes(), subscription :: binary(), route()) :: :ok
+  @spec put_route(routes(), subscription :: [binary(), ...], route()) :: :ok
   def put_route(_routes, _subscription, _route), do: not_loaded()
 
   @spec new_feed(timestamp :: nil | binary(), sequence :: nil | {binary(), pos_integer()}) ::
@@ -157,6 +157,9 @@ defmodule Barytherium.Native do
 
   @spec first_unacknowledged(routes(), subscription :: binary()) :: nil | binary()
   def first_unacknowledged(_routes, _subscription), do: not_loaded()
+
+  @spec is_unacknowledged(routes(), subscription :: binary(), id :: binary()) :: boolean()
+  def is_unacknowledged(_routes, _subscription, _id), do: not_loaded()
 
   @spec unacknowledged_through(routes(), subscription :: binary(), id :: binary()) :: [binary()]
   def unacknowledged_through(_routes, _subscription, _id), do: not_loaded()

@@ -154,6 +154,10 @@ defmodule Barytherium.Telemetry do
       apply(:telemetry, :list_handlers, [[:barytherium, :consumer]]) != []
   end
 
+  # As it is delivered.
+  defp size({:compressed, body, _reason}), do: byte_size(body)
+  defp size(body), do: byte_size(body)
+
   @doc false
   @spec span_start(:handle_message | :handle_batch, map(), [Barytherium.Frame.t()]) :: tuple()
   def span_start(callback, handler, messages) do
@@ -168,7 +172,7 @@ defmodule Barytherium.Telemetry do
 
     started = System.monotonic_time()
     measurements = %{monotonic_time: started, system_time: System.system_time()}
-    bytes = messages |> Enum.map(&byte_size(&1.body)) |> Enum.sum()
+    bytes = messages |> Enum.map(&size(&1.body)) |> Enum.sum()
     measurements = Map.merge(measurements, %{count: length(messages), bytes: bytes})
     execute([:consumer, event, :start], measurements, metadata)
     {event, started, metadata}

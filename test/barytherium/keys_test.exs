@@ -2,7 +2,9 @@ defmodule Barytherium.KeysTest do
   @moduledoc "Several processes share the messages of a connection by a key: each key's are handled in their order."
   use Barytherium.ClientCase, async: true
 
-  alias Barytherium.Consumer
+  import Barytherium.ReceiverCase, only: [eventually: 1]
+
+  alias Barytherium.{Consumer, TestBroker}
 
   @moduletag capture_log: true
 
@@ -33,6 +35,29 @@ defmodule Barytherium.KeysTest do
         :raise ->
           raise "oh no"
       end
+    end
+  end
+
+  # Its `init/1` fails in the second and third round of starts.
+  defmodule Failing do
+    use Barytherium.Consumer,
+      subscribe: "/queue/a",
+      handlers: 2,
+      key: {:header, "k"},
+      on_exception: :restart,
+      backoff: {10, 10}
+
+    @impl true
+    def init({test, starts}) do
+      if :atomics.add_get(starts, 1, 1) in 3..6, do: raise("no"), else: {:ok, test}
+    end
+
+    @impl true
+    def handle_message(%{body: "raise"}, _test), do: raise("oh no")
+
+    def handle_message(%{body: body}, test) do
+      send(test, {:worked, body})
+      {:ack, test}
     end
   end
 
@@ -248,15 +273,21 @@ defmodule Barytherium.KeysTest do
       stop_consumer(consumer, peer)
     end
 
-    test "an acknowledgement covers the messages before it of the same process" do
+    test "a message that its callback leaves holds up those after it, until it is acknowledged" do
       %{consumer: consumer, peer: peer, id: id, one: one, other: other} = cumulative()
       through(peer, "find 16")
       for {body, key} <- [{"1", one}, {"2", other}, {"3", one}], do: keyed(peer, id, body, key)
-      return(handling("1"), :noreply)
+      assert_receive {:handling, "1", worker, frame}
+      return(worker, :noreply)
       return(handling("2"), :ack)
-      assert_silent(peer)
       return(handling("3"), :ack)
+      assert_silent(peer)
+      assert_receive {:connected, _worker, client}
+      assert Barytherium.Client.ack(client, frame) == :ok
       assert acknowledged(peer) == "3"
+      # Deciding again changes nothing.
+      assert Barytherium.Client.nack(client, frame) == :ok
+      assert_silent(peer)
       stop_consumer(consumer, peer)
     end
 
@@ -306,12 +337,52 @@ defmodule Barytherium.KeysTest do
       %{consumer: consumer, peer: peer, id: id, one: one, other: other} = cumulative(connected)
       for _message <- 1..16, do: expect(peer, :ack)
       for {body, key} <- [{"1", one}, {"2", other}, {"3", one}], do: keyed(peer, id, body, key)
-      return(handling("1"), :noreply)
+      assert_receive {:handling, "1", worker, frame}
+      return(worker, :noreply)
       return(handling("2"), :ack)
-      assert acknowledged(peer) == "2"
       return(handling("3"), :ack)
-      assert acknowledged(peer, 2) == ["1", "3"]
+      assert Enum.sort(acknowledged(peer, 2)) == ["2", "3"]
+      assert_receive {:connected, _worker, client}
+      assert Barytherium.Client.ack(client, frame) == :ok
+      assert acknowledged(peer) == "1"
       stop_consumer(consumer, peer)
+    end
+
+    test "a server of STOMP 1.0 need not say which subscription a message is for" do
+      %{consumer: consumer, peer: peer, one: one, other: other} = cumulative([{"version", "1.0"}])
+      through(peer, "find 16", :ack, "message-id")
+
+      for {body, key} <- [{"1", one}, {"2", other}] do
+        ids = [{"destination", "/queue/a"}, {"message-id", "m-#{body}"}, {"k", key}]
+        reply(peer, :message, ids, body)
+      end
+
+      slow = handling("1")
+      return(handling("2"), :ack)
+      assert_silent(peer)
+      return(slow, :ack)
+      assert {%{"message-id" => "m-2"}, ""} = expect(peer, :ack)
+      stop_consumer(consumer, peer)
+    end
+
+    test "another subscription of the consumer has its own mode" do
+      {listener, url} = broker()
+      subscribe = [{"/queue/a", ack: :client}, {"/topic/b", ack: :auto}, {"/queue/c", []}]
+      opts = [url: url, init_arg: self(), key: {:header, "k"}, subscribe: subscribe]
+      {:ok, _consumer} = Waiting.start_link(opts)
+      peer = accept_connected(listener)
+      [a, b, c] = for _n <- 1..3, do: confirm(peer, :subscribe) |> elem(0) |> Map.fetch!("id")
+      keyed(peer, a, "a1", "1")
+      keyed(peer, b, "b1", "1")
+      keyed(peer, c, "c1", "1")
+      return(handling("a1"), :noreply)
+      return(handling("b1"), :ack)
+      return(handling("c1"), :ack)
+      # The one that is left holds up its own subscription only.
+      assert acknowledged(peer) == "c1"
+      keyed(peer, a, "a2", "2")
+      return(handling("a2"), :ack)
+      assert_silent(peer)
     end
 
     test "all messages of a batch are decided on" do
@@ -331,6 +402,41 @@ defmodule Barytherium.KeysTest do
     assert_receive {:batch, worker, bodies}
     return(worker, :ack)
     finish_batches(left - length(bodies))
+  end
+
+  test "each of them has its own back-pressure" do
+    {_consumer, peer, id, _listener} = start(subscribe: {"/queue/a", ack: :auto})
+    all = for _n <- 1..4, do: assert_receive({:init, _pid}) |> elem(1)
+
+    feed = fn ->
+      for n <- 1..200_000, do: keyed(peer, id, "#{n}", "#{rem(n, 64)}")
+    end
+
+    flood = spawn(fn -> receive(do: (:go -> feed.())) end)
+    # The socket stays this process's, which may write to it as well.
+    send(flood, :go)
+    queued = fn -> Enum.map(all, &(Process.info(&1, :message_queue_len) |> elem(1))) end
+    eventually(fn -> Enum.any?(queued.(), &(&1 > 32)) end)
+    for _look <- 1..20, do: assert(Enum.all?(queued.(), &(&1 <= 70)), inspect(queued.()))
+    Process.exit(flood, :kill)
+  end
+
+  test "a worker whose init fails when it is started again does not end the consumer" do
+    broker = start_supervised!(TestBroker)
+    starts = :atomics.new(1, [])
+    url = "stomp://127.0.0.1:#{TestBroker.port(broker)}"
+    {:ok, consumer} = Failing.start_link(url: url, init_arg: {self(), starts})
+    TestBroker.await_subscription(broker, "/queue/a")
+    TestBroker.publish(broker, "/queue/a", "raise")
+    # Some connections are made and given up, because a worker has ended again.
+    eventually(fn -> :atomics.get(starts, 1) >= 7 end)
+
+    eventually(fn ->
+      TestBroker.publish(broker, "/queue/a", "work")
+      receive(do: ({:worked, "work"} -> true), after: (50 -> false))
+    end)
+
+    assert Process.alive?(consumer)
   end
 
   test "a process that crashes ends the connection, and all start again" do
@@ -360,7 +466,12 @@ defmodule Barytherium.KeysTest do
     {one, other} = two_keys(peer, id)
     for n <- 1..2, key <- [one, other], do: keyed(peer, id, "#{key} #{n}", key)
     workers = for key <- [one, other], do: {key, handling("#{key} 1")}
+    busy = for {_key, worker} <- workers, do: worker
+    all = for _n <- 1..4, do: assert_receive({:init, _pid}) |> elem(1)
+    monitors = Enum.map(all -- busy, &Process.monitor/1)
     stopping = Task.async(fn -> Supervisor.stop(consumer, :shutdown) end)
+    # Those who have nothing to do end before the others.
+    for monitor <- monitors, do: assert_receive({:DOWN, ^monitor, :process, _pid, :shutdown})
 
     for {key, worker} <- workers, n <- 1..2 do
       if n == 2, do: assert(handling("#{key} 2") == worker)

@@ -161,6 +161,7 @@ defmodule Barytherium.TelemetryTest do
       use Barytherium.Consumer, subscribe: "/queue/a"
 
       @impl true
+      def handle_message(%{body: {:compressed, _body, :damaged}}, state), do: {:nack, state}
       def handle_message(%{body: "raise"}, _state), do: raise("oh no")
       def handle_message(_frame, state), do: {:ack, state}
     end
@@ -172,9 +173,9 @@ defmodule Barytherium.TelemetryTest do
       def handle_batch(_frames, state), do: {:nack, state}
     end
 
-    defp consuming(module) do
+    defp consuming(module, opts \\ []) do
       {listener, url} = broker()
-      {:ok, _consumer} = module.start_link(url: url)
+      {:ok, _consumer} = module.start_link([url: url] ++ opts)
       peer = accept_connected(listener)
       {%{"id" => id}, ""} = confirm(peer, :subscribe)
       {peer, id}
@@ -194,6 +195,16 @@ defmodule Barytherium.TelemetryTest do
       ClientCase.message(peer, id, "raise")
       assert_receive {[:barytherium, :consumer, :message, :exception], %{duration: _}, metadata}
       assert %{kind: :error, reason: %RuntimeError{}, stacktrace: [_ | _], headers: _} = metadata
+    end
+
+    test "has a span for a message that cannot be inflated" do
+      {peer, id} = consuming(Messages, inflate: true)
+      gzip = :zlib.gzip("hello")
+      damaged = binary_part(gzip, 0, byte_size(gzip) - 1)
+      reply(peer, :message, [{"subscription", id}, {"message-id", "1"}, {"ack", "1"}], damaged)
+      assert_receive {[:barytherium, :consumer, :message, :start], %{bytes: bytes}, _metadata}
+      assert bytes == byte_size(damaged)
+      assert_receive {[:barytherium, :consumer, :message, :stop], _measurements, %{result: :nack}}
     end
 
     test "has a span for each batch" do

@@ -31,24 +31,40 @@ defmodule Barytherium.Client.Acknowledgements do
   The frames that acknowledge `messages`, which may be of several subscriptions, and the messages that they
   name. `extra` are further headers; messages in `done` are left out.
 
-  `:stale`: a message came from another connection, or its subscription has ended. `:auto`: its
+  `:shared`: they are cumulative, and have to wait for other handlers. `:stale`: a message came from another connection, or its subscription has ended. `:auto`: its
   subscription does not ask for acknowledgements. `:unacknowledgeable`: the broker has left out the header
   that an acknowledgement names. `:unsupported`: STOMP 1.0 has no NACK, except on RabbitMQ.
   """
   @spec acknowledge(Session.t(), :ack | :nack, [Frame.t()], Frame.frame_headers(), [id()]) ::
           {:ok, [Frame.t()], [id()]}
+          | {:shared, [{id(), :ack | :nack, Frame.frame_headers()}]}
           | {:error, :stale | :auto | :unacknowledgeable | :unsupported}
   def acknowledge(%Session{} = session, command, messages, extra, done) do
     modes = Enum.map(messages, &mode(session, &1))
 
     cond do
-      command == :nack and not nack?(session) -> {:error, :unsupported}
-      :stale in modes -> {:error, :stale}
-      :auto in modes -> {:error, :auto}
-      :unacknowledgeable in modes -> {:error, :unacknowledgeable}
-      true -> acknowledge_all(session, command, Enum.zip(modes, messages), extra, done)
+      command == :nack and not nack?(session) ->
+        {:error, :unsupported}
+
+      :stale in modes ->
+        {:error, :stale}
+
+      :auto in modes ->
+        {:error, :auto}
+
+      :unacknowledgeable in modes ->
+        {:error, :unacknowledgeable}
+
+      session.shared? and :client in modes ->
+        {:shared, decisions(session, command, messages, extra)}
+
+      true ->
+        acknowledge_all(session, command, Enum.zip(modes, messages), extra, done)
     end
   end
+
+  defp decisions(session, command, messages, extra),
+    do: for(message <- messages, id <- ids(session, message), do: {id, command, extra})
 
   defp acknowledge_all(session, command, messages, extra, done) do
     done = MapSet.new(done)

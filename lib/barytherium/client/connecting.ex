@@ -107,6 +107,7 @@ defmodule Barytherium.Client.Connecting do
 
     %{sender: sender, routes: routes} = connection = data.connection
     session = Session.new(sender, routes, frame)
+    session = %{session | shared?: Handlers.shared?(data.handlers)}
     connection = %{connection | session: session, since: System.monotonic_time()}
 
     data = %{

@@ -214,16 +214,13 @@ defmodule Barytherium.Client.Exchange do
              (id == nil or is_map_key(connection.transactions, id)) do
     done = if id, do: data.connection.transactions[id].acknowledged, else: []
 
-    shared? = Handlers.shared?(data.handlers, data.connection.session, messages)
-
     case Acknowledgements.acknowledge(data.connection.session, command, messages, headers, done) do
-      # It would cover the messages of other handlers.
-      {:ok, _frames, _acknowledged} when shared? and id != nil ->
+      # They would cover the messages of other handlers.
+      {:shared, _decisions} when id != nil ->
         {{:error, :unsupported}, data}
 
-      {:ok, _frames, _acknowledged} when shared? ->
-        {Handlers.settle(data.handlers, data.connection.session, command, messages, headers),
-         data}
+      {:shared, decisions} ->
+        {Handlers.settle(data.handlers, decisions), data}
 
       {:ok, frames, acknowledged} ->
         if frames != [], do: Sender.write(data.connection.sender, frames)

@@ -3,9 +3,9 @@ defmodule Barytherium.Client.Handlers do
   # The handler of a consumer, the process that runs its callbacks, as its client sees it. The client starts it,
   # tells it of connections, and never waits for it. `nil` stands for a client without a consumer.
 
-  alias Barytherium.Client.{Acknowledgements, Backoff, Session}
+  alias Barytherium.Client.{Backoff, Session}
   alias Barytherium.Consumer.{Dealer, Partition, Worker}
-  alias Barytherium.{Frame, Network}
+  alias Barytherium.Network
 
   # Milliseconds before a process that has crashed is started again. The pause doubles with each crash, until
   # one has lived for the longest.
@@ -106,21 +106,13 @@ defmodule Barytherium.Client.Handlers do
   # Recipients get the client's events before the messages that follow them, because both come straight to them.
   defp all(%__MODULE__{pid: pid, recipients: recipients}), do: Enum.uniq([pid | recipients])
 
-  @doc "Whether several handlers share the messages of these messages' subscriptions, which are acknowledged cumulatively."
-  @spec shared?(t(), Session.t(), [Frame.t()]) :: boolean()
-  def shared?(%__MODULE__{recipients: [_, _ | _]}, session, messages) do
-    not Session.rabbitmq?(session) and
-      Enum.any?(messages, &(session.modes[Session.subscription_id(session, &1)] == :client))
-  end
+  @doc "Whether several handlers share the messages, by a key."
+  @spec shared?(t()) :: boolean()
+  def shared?(handlers), do: match?(%__MODULE__{recipients: [_, _ | _]}, handlers)
 
-  def shared?(_handlers, _session, _messages), do: false
-
-  @doc "Acknowledges such messages, each by itself, as soon as those before it are."
-  @spec settle(consumer(), Session.t(), :ack | :nack, [Frame.t()], Frame.frame_headers()) :: :ok
-  def settle(%__MODULE__{pid: pid}, session, command, messages, headers) do
-    ids = Enum.flat_map(messages, &Acknowledgements.ids(session, &1))
-    Partition.settle(pid, for(id <- ids, do: {id, command, headers}))
-  end
+  @doc "Decides on messages with cumulative acknowledgements. These are written when those before them are decided on."
+  @spec settle(consumer(), [Partition.decision()]) :: :ok
+  def settle(%__MODULE__{pid: pid}, decisions), do: Partition.settle(pid, decisions)
 
   @doc "Handling has to end at the deadline."
   @spec stop_at(t(), integer()) :: :ok

@@ -39,7 +39,7 @@ defmodule Barytherium.Client.Routing do
       feed: subscription.feed
     }
 
-    for id <- Session.keys(session, subscription), do: Native.put_route(routes, id, route)
+    Native.put_route(routes, Session.keys(session, subscription), route)
 
     :ok
   end

@@ -22,7 +22,9 @@ defmodule Barytherium.Client.Session do
     :token,
     modes: %{},
     destinations: %{},
-    forgotten: MapSet.new()
+    forgotten: MapSet.new(),
+    # Whether several handlers share the messages, by a key.
+    shared?: false
   ]
 
   @type mode :: :auto | :client | :client_individual
@@ -35,7 +37,8 @@ defmodule Barytherium.Client.Session do
           token: String.t(),
           modes: %{binary() => mode()},
           destinations: %{binary() => binary()},
-          forgotten: MapSet.t(pos_integer())
+          forgotten: MapSet.t(pos_integer()),
+          shared?: boolean()
         }
 
   @typedoc "A subscription as it was asked for. `number` is unique in a client."
@@ -108,6 +111,10 @@ defmodule Barytherium.Client.Session do
 
   # STOMP 1.0 has no `client-individual`. A broker may take it for `auto`. RabbitMQ does not.
   defp mode_in(%__MODULE__{version: "1.0"} = session, :client_individual),
+    do: if(rabbitmq?(session), do: :client_individual, else: :client)
+
+  # There cumulative ones are made of single ones, so nothing has to wait for those of other handlers.
+  defp mode_in(%{shared?: true} = session, :client),
     do: if(rabbitmq?(session), do: :client_individual, else: :client)
 
   defp mode_in(_session, mode), do: mode

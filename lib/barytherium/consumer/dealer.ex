@@ -11,18 +11,15 @@ defmodule Barytherium.Consumer.Dealer do
   @enforce_keys [:client, :workers, :free, :batches?]
   defstruct [:client, :workers, :free, :batches?, several?: true, finishing?: false]
 
-  # As in `Worker`.
-  @options [spawn_opt: [message_queue_data: :off_heap]]
-
   @doc "Starts it for the calling client. Returns when the callback `init/1` has, in all of them."
   @spec start_link(pid(), map()) :: GenServer.on_start()
   def start_link(client, settings),
-    do: GenServer.start(__MODULE__, {:first, client, settings}, @options)
+    do: GenServer.start(__MODULE__, {:first, client, settings})
 
   @doc "Starts it again. The callbacks `init/1` run afterwards."
   @spec start_again(pid(), map()) :: pid()
   def start_again(client, settings) do
-    {:ok, pid} = GenServer.start(__MODULE__, {:again, client, settings}, @options)
+    {:ok, pid} = GenServer.start(__MODULE__, {:again, client, settings})
     pid
   end
 

@@ -43,6 +43,8 @@ defmodule Barytherium.Consumer.Handler do
     dealer: nil,
     partition: nil,
     session: nil,
+    # The senders of earlier connections, whose messages may still be here.
+    former: [],
     # The mode of the subscription, or nil if there are several.
     mode: nil,
     # The sender of the connection that the messages come from, and whether that is the session's and
@@ -69,11 +71,38 @@ defmodule Barytherium.Consumer.Handler do
 
   @type t :: %__MODULE__{}
 
+  # Nobody has messages of more connections in the mailbox.
+  @former 16
+
   @doc "Begins a connection."
   @spec connected(t(), Session.t()) :: t()
   def connected(%__MODULE__{} = handler, %Session{modes: modes} = session) do
     mode = if map_size(modes) == 1, do: modes |> Map.values() |> hd()
-    %{handler | session: session, mode: mode, acks: []}
+    former = if handler.session, do: Enum.take([handler.session.sender | handler.former], @former)
+    %{handler | session: session, mode: mode, former: former || []}
+  end
+
+  # Milliseconds that the client's event about a connection, which it sent before it subscribed, may still take.
+  @late 1_000
+
+  @doc """
+  Messages of a connection that is not known yet: what is not on the heap of a process may come in another order than
+  it was sent in by several processes. So the event about the connection is there too, or about to come.
+  """
+  @spec meet(t(), pid()) :: t()
+  def meet(%__MODULE__{session: %Session{sender: sender}} = handler, sender), do: handler
+
+  def meet(%__MODULE__{former: former} = handler, sender) do
+    if sender in former or not Process.alive?(sender) do
+      handler
+    else
+      receive do
+        {:"$gen_cast", {:client, {:session, %Session{sender: ^sender} = session}}} ->
+          connected(handler, session)
+      after
+        @late -> handler
+      end
+    end
   end
 
   @doc """
@@ -185,20 +214,13 @@ defmodule Barytherium.Consumer.Handler do
   defp note_all(commands, messages, handler) when is_list(commands),
     do: Enum.zip_reduce(commands, messages, handler.acks, &note(&3, &1, &2, handler))
 
-  defp note_all(command, messages, %{mode: :client, partition: nil} = handler),
+  defp note_all(command, messages, %{mode: :client, session: %{shared?: false}} = handler),
     do: note(handler.acks, command, List.last(messages), handler)
 
   defp note_all(command, messages, handler),
     do: Enum.reduce(messages, handler.acks, &note(&2, command, &1, handler))
 
-  defp note(acks, :noreply, _message, %{partition: nil}), do: acks
-
-  # The next acknowledgement covers it.
-  defp note(acks, :noreply, message, %{session: session} = handler) do
-    if mode(handler, message) == :client,
-      do: for(id <- Acknowledgements.ids(session, message), do: {:kept, id}) ++ acks,
-      else: acks
-  end
+  defp note(acks, :noreply, _message, _handler), do: acks
 
   defp note(acks, {:nack, headers}, message, handler),
     do: note(acks, :nack, message, %{handler | nack_headers: headers})
@@ -231,15 +253,11 @@ defmodule Barytherium.Consumer.Handler do
 
   defp add(acks, frame, _handler), do: [frame | acks]
 
-  # Covers this process's own messages before it, and none of others.
-  defp cover(acks, command, message, extra, %{session: session, partition: partition} = handler)
-       when partition != nil do
-    subscription = Session.subscription_id(session, message)
-    {kept, acks} = Enum.split_with(acks, &match?({:kept, {^subscription, _id}}, &1))
-
+  # It has to wait for messages that others have.
+  defp cover(acks, command, message, extra, %{session: %{shared?: true} = session} = handler) do
     case Acknowledgements.ids(session, message) do
       [] -> add(acks, nil, handler)
-      [id] -> Enum.map([{:kept, id} | kept], &decide(&1, command, extra, session)) ++ acks
+      [id] -> [{:settle, {id, command, extra}} | acks]
     end
   end
 
@@ -252,13 +270,6 @@ defmodule Barytherium.Consumer.Handler do
       frame = Acknowledgements.single(session, command, message, extra)
       acks |> drop_covered(frame, handler) |> add(frame, handler)
     end
-  end
-
-  # RabbitMQ is not asked for cumulative ones.
-  defp decide({:kept, id}, command, extra, session) do
-    if Session.rabbitmq?(session),
-      do: Acknowledgements.frame(session, command, id, extra),
-      else: {:settle, {id, command, extra}}
   end
 
   # An acknowledgement covers the one before it that has not been written yet.
@@ -406,7 +417,6 @@ defmodule Barytherium.Consumer.Handler do
   end
 
   defp flush(%{session: %Session{sender: sender}, acks: acks, partition: partition} = handler) do
-    {kept, acks} = Enum.split_with(acks, &match?({:kept, _id}, &1))
     {decisions, frames} = acks |> Enum.reverse() |> Enum.split_with(&match?({:settle, _}, &1))
     if frames != [], do: Sender.write(sender, frames)
 
@@ -414,6 +424,6 @@ defmodule Barytherium.Consumer.Handler do
       # See `Barytherium.Consumer.Partition.settle/2`.
       do: GenServer.cast(partition, {:settle, for({:settle, one} <- decisions, do: one)})
 
-    %{handler | acks: kept}
+    %{handler | acks: []}
   end
 end

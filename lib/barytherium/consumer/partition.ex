@@ -29,9 +29,9 @@ defmodule Barytherium.Consumer.Partition do
     pid
   end
 
-  @doc "The processes that handle the messages."
+  @doc "The processes that handle the messages of a partition that the calling client has just started."
   @spec workers(pid()) :: [pid(), ...]
-  def workers(partition), do: GenServer.call(partition, :workers)
+  def workers(partition), do: receive(do: ({:workers, ^partition, workers} -> workers))
 
   @doc "What was decided on messages of subscriptions with cumulative acknowledgements. Workers cast it themselves."
   @spec settle(pid(), [decision()]) :: :ok
@@ -40,17 +40,23 @@ defmodule Barytherium.Consumer.Partition do
   @impl true
   def init({how, client, settings}) do
     case Workers.start(how, client, Map.put(settings, :partition, self())) do
-      {:ok, workers} -> {:ok, %__MODULE__{client: client, workers: workers}}
-      {:error, reason} -> {:stop, reason}
+      {:ok, workers} ->
+        # It is there when the client goes on. A call could find that one of them has ended again.
+        send(client, {:workers, self(), workers})
+        {:ok, %__MODULE__{client: client, workers: workers}}
+
+      {:error, reason} ->
+        {:stop, reason}
     end
   end
 
   @impl true
-  def handle_call(:workers, _from, state), do: {:reply, state.workers, state}
   def handle_call(_stray, _from, state), do: {:reply, {:error, :unknown_call}, state}
 
   @impl true
   def handle_cast({:settle, decisions}, %{session: session} = state) do
+    decisions = Enum.filter(decisions, &open?(&1, session))
+
     settled =
       for {id, command, extra} <- decisions, into: state.settled, do: {id, {command, extra}}
 
@@ -65,6 +71,12 @@ defmodule Barytherium.Consumer.Partition do
 
   def handle_cast({:client, :finish}, state), do: {:noreply, %{state | finishing?: true}}
   def handle_cast(_event, state), do: {:noreply, state}
+
+  # Not of an earlier connection, and not decided twice.
+  defp open?({{subscription, id}, _command, _extra}, session) do
+    is_map_key(session.modes, subscription) and
+      Native.is_unacknowledged(session.routes, subscription, id)
+  end
 
   # The acknowledgements of the oldest messages, up to the first that nothing is decided on.
   defp contiguous(session, subscription, settled) do
@@ -108,10 +120,7 @@ defmodule Barytherium.Consumer.Partition do
       else: {:noreply, state}
   end
 
-  def handle_info(message, state) do
-    Enum.each(state.workers, &send(&1, message))
-    {:noreply, state}
-  end
+  def handle_info(_stray, state), do: {:noreply, state}
 
   @impl true
   def terminate(_reason, state), do: Workers.kill(state.workers)

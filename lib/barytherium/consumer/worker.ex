@@ -65,7 +65,7 @@ defmodule Barytherium.Consumer.Worker do
 
   @impl true
   def handle_cast({:barytherium, :frames, {messages, sender}}, handler) do
-    case Handler.handle(handler, messages, sender) do
+    case handler |> Handler.meet(sender) |> Handler.handle(messages, sender) do
       {:ok, handler} -> {:noreply, free(handler)}
       {:stop, handler} -> {:stop, {:shutdown, :exception}, handler}
     end

@@ -117,6 +117,12 @@ defmodule Barytherium.Frame.Outgoing do
 
   defp binary(body, _command) when is_binary(body), do: body
 
+  # As it is not inflated, it can be sent as it came.
+  defp binary({:compressed, body, _reason}, command) when is_binary(body) do
+    raise ArgumentError,
+          "the body of this #{command} is {:compressed, body, reason}: send the body in it"
+  end
+
   defp binary(body, command) do
     IO.iodata_to_binary(body)
   rescue

@@ -31,7 +31,8 @@ defmodule Barytherium.Network.Options do
          "`:several_members` or `:trailing_bytes`."},
     max_inflated:
       {:size, 100 * 1024 * 1024,
-       "Maximum size of an inflated body in bytes. One that would be larger is `{:compressed, body, :too_large}`."}
+       "Maximum size of an inflated body in bytes. One that would be larger is `{:compressed, body, :too_large}`. " <>
+         "Beyond the high-water mark, each connection may have one such body in memory."}
   ]
 
   @schema Connection.Options.schema() ++ @own ++ Frame.ParseOptions.schema()

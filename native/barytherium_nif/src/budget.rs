@@ -20,9 +20,9 @@ const DECRYPTING_WORK: usize = 1;
 /// The work of a TLS record besides its bytes: about 0.25 us.
 const RECORD_WORK: usize = 1024;
 
-/// The work of inflating a body: of its tables, and of each byte that comes out.
-const INFLATING_WORK: usize = 2048;
-const INFLATED_BYTE_WORK: usize = 4;
+/// The work of a nanosecond. How long inflating takes cannot be told from the bytes: a peer can make each of them cost
+/// twenty times as much as those of text.
+const NANOSECOND_WORK: usize = 4;
 
 /// The work of a turn on a dirty thread: about a millisecond.
 const DIRTY_WORK: usize = 4 * 1024 * 1024;
@@ -120,14 +120,9 @@ impl Budget {
         self.work += FRAME_WORK + HEADER_WORK * headers + HEADER_BYTE_WORK * bytes;
     }
 
-    /// A body was begun to be inflated.
-    pub fn begun_to_inflate(&mut self) {
-        self.work += INFLATING_WORK;
-    }
-
-    /// `bytes` bytes have come out of a body.
-    pub fn inflated(&mut self, bytes: usize) {
-        self.work += INFLATED_BYTE_WORK * bytes;
+    /// Something took this long.
+    pub fn took(&mut self, time: Duration) {
+        self.work += NANOSECOND_WORK * time.as_nanos() as usize;
     }
 
     /// The work that is left for this turn.

@@ -141,8 +141,8 @@ impl<'a, 's> Delivery<'a, 's> {
         inflating: Inflating,
         failure: Option<inflate::Failure>,
     ) {
-        self.select(recipients, inflating.route);
-        let frame = inflating.finish(self.inflater, recipients, failure);
+        let (frame, route) = inflating.finish(self.inflater, recipients, failure);
+        self.select(recipients, route);
         let batch = self.batches.get(self.batches.current());
         batch.with(|env, batch| batch.push_kept(env, frame));
     }

@@ -5,11 +5,13 @@
 
 use crate::atoms;
 use crate::budget::Budget;
+use crate::clock::now;
 use crate::recipients::Recipients;
-use crate::routes::Route;
+use crate::routes::{Partition, Route};
 use crate::terms::{BinaryBody, KeptFrame};
 use inflate::{Coding, Failure, Inflater, Progress};
 use rustler::Atom;
+use std::sync::Arc;
 use stomp::{Body, BodyBuffer, Command, Frame};
 
 /// The inflater of a thread. There is none before the first compressed body.
@@ -36,12 +38,12 @@ pub fn inflate<'a>(
     let Some(coding) = Coding::of(body, || frame.header(b"content-encoding")) else {
         return Inflated::Frame(frame, None);
     };
+    let started = now();
     let max = recipients.max_inflated;
     let inflater = spare.0.get_or_insert_default();
     let begun = inflater.start(body, coding, max);
     let progress = begun.and_then(|()| inflater.next(body));
-    budget.begun_to_inflate();
-    budget.inflated(inflater.piece().len());
+    budget.took(now() - started);
     match progress {
         Ok(Progress::Done) => {
             recipients.stats.inflated.add(1);
@@ -49,9 +51,9 @@ pub fn inflate<'a>(
             Inflated::Frame(frame, None)
         }
         Ok(Progress::More) => {
-            let route = recipients.by_body(route, inflater.piece());
             let inflater = spare.0.take().unwrap_or_default();
-            Inflated::Begun(Box::new(Inflating::new(inflater, frame, route, max)))
+            let place = (route, recipients.partition());
+            Inflated::Begun(Box::new(Inflating::new(inflater, frame, place, max)))
         }
         Err(failure) => Inflated::Frame(frame, failed(failure, recipients)),
     }
@@ -61,7 +63,8 @@ pub fn inflate<'a>(
 pub struct Inflating {
     inflater: Box<Inflater>,
     max: u64,
-    pub route: Option<Route>,
+    route: Option<Route>,
+    partition: Option<Arc<Partition>>,
     command: Command,
     headers: Vec<(Vec<u8>, Vec<u8>)>,
     compressed: BinaryBody,
@@ -72,7 +75,7 @@ impl Inflating {
     fn new(
         inflater: Box<Inflater>,
         frame: Frame<'_, BinaryBody>,
-        route: Option<Route>,
+        (route, partition): (Option<Route>, Option<Arc<Partition>>),
         max: u64,
     ) -> Inflating {
         let command = frame.command();
@@ -94,6 +97,7 @@ impl Inflating {
             inflater,
             max,
             route,
+            partition,
             command,
             headers,
             compressed,
@@ -103,34 +107,43 @@ impl Inflating {
 
     /// Inflates one piece more. Whether the body is done, or why it cannot be.
     pub fn advance(&mut self, budget: &mut Budget) -> Result<Progress, Failure> {
-        let progress = self.inflater.next(self.compressed.as_ref())?;
+        let started = now();
+        let progress = self.inflater.next(self.compressed.as_ref());
         let piece = self.inflater.piece();
-        budget.inflated(piece.len());
-        self.inflated.make_room(piece.len(), self.max);
-        self.inflated.extend_from_slice(piece);
-        Ok(progress)
+        if progress.is_ok() {
+            self.inflated.make_room(piece.len(), self.max);
+            self.inflated.extend_from_slice(piece);
+        }
+        budget.took(now() - started);
+        progress
     }
 
-    /// The frame as it is to be delivered. The inflater is there for the next body.
+    /// The frame as it is to be delivered, and how it goes. The inflater is there for the next body.
     pub fn finish(
         self,
         spare: &mut Spare,
         recipients: &Recipients,
         failure: Option<Failure>,
-    ) -> KeptFrame {
+    ) -> (KeptFrame, Option<Route>) {
         spare.0 = Some(self.inflater);
-        KeptFrame {
+        let body = match failure {
+            None => {
+                recipients.stats.inflated.add(1);
+                self.inflated
+            }
+            Some(_) => self.compressed,
+        };
+        let route = self.route.map(|route| match &self.partition {
+            Some(partition) => partition.by_body(route, body.as_ref()),
+            None => route,
+        });
+        let frame = KeptFrame {
             command: self.command,
             headers: self.headers,
             compressed: failure.and_then(|failure| failed(failure, recipients)),
-            body: match failure {
-                None => {
-                    recipients.stats.inflated.add(1);
-                    self.inflated
-                }
-                Some(_) => self.compressed,
-            },
-        }
+            body,
+        };
+        (frame, route)
     }
 }
 

@@ -178,7 +178,7 @@ fn new_routes() -> ResourceArc<Routes> {
     ResourceArc::new(Routes::default())
 }
 
-/// Where the messages of a subscription go, and what becomes of them on the way.
+/// Where messages go, and what becomes of them on the way.
 #[derive(NifMap)]
 #[rustler(decode)]
 struct RouteOptions {
@@ -195,10 +195,11 @@ struct RouteOptions {
     feed: Option<ResourceArc<Feed>>,
 }
 
+/// Messages whose header has one of the values in `subscription` take this route.
 #[rustler::nif]
 fn put_route(
     routes: ResourceArc<Routes>,
-    subscription: Binary,
+    subscription: Vec<Binary>,
     options: RouteOptions,
 ) -> NifResult<Atom> {
     let noted = options.noted.map(|noted| match noted {
@@ -213,7 +214,8 @@ fn put_route(
     let partition = options
         .key
         .map(|key| Partition::new(options.recipients, key));
-    routes.put(&subscription, route, partition, noted, options.feed);
+    let keys: Vec<&[u8]> = subscription.iter().map(|key| key.as_slice()).collect();
+    routes.put(&keys, route, partition, noted, options.feed);
     Ok(rustler::types::atom::ok())
 }
 
@@ -271,6 +273,13 @@ fn first_unacknowledged<'a>(
 ) -> Option<Term<'a>> {
     let first = routes.unacknowledged(&subscription, |noted| noted.first());
     first.flatten().map(|id| binary(env, &id))
+}
+
+/// Whether a message of `subscription` is noted as not acknowledged.
+#[rustler::nif]
+fn is_unacknowledged(routes: ResourceArc<Routes>, subscription: Binary, id: Binary) -> bool {
+    let noted = routes.unacknowledged(&subscription, |noted| noted.contains(&id));
+    noted.unwrap_or(false)
 }
 
 /// The ids of a message of `subscription` and of those before it that were not acknowledged, the oldest

@@ -2,11 +2,12 @@
 //! of what it has not taken.
 
 use crate::account::Account;
-use crate::routes::{Known, Route, Routes};
+use crate::routes::{Known, Partition, Route, Routes};
 use crate::stats::Stats;
 use pacing::Pace;
 use rustler::{Env, LocalPid, ResourceArc};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 use stomp::Frame;
 
@@ -80,9 +81,17 @@ impl Recipients {
             .route(self.routes.as_deref()?, frame, self.read_at)
     }
 
+    /// Those who share the messages of the last message's subscription, which has gone by a route.
+    pub fn partition(&self) -> Option<Arc<Partition>> {
+        self.known.partition().cloned()
+    }
+
     /// The route of the last message, whose body this is, if that decides.
     pub fn by_body(&self, route: Option<Route>, body: &[u8]) -> Option<Route> {
-        route.map(|route| self.known.by_body(route, body))
+        match (route, self.known.partition()) {
+            (Some(route), Some(partition)) => Some(partition.by_body(route, body)),
+            _ => route,
+        }
     }
 
     /// Whether the bodies of messages that go by `route` are inflated.

@@ -73,6 +73,15 @@ impl Partition {
         Partition { pids, key }
     }
 
+    /// The route of a message with this body, if that decides.
+    pub fn by_body(&self, mut route: Route, body: &[u8]) -> Route {
+        if let Key::Body { at, length } = self.key {
+            let part = body.get(at..).unwrap_or_default();
+            route.recipient = self.recipient(&part[..part.len().min(length)]);
+        }
+        route
+    }
+
     fn recipient(&self, key: &[u8]) -> LocalPid {
         let mut hasher = DefaultHasher::new();
         hasher.write(key);
@@ -167,11 +176,12 @@ pub struct Routes {
 impl rustler::Resource for Routes {}
 
 impl Routes {
-    /// `partition`: who gets the messages, if there are several. `noted`: the header whose values are noted until
+    /// The messages with one of these values of the header take `route`. `partition`: who gets them, if there are
+    /// several. `noted`: the header whose values are noted until
     /// they are acknowledged. `feed`: what counts them.
     pub fn put(
         &self,
-        subscription: &[u8],
+        subscription: &[&[u8]],
         route: Route,
         partition: Option<Partition>,
         noted: Option<&'static [u8]>,
@@ -181,17 +191,17 @@ impl Routes {
             header,
             ids: Arc::default(),
         });
+        let entry = Entry {
+            route,
+            partition: partition.map(Arc::new),
+            notes,
+            feed,
+            used: false,
+        };
         self.change(|table| {
-            table.insert(
-                subscription,
-                Entry {
-                    route,
-                    partition: partition.map(Arc::new),
-                    notes,
-                    feed,
-                    used: false,
-                },
-            )
+            for key in subscription {
+                table.insert(key, entry.clone());
+            }
         });
     }
 
@@ -300,18 +310,9 @@ impl Known {
         Some(route)
     }
 
-    /// The route of the last message, whose body this is, if that decides.
-    pub fn by_body(&self, mut route: Route, body: &[u8]) -> Route {
-        if let Some(Entry {
-            partition: Some(partition),
-            ..
-        }) = &self.entry
-            && let Key::Body { at, length } = partition.key
-        {
-            let part = body.get(at..).unwrap_or_default();
-            route.recipient = partition.recipient(&part[..part.len().min(length)]);
-        }
-        route
+    /// Those who share the messages of the last message's subscription.
+    pub fn partition(&self) -> Option<&Arc<Partition>> {
+        self.entry.as_ref()?.partition.as_ref()
     }
 
     fn look_up(&mut self, routes: &Routes, subscription: &[u8]) {

@@ -15,8 +15,12 @@ const NAME: u8 = 1 << 3;
 const COMMENT: u8 = 1 << 4;
 const RESERVED: u8 = 0b1110_0000;
 
+/// A longer header is none. Those of real messages have some dozen bytes.
+const LONGEST: usize = 64 * 1024;
+
 /// Where the compressed data begins. `None` if this is no header.
 pub fn header(member: &[u8]) -> Option<usize> {
+    let member = &member[..member.len().min(LONGEST)];
     if !member.starts_with(&MAGIC) {
         return None;
     }
@@ -94,6 +98,9 @@ mod tests {
         for length in 0..whole.len() {
             assert_eq!(header(&whole[..length]), None, "{length} bytes");
         }
+        let name = [&[b'a'; LONGEST - FIXED - 1][..], b"\0"].concat();
+        assert_eq!(header(&with(NAME, &name)), Some(LONGEST));
+        assert_eq!(header(&with(NAME, &[b"a", &name[..]].concat())), None);
         assert_eq!(header(&with(1 << 5, b"")), None);
         assert_eq!(header(b"\x1f\x8b\x09\0\0\0\0\0\0\0"), None);
     }

@@ -4,8 +4,10 @@ use crate::coding::{Coding, Format};
 use crate::gzip;
 use zlib_rs::{Inflate, InflateFlush, Status};
 
-/// The most that is inflated at once: 0.1 ms. Most bodies of feeds are less.
+/// The most that comes out at once, and the most that is read for it. Most bodies of feeds are less. Text takes 0.06 ms;
+/// tables that nothing comes out of take 0.2 ms.
 const PIECE: usize = 64 * 1024;
+const INPUT: usize = 8 * 1024;
 
 /// Deflate cannot make more of a byte than this (a match of 258 bytes takes two bits).
 const MOST_OF_A_BYTE: usize = 1032;
@@ -116,7 +118,8 @@ impl Inflater {
 
     fn inflate(&mut self, body: &[u8]) -> Result<Progress, Failure> {
         let before = self.inflate.total_out();
-        let input = &body[self.at()..];
+        let rest = &body[self.at()..];
+        let input = &rest[..rest.len().min(INPUT)];
         let status = self
             .inflate
             .decompress(input, &mut self.buffer, InflateFlush::Finish);
@@ -130,8 +133,8 @@ impl Inflater {
         }
         match status {
             Status::StreamEnd => self.check_end(body).map(|()| Progress::Done),
-            // There was no room for more.
-            _ if self.length == self.buffer.len() => Ok(Progress::More),
+            // There was no room for more, or there is more to read.
+            _ if self.length == self.buffer.len() || input.len() < rest.len() => Ok(Progress::More),
             _ => Err(Failure::Damaged),
         }
     }

@@ -1,7 +1,7 @@
 //! Compressed bodies, sans I/O: what they are, and what is in them, piece by piece.
 //!
-//! Bodies come from a peer that may mean harm. What an [`Inflater`] does at once, and how much it hands out in all,
-//! is limited, whatever the body says about itself.
+//! Bodies come from a peer that may mean harm. How much an [`Inflater`] reads and hands out at once, and how much it
+//! hands out in all, is limited, whatever the body says about itself.
 //!
 //! ```
 //! use inflate::{Coding, Inflater, Progress};

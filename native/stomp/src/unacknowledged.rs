@@ -43,6 +43,11 @@ impl Unacknowledged {
         number.is_some_and(|number| self.ids.remove(&number).is_some())
     }
 
+    /// Whether a message is there.
+    pub fn contains(&self, id: &[u8]) -> bool {
+        self.numbers.contains_key(id)
+    }
+
     /// The oldest message.
     pub fn first(&self) -> Option<Id> {
         self.ids.values().next().cloned()
@@ -85,7 +90,9 @@ mod tests {
     #[test]
     fn acknowledged_in_any_order() {
         let mut table = of(&["a", "b", "c"]);
+        assert!(table.contains(b"b"));
         assert!(table.acknowledged(b"b"));
+        assert!(!table.contains(b"b"));
         assert!(!table.acknowledged(b"b"));
         assert_eq!(texts(table.take_all()), ["a", "c"]);
         assert!(table.take_all().is_empty());

@@ -223,6 +223,24 @@ defmodule Barytherium.Network.InflateTest do
     end
   end
 
+  test "a body that nothing comes out of takes turns like any other" do
+    {network, peer} = Barytherium.NetworkCase.connect(self(), inflate: true)
+    Barytherium.NetworkCase.connected(network, peer)
+    # Empty blocks, and at the end a last one.
+    body = :binary.copy(<<0, 0, 0, 255, 255>>, 2_000_000) <> <<1, 0, 0, 255, 255>>
+    message = message(body, "content-encoding:deflate\n")
+    <<most::binary-size(byte_size(message) - 1), last::binary>> = message
+    Peer.send(peer, most)
+    stats = fn -> Barytherium.Network.stats(network) end
+    eventually(fn -> stats.().bytes >= byte_size(most) end)
+    before = stats.().slices
+    Peer.send(peer, last)
+    assert_receive {:"$gen_cast", {:barytherium, :frames, {[%Frame{body: ""}], _sender}}}
+    # One call would hold its thread for a tenth of a second.
+    assert stats.().slices - before > 20
+    Peer.close(peer)
+  end
+
   test "a route says for itself whether bodies are inflated" do
     routes = Native.new_routes()
     listener = Peer.listen(:tcp)
@@ -238,9 +256,9 @@ defmodule Barytherium.Network.InflateTest do
 
     peer = Peer.accept(listener)
     {_network, sender} = Barytherium.NetworkCase.connected(network, peer)
-    Native.put_route(routes, "raw", route([self()], sender, inflate: false))
-    Native.put_route(routes, "inflated", route([self()], sender, inflate: true))
-    Native.put_route(routes, "default", route([self()], sender))
+    Native.put_route(routes, ["raw"], route([self()], sender, inflate: false))
+    Native.put_route(routes, ["inflated"], route([self()], sender, inflate: true))
+    Native.put_route(routes, ["default"], route([self()], sender))
     gzip = :zlib.gzip("text")
 
     for {subscription, body} <- [{"raw", gzip}, {"inflated", "text"}, {"default", "text"}] do

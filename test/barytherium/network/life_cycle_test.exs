@@ -47,8 +47,8 @@ defmodule Barytherium.Network.LifeCycleTest do
     listener = Peer.listen(:tcp)
     routes = Native.new_routes()
     ids = for n <- 1..100, do: "#{n}"
-    for id <- ids, do: Native.put_route(routes, id, route([idle()], self()))
-    Native.put_route(routes, "kept", route([idle()], self()))
+    for id <- ids, do: Native.put_route(routes, [id], route([idle()], self()))
+    Native.put_route(routes, ["kept"], route([idle()], self()))
     opts = [high_water_mark: 1_000_000]
     {:ok, network} = Network.start_link(self(), {127, 0, 0, 1}, Peer.port(listener), opts, routes)
     peer = Peer.accept(listener)
@@ -133,7 +133,7 @@ defmodule Barytherium.Network.LifeCycleTest do
     recipients = for _n <- 1..20, do: spawn_link(fn -> Process.sleep(:infinity) end)
 
     for {pid, id} <- Enum.with_index(recipients),
-        do: Native.put_route(routes, "#{id}", route([pid], self()))
+        do: Native.put_route(routes, ["#{id}"], route([pid], self()))
 
     Peer.send(peer, connected_bytes())
     assert_receive {:"$gen_cast", {:barytherium, :frames, {[%Frame{command: :connected}], _}}}

@@ -61,7 +61,7 @@ defmodule Barytherium.Network.RoutesTest do
   defp recipients(routes, count) do
     for id <- 0..(count - 1) do
       pid = recipient()
-      Native.put_route(routes, "#{id}", route([pid], pid))
+      Native.put_route(routes, ["#{id}"], route([pid], pid))
       pid
     end
   end
@@ -70,8 +70,8 @@ defmodule Barytherium.Network.RoutesTest do
     test "and all others to the callback process (#{transport})" do
       %{routes: routes, peer: peer, sender: sender} = connect([], unquote(transport))
       [one, two] = [recipient(), recipient()]
-      Native.put_route(routes, "1", route([one], self()))
-      Native.put_route(routes, "2", route([two], one))
+      Native.put_route(routes, ["1"], route([one], self()))
+      Native.put_route(routes, ["2"], route([two], one))
 
       Peer.send(peer, [
         message("1", "a"),
@@ -98,7 +98,7 @@ defmodule Barytherium.Network.RoutesTest do
     one = recipient()
     flood = :binary.copy(message("0", String.duplicate("x", 200)), 10_000)
     flooding = Task.async(fn -> for _n <- 1..20, do: Peer.send(peer, flood) end)
-    for n <- 1..50, do: Native.put_route(routes, "#{n}", route([one], self()))
+    for n <- 1..50, do: Native.put_route(routes, ["#{n}"], route([one], self()))
     Task.await(flooding)
     Peer.send(peer, for(n <- 1..50, do: message("#{n}", "#{n}")))
     assert bodies(one, 50) == Enum.map(1..50, &to_string/1)
@@ -107,8 +107,8 @@ defmodule Barytherium.Network.RoutesTest do
   test "that are deleted, or whose process has ended, are none" do
     %{routes: routes, peer: peer, sender: sender} = connect()
     [one, two] = [recipient(), recipient()]
-    Native.put_route(routes, "1", route([one], self()))
-    Native.put_route(routes, "2", route([two], self()))
+    Native.put_route(routes, ["1"], route([one], self()))
+    Native.put_route(routes, ["2"], route([two], self()))
     Process.unlink(two)
     Process.exit(two, :kill)
     Peer.send(peer, [message("2", "lost"), message("1", "a")])
@@ -121,7 +121,7 @@ defmodule Barytherium.Network.RoutesTest do
   test "one process with several subscriptions gets their messages in the order on the wire" do
     %{routes: routes, peer: peer} = connect()
     one = recipient()
-    for id <- 0..4, do: Native.put_route(routes, "#{id}", route([one], self()))
+    for id <- 0..4, do: Native.put_route(routes, ["#{id}"], route([one], self()))
     Peer.send(peer, for(n <- 1..1_000, do: message(rem(n, 5), n)))
     assert bodies(one, 1_000) == Enum.map(1..1_000, &to_string/1)
   end
@@ -186,8 +186,8 @@ defmodule Barytherium.Network.RoutesTest do
     %{routes: routes, peer: peer, network: network, sender: sender} = connect(high_water_mark: 4)
     stuck = spawn_link(fn -> Process.sleep(:infinity) end)
     one = recipient()
-    Native.put_route(routes, "stuck", route([stuck], self()))
-    Native.put_route(routes, "1", route([one], self()))
+    Native.put_route(routes, ["stuck"], route([stuck], self()))
+    Native.put_route(routes, ["1"], route([one], self()))
 
     for n <- 1..4 do
       Peer.send(peer, [message("stuck", n), message("1", n)])
@@ -214,7 +214,7 @@ defmodule Barytherium.Network.RoutesTest do
   test "a fence comes behind everything that was read before it" do
     %{routes: routes, peer: peer, network: network, sender: sender} = connect()
     one = recipient()
-    Native.put_route(routes, "1", route([one], self()))
+    Native.put_route(routes, ["1"], route([one], self()))
     Peer.send(peer, [for(n <- 1..1_000, do: message("1", n)), "RECEIPT\nreceipt-id:r\n\n\0"])
     assert [%Frame{command: :receipt}] = frames(sender)
     Network.fence(network, one, {:fence, 1})

@@ -118,6 +118,7 @@ impl<'a> Call<'a, '_> {
             };
             let recipients = &mut self.state.recipients;
             self.delivery.push_inflated(recipients, *inflating, failure);
+            self.deliver_enough()?;
         }
         Continue(())
     }

@@ -43,7 +43,8 @@ defmodule Barytherium.RestartTest do
 
   defp publish(broker) do
     client = client(broker)
-    :ok = Client.publish(client, "/queue/a", "one")
+    # A broker that has just opened its port may still refuse.
+    :ok = Client.publish(client, "/queue/a", "one", wait: true, timeout: 60_000)
     :ok = Client.publish(client, "/queue/a", "urgent", headers: [{"priority", "9"}])
     :ok = Client.publish_many(client, [{"/queue/a", "many 1"}, {"/queue/a", "many 2"}])
 

@@ -73,6 +73,8 @@ defmodule Barytherium.Consumer.Partition do
   def handle_cast(_event, state), do: {:noreply, state}
 
   # Not of an earlier connection, and not decided twice.
+  defp open?(_decision, nil), do: false
+
   defp open?({{subscription, id}, _command, _extra}, session) do
     is_map_key(session.modes, subscription) and
       Native.is_unacknowledged(session.routes, subscription, id)

@@ -32,7 +32,7 @@ defmodule Barytherium.Network.Options do
     max_inflated:
       {:size, 100 * 1024 * 1024,
        "Maximum size of an inflated body in bytes. One that would be larger is `{:compressed, body, :too_large}`. " <>
-         "Beyond the high-water mark, each connection may have one such body in memory."}
+         "One of more than 64 KiB is begun when the process that gets it has room for it; see `high_water_mark`."}
   ]
 
   @schema Connection.Options.schema() ++ @own ++ Frame.ParseOptions.schema()

@@ -42,6 +42,16 @@ impl Account {
         lock(&self.backlog).sent(self.member, bytes)
     }
 
+    /// Whether a large message may be begun, which is then [reserved](Self::reserve).
+    pub fn has_room(&self) -> bool {
+        lock(&self.backlog).has_room()
+    }
+
+    /// A message is being made that takes `bytes` bytes by now.
+    pub fn reserve(&mut self, bytes: usize) {
+        lock(&self.backlog).reserve(self.member, bytes);
+    }
+
     /// What to do when `sent` returned false, after a pause, or when woken.
     pub fn poll(&mut self) -> Pace {
         lock(&self.backlog).poll(self.member, now())

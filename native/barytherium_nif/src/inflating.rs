@@ -69,6 +69,8 @@ pub struct Inflating {
     headers: Vec<(Vec<u8>, Vec<u8>)>,
     compressed: BinaryBody,
     inflated: BinaryBody,
+    /// Whether it has asked for room.
+    has_asked: bool,
 }
 
 impl Inflating {
@@ -90,8 +92,7 @@ impl Inflating {
                 copy
             }
         };
-        let hint = inflater.size_hint(compressed.as_ref());
-        let mut inflated = BinaryBody::with_capacity(hint.max(inflater.piece().len()));
+        let mut inflated = BinaryBody::with_capacity(inflater.piece().len());
         inflated.extend_from_slice(inflater.piece());
         Inflating {
             inflater,
@@ -102,7 +103,19 @@ impl Inflating {
             headers,
             compressed,
             inflated,
+            has_asked: false,
         }
+    }
+
+    /// Whether it may go on: there is room for it, or it has waited for that.
+    pub fn has_room(&mut self, recipients: &mut Recipients) -> bool {
+        let may_go_on = self.has_asked || recipients.may_begin(self.route);
+        self.has_asked = true;
+        if may_go_on {
+            let expected = self.inflater.size_hint(self.compressed.as_ref());
+            recipients.reserve(self.route, self.inflated.capacity().max(expected));
+        }
+        may_go_on
     }
 
     /// Inflates one piece more. Whether the body is done, or why it cannot be.
@@ -111,7 +124,9 @@ impl Inflating {
         let progress = self.inflater.next(self.compressed.as_ref());
         let piece = self.inflater.piece();
         if progress.is_ok() {
-            self.inflated.make_room(piece.len(), self.max);
+            // What the body says of its size is allocated when there is room for it.
+            let hint = self.inflater.size_hint(self.compressed.as_ref());
+            self.inflated.make_room(piece.len(), hint, self.max);
             self.inflated.extend_from_slice(piece);
         }
         budget.took(now() - started);
@@ -122,10 +137,11 @@ impl Inflating {
     pub fn finish(
         self,
         spare: &mut Spare,
-        recipients: &Recipients,
+        recipients: &mut Recipients,
         failure: Option<Failure>,
     ) -> (KeptFrame, Option<Route>) {
         spare.0 = Some(self.inflater);
+        recipients.reserve(self.route, 0);
         let body = match failure {
             None => {
                 recipients.stats.inflated.add(1);

@@ -136,30 +136,64 @@ impl Recipients {
     /// Accounts for a message of `bytes` bytes of memory to `recipient`. Whether the connection has to
     /// wait for it.
     pub fn sent(&mut self, recipient: LocalPid, bytes: usize) -> bool {
-        let Some(mark) = self.mark else {
+        let (several, urgent, is_ending) = (self.are_several(), self.is_urgent(), self.is_ending);
+        let Some(member) = self.member(recipient) else {
             return false;
         };
-        // Where there are routes, the listener gets few frames, which nothing must hold up, and its mailbox
-        // is full of what others ask of it.
-        if self.routes.is_some() && Some(recipient) == self.listener {
-            return false;
-        }
-        if !self.accounts.contains_key(&recipient) && !self.may_get_more(recipient) {
-            return false;
-        }
-        let (several, urgent) = (self.are_several(), self.is_urgent());
-        let owner = self.owner;
-        let member = self.accounts.entry(recipient).or_insert_with(|| Member {
-            account: Account::open(recipient, owner, mark),
-            is_full: false,
-        });
         let was_full = std::mem::replace(&mut member.is_full, !member.account.sent(bytes));
         let reads_on = urgent && member.account.has_reserve();
-        let waits = member.is_full && (was_full || !several) && !reads_on && !self.is_ending;
+        let waits = member.is_full && (was_full || !several) && !reads_on && !is_ending;
         if waits {
             self.awaited = Some(recipient);
         }
         waits
+    }
+
+    /// A large message to the process that `route` leads to is about to be made. Whether there is room; otherwise
+    /// the connection has to wait for that process.
+    pub fn may_begin(&mut self, route: Option<Route>) -> bool {
+        let is_ending = self.is_ending;
+        let Some(recipient) = self.recipient(route) else {
+            return true;
+        };
+        let may_begin = |member: &mut Member| is_ending || member.account.has_room();
+        let may_begin = self.member(recipient).is_none_or(may_begin);
+        if !may_begin {
+            self.awaited = Some(recipient);
+        }
+        may_begin
+    }
+
+    /// The message takes `bytes` bytes by now, or none any more.
+    pub fn reserve(&mut self, route: Option<Route>, bytes: usize) {
+        if let Some(recipient) = self.recipient(route)
+            && let Some(member) = self.member(recipient)
+        {
+            member.account.reserve(bytes);
+        }
+    }
+
+    /// The process that `route` leads to, if it is one of this node.
+    fn recipient(&self, route: Option<Route>) -> Option<LocalPid> {
+        route.map(|route| route.recipient).or(self.listener)
+    }
+
+    /// The account of a process, if what it has not taken counts.
+    fn member(&mut self, recipient: LocalPid) -> Option<&mut Member> {
+        let mark = self.mark?;
+        // Where there are routes, the listener gets few frames, which nothing must hold up, and its mailbox
+        // is full of what others ask of it.
+        if self.routes.is_some() && Some(recipient) == self.listener {
+            return None;
+        }
+        if !self.accounts.contains_key(&recipient) && !self.may_get_more(recipient) {
+            return None;
+        }
+        let owner = self.owner;
+        Some(self.accounts.entry(recipient).or_insert_with(|| Member {
+            account: Account::open(recipient, owner, mark),
+            is_full: false,
+        }))
     }
 
     /// Whether `recipient` still has a route, if there are routes. Frames may have waited for it since it had.

@@ -80,6 +80,8 @@ struct Connection<K> {
     state: State,
     /// How many messages had been sent when it began to look.
     looked_at: u64,
+    /// Bytes of a message that it is making.
+    reserved: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,6 +133,8 @@ pub struct Backlog<K> {
     messages: VecDeque<usize>,
     /// The sum of `messages`.
     bytes: usize,
+    /// Bytes of messages that are being made: the sum over all connections.
+    reserved: usize,
     /// Messages sent since the start.
     sent: u64,
     /// Connections that have joined since the start.
@@ -155,6 +159,7 @@ impl<K> Default for Backlog<K> {
         Backlog {
             messages: VecDeque::new(),
             bytes: 0,
+            reserved: 0,
             sent: 0,
             joined: 0,
             connections: BTreeMap::new(),
@@ -181,9 +186,22 @@ impl<K: Copy> Backlog<K> {
             mark,
             state,
             looked_at: 0,
+            reserved: 0,
         };
         self.connections.insert(member, connection);
         member
+    }
+
+    /// Whether another large message may be begun.
+    pub fn has_room(&self) -> bool {
+        self.bytes + self.reserved < MAX_BYTES
+    }
+
+    /// The connection is making a message that takes `bytes` bytes by now. Nobody may send more than fits beside it.
+    pub fn reserve(&mut self, member: Member, bytes: usize) {
+        let connection = self.connection(member);
+        let before = std::mem::replace(&mut connection.reserved, bytes);
+        self.reserved = self.reserved - before + bytes;
     }
 
     /// Counts a message of `bytes` bytes as sent, and takes one from the sender's grant if there
@@ -204,7 +222,7 @@ impl<K: Copy> Backlog<K> {
             _ => false,
         };
         let room = has_grant || self.waiting.is_empty() && self.room(mark) > 0;
-        room && self.bytes < MAX_BYTES
+        room && self.has_room()
     }
 
     /// A connection asks this when it has filled the mailbox, after a pause, and when it was woken. With
@@ -258,7 +276,7 @@ impl<K: Copy> Backlog<K> {
         self.polled = now;
         self.reclaim_grants(now);
         match self.waiting.front().copied() {
-            None if self.room(mark) > 0 && self.bytes < MAX_BYTES => return Pace::Go,
+            None if self.room(mark) > 0 && self.has_room() => return Pace::Go,
             None => {
                 self.wait(member);
                 self.start_pause(now);
@@ -311,7 +329,7 @@ impl<K: Copy> Backlog<K> {
     /// Whether the mailbox is down to half of the limits. To go on with less room is not worth its
     /// cost.
     fn is_low(&self, mark: usize) -> bool {
-        self.messages.len() + self.granted <= mark / 2 && self.bytes < MAX_BYTES / 2
+        self.messages.len() + self.granted <= mark / 2 && self.bytes + self.reserved < MAX_BYTES / 2
     }
 
     /// Whether it is time for a trial.
@@ -426,6 +444,7 @@ impl<K: Copy> Backlog<K> {
     /// The connection has ended. [`Member`]s that have left must not be used again.
     pub fn leave(&mut self, member: Member) {
         self.withdraw(member);
+        self.reserve(member, 0);
         self.connections.remove(&member);
     }
 

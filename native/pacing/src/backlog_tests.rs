@@ -110,6 +110,8 @@ fn check(backlog: &Backlog<usize>) {
     let members = backlog.connections.keys();
     let granted: usize = members.map(|&member| grant(backlog, member)).sum();
     assert_eq!(backlog.granted, granted, "the sum of all grants");
+    let reserved: usize = backlog.connections.values().map(|c| c.reserved).sum();
+    assert_eq!(backlog.reserved, reserved, "the sum of all reservations");
     // Whoever was woken, some of those that wait stay behind: their first one has to look.
     let woken = |state| matches!(state, State::Woken { .. });
     let hands_out = backlog
@@ -163,6 +165,30 @@ fn the_mailbox_of_a_listener_that_keeps_up_is_looked_at_once_per_mark() {
     assert_eq!(backlog.looked(member, 0, ms(0)), Pace::Go);
     assert_eq!(backlog.take_woken(), []);
     assert_eq!((backlog.messages.len(), backlog.bytes), (0, 0));
+}
+
+#[test]
+fn what_is_being_made_takes_room_too() {
+    let mut backlog = Backlog::default();
+    let [one, other] = [backlog.join(0, MARK), backlog.join(1, MARK)];
+    backlog.reserve(one, MAX_BYTES - 1);
+    check(&backlog);
+    assert!(backlog.has_room());
+    backlog.reserve(one, MAX_BYTES);
+    assert!(!backlog.has_room());
+    assert!(!backlog.sent(other, SMALL));
+    assert_eq!(backlog.poll(other, ms(0)), Pace::Look);
+    assert!(matches!(backlog.looked(other, 0, ms(0)), Pace::Wait(_)));
+    // It is sent.
+    backlog.reserve(one, 0);
+    check(&backlog);
+    assert!(!backlog.sent(one, MAX_BYTES));
+    // A connection that leaves takes its reservation along.
+    backlog.reserve(one, SMALL);
+    backlog.leave(one);
+    check(&backlog);
+    assert_eq!(backlog.reserved, 0);
+    assert!(!backlog.has_room(), "what was sent is still there");
 }
 
 #[test]

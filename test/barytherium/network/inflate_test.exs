@@ -1,6 +1,7 @@
 defmodule Barytherium.Network.InflateTest do
   @moduledoc "Compressed bodies with the option `inflate`."
-  use Barytherium.ReceiverCase, async: true
+  # Bombs, and a look at the memory of the VM.
+  use Barytherium.ReceiverCase, async: false
 
   alias Barytherium.Native
 
@@ -239,6 +240,49 @@ defmodule Barytherium.Network.InflateTest do
     # One call would hold its thread for a tenth of a second.
     assert stats.().slices - before > 20
     Peer.close(peer)
+  end
+
+  test "connections to one process do not all begin a large body that it has no room for" do
+    bomb = message(:zlib.gzip(:binary.copy("0", 60_000_000)))
+    # Takes nothing until it is told to.
+    listener = spawn_link(fn -> receive(do: (:take -> take(0))) end)
+
+    connections =
+      for _n <- 1..6 do
+        {socket, peer} = Peer.pair(:tcp)
+        {:ok, receiver} = Receiver.start_link(socket, listener, self(), self(), inflate: true)
+        Peer.send(peer, connected_bytes())
+        reply_heart_beats(0)
+        {receiver, peer}
+      end
+
+    before = :erlang.memory(:binary)
+    for {_receiver, peer} <- connections, do: Peer.send(peer, bomb)
+    # The first one is there, and another goes on after a quarter of a second, as a trial.
+    eventually(fn -> :erlang.memory(:binary) - before > 59_000_000 end)
+    for _look <- 1..20, do: assert(:erlang.memory(:binary) - before < 200_000_000)
+
+    send(listener, :take)
+    assert await_bodies(listener, 6) == :ok
+    for {_receiver, peer} <- connections, do: Peer.close(peer)
+  end
+
+  defp take(count) do
+    receive do
+      {:"$gen_cast", {:barytherium, :frames, {frames, _sender}}} ->
+        take(count + Enum.count(frames, &(byte_size(&1.body) == 60_000_000)))
+
+      {:report, test} ->
+        send(test, {:taken, count})
+        take(count)
+    end
+  end
+
+  defp await_bodies(listener, count) do
+    eventually(fn ->
+      send(listener, {:report, self()})
+      receive(do: ({:taken, taken} -> taken >= count))
+    end)
   end
 
   test "a route says for itself whether bodies are inflated" do

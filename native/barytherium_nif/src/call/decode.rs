@@ -100,13 +100,19 @@ impl<'a> Call<'a, '_> {
     }
 
     /// Goes on with a large body that is being inflated, and adds its frame when it is done. Ends the call if its
-    /// budget is overrun before that.
+    /// budget is overrun before that, or if its recipient has no room for it.
     fn inflate(&mut self) -> Flow<'a> {
         while let Some(mut inflating) = self.state.inflating.take() {
             if self.state.budget.is_overrun() {
                 self.state.inflating = Some(inflating);
                 self.flush()?;
                 return Break(self.next_turn());
+            }
+            if !inflating.has_room(&mut self.state.recipients) {
+                self.state.inflating = Some(inflating);
+                self.flush()?;
+                self.leave_turn();
+                return Break(self.poll_room());
             }
             let failure = match inflating.advance(&mut self.state.budget) {
                 Ok(Progress::More) => {

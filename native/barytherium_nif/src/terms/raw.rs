@@ -356,13 +356,23 @@ impl BinaryBody {
         self.length += bytes;
     }
 
-    /// Makes room for `more` bytes. The binary doubles, unless it would be larger than `max` then.
-    pub fn make_room(&mut self, more: usize, max: u64) {
+    /// Makes room for `more` bytes: for `expected` in all, or for twice what there is, but for no more than `max`.
+    pub fn make_room(&mut self, more: usize, expected: usize, max: u64) {
         let needed = self.length + more;
         if needed > self.binary.size {
             let max = usize::try_from(max).unwrap_or(usize::MAX);
-            self.resize(needed.max(max.min(self.length * 2)));
+            let size = if expected > needed {
+                expected
+            } else {
+                self.length * 2
+            };
+            self.resize(needed.max(max.min(size)));
         }
+    }
+
+    /// The memory that it takes.
+    pub fn capacity(&self) -> usize {
+        self.binary.size
     }
 
     /// Makes room for `more` bytes, but at most doubles: appending stays linear, and a length that

@@ -95,6 +95,7 @@ defmodule Barytherium.MixProject do
         "guides/network.md",
         {"integrations/off_broadway_barytherium/README.md",
          filename: "broadway", title: "Broadway"},
+        {"integrations/telemetry/README.md", filename: "metrics", title: "Metrics"},
         "guides/performance.md",
         "guides/conformance.md",
         "guides/results.md",
@@ -107,7 +108,7 @@ defmodule Barytherium.MixProject do
       groups_for_extras: [
         Begin: ~r/getting-started|installation|migrating|from-callbacks|examples/,
         "Run it":
-          ~r/reliability|brokers|tls|darwin|scaling|operations|options|network|off_broadway/,
+          ~r/reliability|brokers|tls|darwin|scaling|operations|options|network|off_broadway|integrations.telemetry/,
         "Know it": ~r/performance|conformance|results|native|internals/,
         Project: ~r/CHANGELOG|CONTRIBUTING|SECURITY/
       ],

@@ -107,6 +107,43 @@ defmodule Barytherium.GuidesTest do
     assert {:defmodule, _meta, _arguments} = Code.string_to_quoted!(hd(pipeline))
   end
 
+  # What needs packages of hex is left out.
+  test "the notebook" do
+    text = File.read!("integrations/livebook/feed.livemd")
+
+    blocks =
+      for [block] <- Regex.scan(~r/```elixir\n(.*?)```/s, text, capture: :all_but_first),
+          do: block
+
+    blocks = Enum.reject(blocks, &(&1 =~ "Mix.install" or &1 =~ "Kino"))
+    assert [_broker, _consumer, look, _end] = blocks
+    {shown, binding} = run_until(blocks, look)
+    assert {[%{destination: "/topic/trains", messages: messages}], :ok, body} = shown
+    assert messages > 0
+    assert body == "<Pport>a train</Pport>"
+
+    eventually(fn -> {:error, [:not_connected]} == Barytherium.Client.health(binding[:client]) end)
+
+    Supervisor.stop(binding[:consumer])
+    remove(Latest)
+  end
+
+  # What `look` returns when messages have come, and the binding after all blocks.
+  defp run_until(blocks, look) do
+    binding = run(blocks, %{"GenServer.stop" => &await_messages/1})
+    {Process.get(:shown) || look, binding}
+  end
+
+  defp await_messages(binding) do
+    shown = fn ->
+      {Barytherium.Client.feeds(binding[:client]), Barytherium.Client.health(binding[:client]),
+       Agent.get(binding[:agent], & &1)}
+    end
+
+    eventually(fn -> match?({_feeds, _health, body} when body != nil, shown.()) end)
+    Process.put(:shown, shown.())
+  end
+
   test "each row about brokers names a test that there is" do
     rows = ~r/^\| [^|]+ \| .* \| `([^`]+)`: `([^`]+)` \|$/m
     tests = Regex.scan(rows, File.read!("guides/brokers.md"), capture: :all_but_first)

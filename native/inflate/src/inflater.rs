@@ -37,7 +37,7 @@ pub enum Progress {
 /// Why a body cannot be inflated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
-    /// There is more in it than allowed.
+    /// There is more in it than allowed, or its end says so.
     #[error("there is more in it than allowed")]
     TooLarge,
     /// It is cut off, or is not what its format demands: check sums and lengths included.

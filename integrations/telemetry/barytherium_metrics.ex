@@ -1,0 +1,76 @@
+defmodule BarytheriumMetrics do
+  @moduledoc """
+  What Barytherium reports, as descriptions for `telemetry_metrics` and its reporters: Prometheus, StatsD, LiveDashboard.
+
+      {TelemetryMetricsPrometheus, metrics: BarytheriumMetrics.metrics()}
+
+  The state of the feeds is no event of the library, because somebody has to ask for it. `telemetry_poller` can:
+
+      {:telemetry_poller, measurements: [{BarytheriumMetrics, :poll, [[MyApp.Stomp]]}], period: 10_000}
+  """
+  import Telemetry.Metrics
+
+  alias Barytherium.Client
+
+  @milliseconds {:native, :millisecond}
+
+  @doc "All descriptions."
+  def metrics, do: clients() ++ consumers() ++ feeds()
+
+  defp clients do
+    [
+      counter("barytherium.client.connected.duration", tags: [:endpoint]),
+      counter("barytherium.client.connection_failure.duration",
+        tags: [:endpoint, :reason],
+        tag_values: &with_reason/1
+      ),
+      counter("barytherium.client.disconnected.duration",
+        tags: [:endpoint, :reason],
+        tag_values: &with_reason/1
+      ),
+      summary("barytherium.client.publish.duration", unit: @milliseconds),
+      sum("barytherium.client.publish.count"),
+      sum("barytherium.client.publish.bytes"),
+      summary("barytherium.pause.duration", unit: @milliseconds)
+    ]
+  end
+
+  defp consumers do
+    for what <- ["message", "batch"], metric <- spans("barytherium.consumer.#{what}"), do: metric
+  end
+
+  defp spans(event) do
+    [
+      summary(event <> ".stop.duration", tags: [:module, :result], unit: @milliseconds),
+      counter(event <> ".exception.duration", tags: [:module, :kind])
+    ]
+  end
+
+  defp feeds do
+    for name <- ~w(messages bytes idle lag gaps missing repeats),
+        do: last_value("barytherium.feed.#{name}", tags: [:client, :destination])
+  end
+
+  defp with_reason(%{error: %Barytherium.Error{reason: reason}} = metadata),
+    do: Map.put(metadata, :reason, reason)
+
+  @doc """
+  Emits `[:barytherium, :feed]` for each subscription of `clients`, with what `Barytherium.Client.feeds/1` returns of it:
+  times in milliseconds. A client that is not there is left out.
+  """
+  def poll(clients) do
+    for client <- clients, feed <- feeds_of(client) do
+      {destination, counters} = Map.pop!(feed, :destination)
+      known = Map.reject(counters, fn {_name, value} -> value == nil end)
+      :telemetry.execute([:barytherium, :feed], known, %{client: client, destination: destination})
+    end
+
+    :ok
+  end
+
+  defp feeds_of(client) do
+    Client.feeds(client)
+  catch
+    :exit, _reason -> []
+  end
+end

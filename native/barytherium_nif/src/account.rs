@@ -43,8 +43,8 @@ impl Account {
     }
 
     /// Whether a large message may be begun, which is then [reserved](Self::reserve).
-    pub fn has_room(&self) -> bool {
-        lock(&self.backlog).has_room()
+    pub fn may_begin(&self) -> bool {
+        lock(&self.backlog).may_begin(self.member)
     }
 
     /// A message is being made that takes `bytes` bytes by now.

@@ -69,8 +69,8 @@ pub struct Inflating {
     headers: Vec<(Vec<u8>, Vec<u8>)>,
     compressed: BinaryBody,
     inflated: BinaryBody,
-    /// Whether it has asked for room.
-    has_asked: bool,
+    /// Bytes that there was room for, or that it has waited for.
+    granted: usize,
 }
 
 impl Inflating {
@@ -103,19 +103,35 @@ impl Inflating {
             headers,
             compressed,
             inflated,
-            has_asked: false,
+            granted: 0,
         }
     }
 
     /// Whether it may go on: there is room for it, or it has waited for that.
     pub fn has_room(&mut self, recipients: &mut Recipients) -> bool {
-        let may_go_on = self.has_asked || recipients.may_begin(self.route);
-        self.has_asked = true;
-        if may_go_on {
-            let expected = self.inflater.size_hint(self.compressed.as_ref());
-            recipients.reserve(self.route, self.inflated.capacity().max(expected));
+        let size = self.size();
+        if self.granted < size {
+            if !recipients.may_begin(self.route) {
+                return false;
+            }
+            self.granted = size;
         }
-        may_go_on
+        recipients.reserve(self.route, self.inflated.capacity().max(size));
+        true
+    }
+
+    /// It waits for room, and goes on after that.
+    pub fn waits(&mut self) {
+        self.granted = self.size();
+    }
+
+    /// The size that it says it has, and the largest possible one if it does not say, or has become larger.
+    fn size(&self) -> usize {
+        let body = self.compressed.as_ref();
+        match self.inflater.size_hint(body) {
+            said if said >= self.inflated.as_ref().len() => said,
+            _ => self.inflater.size_limit(body),
+        }
     }
 
     /// Inflates one piece more. Whether the body is done, or why it cannot be.

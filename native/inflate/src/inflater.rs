@@ -99,6 +99,12 @@ impl Inflater {
         if is_possible { said } else { 0 }
     }
 
+    /// More bytes than this cannot come out of `body`, which was begun.
+    pub fn size_limit(&self, body: &[u8]) -> usize {
+        let possible = body.len().saturating_mul(MOST_OF_A_BYTE);
+        possible.min(usize::try_from(self.max).unwrap_or(usize::MAX))
+    }
+
     /// Inflates the next [`piece`](Self::piece) of `body`, which was begun.
     ///
     /// # Errors

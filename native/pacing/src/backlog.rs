@@ -192,8 +192,13 @@ impl<K: Copy> Backlog<K> {
         member
     }
 
-    /// Whether another large message may be begun.
-    pub fn has_room(&self) -> bool {
+    /// Whether the connection may begin a large message, or go on with one that has become larger than it reserved.
+    pub fn may_begin(&self, member: Member) -> bool {
+        let own = self.connections.get(&member).map_or(0, |it| it.reserved);
+        self.bytes + self.reserved - own < MAX_BYTES
+    }
+
+    fn has_room(&self) -> bool {
         self.bytes + self.reserved < MAX_BYTES
     }
 

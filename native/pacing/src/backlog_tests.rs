@@ -173,9 +173,10 @@ fn what_is_being_made_takes_room_too() {
     let [one, other] = [backlog.join(0, MARK), backlog.join(1, MARK)];
     backlog.reserve(one, MAX_BYTES - 1);
     check(&backlog);
-    assert!(backlog.has_room());
+    assert!(backlog.may_begin(other));
     backlog.reserve(one, MAX_BYTES);
-    assert!(!backlog.has_room());
+    assert!(!backlog.may_begin(other));
+    assert!(backlog.may_begin(one), "it has what it reserved itself");
     assert!(!backlog.sent(other, SMALL));
     assert_eq!(backlog.poll(other, ms(0)), Pace::Look);
     assert!(matches!(backlog.looked(other, 0, ms(0)), Pace::Wait(_)));
@@ -188,7 +189,7 @@ fn what_is_being_made_takes_room_too() {
     backlog.leave(one);
     check(&backlog);
     assert_eq!(backlog.reserved, 0);
-    assert!(!backlog.has_room(), "what was sent is still there");
+    assert!(!backlog.may_begin(other), "what was sent is still there");
 }
 
 #[test]

@@ -111,6 +111,7 @@ impl<'a> Call<'a, '_> {
             if !inflating.has_room(&mut self.state.recipients) {
                 self.state.inflating = Some(inflating);
                 self.flush()?;
+                self.state.inflating.iter_mut().for_each(|it| it.waits());
                 self.leave_turn();
                 return Break(self.poll_room());
             }

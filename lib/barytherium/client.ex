@@ -512,7 +512,7 @@ defmodule Barytherium.Client do
     * `{:not_subscribed, destination}` - the broker has refused the subscription. It is tried again;
     * `{:silent, destination, time}` - no message has come for longer than `max_silence`;
     * `{:lagging, destination, time}` - messages are older than `max_lag` when they come;
-    * `{:not_handled, time}` - messages wait, and none was handled for longer than `max_handling`.
+    * `{:not_handled, time}` - a handler is in the same callback for longer than `max_handling`.
   """
   @type problem ::
           :not_connected

@@ -173,6 +173,10 @@ defmodule Barytherium.Native do
   @spec set_urgent(routes(), boolean()) :: :ok
   def set_urgent(_routes, _urgent), do: not_loaded()
 
+  @doc "Whether nothing is read because a recipient is behind."
+  @spec paused(routes()) :: boolean()
+  def paused(_routes), do: not_loaded()
+
   @spec tls_open(tls_settings(), name :: String.t()) ::
           {:ok, tls_handshake()} | {:error, tls_failure()}
   def tls_open(_settings, _name), do: not_loaded()

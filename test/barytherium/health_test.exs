@@ -68,6 +68,15 @@ defmodule Barytherium.HealthTest do
     assert %{lag: lag} = feed(client)
     assert lag in -60_000..-50_000
 
+    # In seconds. While it is large each is looked at.
+    feed(peer, id, [[{"timestamp", div(now(), 1_000) - 60}], [{"timestamp", 0}]])
+    for _n <- 1..16, do: feed(peer, id, [[{"timestamp", div(now(), 1_000) - 60}]])
+    assert %{lag: lag} = feed(client)
+    assert lag in 60_000..75_000
+    feed(peer, id, [[{"timestamp", 0}], [{"timestamp", now() + 60_000}]])
+    assert %{lag: lag} = feed(client)
+    assert lag < 0
+
     {client, peer, id, _listener} = start(timestamp: "sent")
     feed(peer, id, [[{"timestamp", now()}, {"sent", now() - 5_000}]])
     assert %{lag: lag} = feed(client)
@@ -161,16 +170,107 @@ defmodule Barytherium.HealthTest do
     [client] = Barytherium.Consumer.clients(consumer)
     message(peer, id, "1")
     assert_receive {:handling, worker}
-    assert Client.health(client) == :ok
-    # Nothing waits yet. Then it does.
-    message(peer, id, "2")
     eventually(fn -> match?({:error, [{:not_handled, _time}]}, Client.health(client)) end)
-    for _message <- 1..2, do: send(worker, :go)
+    send(worker, :go)
     eventually(fn -> Client.health(client) == :ok end)
-    stop = Task.async(fn -> Supervisor.stop(consumer, :shutdown) end)
-    for _message <- 1..2, do: expect(peer, :ack)
-    disconnect(peer)
-    Task.await(stop)
+    expect(peer, :ack)
+    stop_consumer(consumer, peer)
+  end
+
+  for opts <- [[handlers: 2], [handlers: 2, key: {:header, "key"}]] do
+    test "one of several handlers that is stuck, #{inspect(opts)}" do
+      {consumer, peer, id, _listener} = start_consumer(Slow, unquote(opts))
+      [client] = Barytherium.Consumer.clients(consumer)
+      message(peer, id, "1", [{"key", "a"}])
+      assert_receive {:handling, stuck}
+      eventually(fn -> match?({:error, [{:not_handled, _time}]}, Client.health(client)) end)
+      send(stuck, :go)
+      expect(peer, :ack)
+      assert Client.health(client) == :ok
+      stop_consumer(consumer, peer)
+    end
+  end
+
+  defmodule Patient do
+    use Barytherium.Consumer, subscribe: {"/queue/a", max_silence: 1_500, on_silence: :reconnect}
+
+    @impl true
+    def handle_message(_frame, test) do
+      send(test, {:handling, self()})
+      receive do: (:go -> {:ack, test})
+    end
+  end
+
+  test "a connection whose consumer is slow does not end" do
+    {consumer, peer, id, _listener} = start_consumer(Patient)
+    [client] = Barytherium.Consumer.clients(consumer)
+    message(peer, id, "1")
+    assert_receive {:handling, worker}
+    eventually(fn -> match?({:error, [{:silent, _, _}]}, Client.health(client)) end)
+    # It looks every second.
+    Process.send_after(self(), :later, 1_200)
+    assert_receive :later, 5_000
+    send(worker, :go)
+    expect(peer, :ack)
+    stop_consumer(consumer, peer)
+  end
+
+  test "a connection that is paused does not end" do
+    {listener, url} = broker()
+    {:ok, client} = Client.start_link(url: url, high_water_mark: 1, listener: self())
+    peer = accept_connected(listener)
+    behind = spawn_link(fn -> receive(do: (:never -> :ok)) end)
+    opts = [ack: :auto, max_silence: 100, on_silence: :reconnect, to: behind]
+    {_subscription, %{"id" => id}} = subscribed(client, peer, opts)
+    # More than what goes through as trials.
+    body = :binary.copy("body", 50_000)
+    headers = [{"subscription", id}, {"message-id", "1"}, {"destination", "/queue/a"}]
+    writer = spawn_link(fn -> for _n <- 1..30, do: reply(peer, :message, headers, body) end)
+    assert [{:silent, "/queue/a", _time}] = told()
+    Process.send_after(self(), :later, 2_200)
+    assert_receive :later, 5_000
+    assert {:error, [{:silent, "/queue/a", _time}]} = Client.health(client)
+    refute_received {:barytherium, :client, {{:disconnected, _reason}, _client}}
+    Process.unlink(writer)
+    Process.exit(writer, :kill)
+  end
+
+  test "a subscription of its own limits is not silent when it is new, nor because of another one" do
+    {client, peer, _id, _listener} = start(max_silence: 1)
+    assert [{:silent, "/queue/a", _time}] = told()
+    opts = [ack: :auto, max_silence: 600_000, on_silence: :reconnect]
+    subscribed(client, peer, opts)
+    assert {:error, [{:silent, "/queue/a", _time}]} = Client.health(client)
+    # A stray message, and then a look.
+    send(client, :health)
+    Process.send_after(self(), :later, 1_200)
+    assert_receive :later, 5_000
+    assert {:error, [{:silent, "/queue/a", _time}]} = Client.health(client)
+  end
+
+  defmodule Both do
+    use Barytherium.Consumer, subscribe: {"/queue/a", ack: :auto, sequence: "n"}, concurrency: 2
+
+    @impl true
+    def handle_message(_frame, test) do
+      send(test, :handled)
+      {:ack, test}
+    end
+  end
+
+  test "each connection of a consumer counts for itself" do
+    {listener, url} = broker()
+    {:ok, consumer} = Both.start_link(url: url, init_arg: self())
+
+    for number <- [1, 100] do
+      peer = accept_connected(listener)
+      {%{"id" => id}, ""} = confirm(peer, :subscribe)
+      message(peer, id, "1", [{"n", number}])
+      assert_receive :handled
+    end
+
+    for client <- Barytherium.Consumer.clients(consumer),
+        do: assert(%{messages: 1, gaps: 0, repeats: 0} = feed(client))
   end
 
   test "mistakes are told" do
@@ -181,6 +281,8 @@ defmodule Barytherium.HealthTest do
           [sequence: {"n", 1}],
           [sequence: {"n", 2 ** 63}],
           [max_silence: -1],
+          [max_silence: 0],
+          [on_silence: :reconnect],
           [on_silence: :panic],
           [timestamp: ""]
         ] do

@@ -27,7 +27,7 @@ defmodule Barytherium.Client.Handlers do
       Map.merge(settings, %{
         stop_at: :atomics.new(1, []),
         left: :counters.new(1, []),
-        progress: :counters.new(1, [:write_concurrency])
+        working: :atomics.new(settings.handlers, [])
       })
 
     with {:ok, pid} <- module(settings).start_link(self(), settings) do
@@ -47,8 +47,10 @@ defmodule Barytherium.Client.Handlers do
 
   @doc "Starts it again, if it has ended."
   @spec ensure(t()) :: t()
-  def ensure(%__MODULE__{pid: nil, settings: settings} = handlers),
-    do: started(handlers, module(settings).start_again(self(), settings))
+  def ensure(%__MODULE__{pid: nil, settings: settings} = handlers) do
+    for number <- 1..settings.handlers, do: :atomics.put(settings.working, number, 0)
+    started(handlers, module(settings).start_again(self(), settings))
+  end
 
   def ensure(handlers), do: handlers
 
@@ -70,10 +72,23 @@ defmodule Barytherium.Client.Handlers do
     %{handlers | pid: nil, backoff: Backoff.lived(handlers.backoff, now() - handlers.since)}
   end
 
-  @doc "Whether messages wait to be handled."
-  @spec waiting?(consumer()) :: boolean()
-  def waiting?(%__MODULE__{recipients: recipients}),
-    do: Enum.any?(recipients, &match?({_, n} when n > 0, Process.info(&1, :message_queue_len)))
+  @doc "Milliseconds that a callback has taken, if one runs: of several the longest."
+  @spec working(consumer()) :: nil | non_neg_integer()
+  def working(%__MODULE__{pid: nil}), do: nil
+
+  def working(%__MODULE__{settings: %{handlers: count, working: working}}) do
+    case for(n <- 1..count, since = :atomics.get(working, n), since != 0, do: since) do
+      [] -> nil
+      since -> now() - Enum.min(since)
+    end
+  end
+
+  @doc "Whether they have something to do."
+  @spec busy?(t()) :: boolean()
+  def busy?(nil), do: false
+  def busy?(handlers), do: working(handlers) != nil or Enum.any?(handlers.recipients, &waits?/1)
+
+  defp waits?(pid), do: match?({_, n} when n > 0, Process.info(pid, :message_queue_len))
 
   @doc "Why the connection ends when the process has: its exit reason may hold a body."
   @spec reason(term()) :: atom()

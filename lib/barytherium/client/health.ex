@@ -19,40 +19,36 @@ defmodule Barytherium.Client.Health do
 
   @doc "What is wrong."
   @spec problems(atom(), State.t()) :: [Barytherium.Client.problem()]
-  def problems(:connected, data) do
-    lived = System.convert_time_unit(now() - data.connection.since, :native, :millisecond)
-    Enum.flat_map(subscriptions(data), &problems_of(&1, lived)) ++ unhandled(data)
-  end
+  def problems(:connected, data),
+    do: Enum.flat_map(subscriptions(data), &problems_of/1) ++ unhandled(data.handlers)
 
   def problems(_state, _data), do: [:not_connected]
 
-  defp problems_of(%{refused: true, subscription: %{destination: destination}}, _lived),
+  defp problems_of(%{refused: true, subscription: %{destination: destination}}),
     do: [{:not_subscribed, destination}]
 
-  defp problems_of(%{subscription: %{destination: destination, feed: feed} = limits}, lived) do
-    %{idle: idle, lag: lag} = Native.feed(feed)
-    # Before there was a connection nothing could come.
-    silent = min(idle || lived, lived)
-
+  defp problems_of(%{subscription: %{destination: destination} = limits} = entry) do
     for {name, value, limit} <- [
-          {:silent, silent, limits.max_silence},
-          {:lagging, lag, limits.max_lag}
+          {:silent, silent(entry), limits.max_silence},
+          {:lagging, Native.feed(limits.feed).lag, limits.max_lag}
         ],
         is_integer(value) and value > limit,
         do: {name, destination, value}
   end
 
-  # Messages wait, and it is long since one was handled.
-  defp unhandled(%{health: %{progress: {_count, since}}, handlers: handlers}) do
-    waited = System.convert_time_unit(now() - since, :native, :millisecond)
+  # How long nothing has come, on whichever connection.
+  defp silent(%{subscription: %{feed: feed}} = entry),
+    do: Native.feed(feed).idle || since(entry[:first])
 
-    if Handlers.running?(handlers) and waited > handlers.settings.max_handling and
-         Handlers.waiting?(handlers),
-       do: [{:not_handled, waited}],
-       else: []
+  defp since(nil), do: 0
+  defp since(time), do: System.monotonic_time(:millisecond) - time
+
+  defp unhandled(%Handlers{settings: %{max_handling: limit}} = handlers) do
+    time = Handlers.working(handlers)
+    if time != nil and time > limit, do: [{:not_handled, time}], else: []
   end
 
-  defp unhandled(_not_looked_yet), do: []
+  defp unhandled(_no_consumer), do: []
 
   defp subscriptions(data) do
     data.subscriptions
@@ -63,14 +59,8 @@ defmodule Barytherium.Client.Health do
 
   @doc "Looks from now on, if there is a limit."
   @spec watch(State.t()) :: State.t()
-  def watch(%{health: nil} = data) do
-    if limited?(data) do
-      Process.send_after(self(), :health, @interval)
-      %{data | health: %{progress: progress(nil, data), kinds: []}}
-    else
-      data
-    end
-  end
+  def watch(%{health: nil} = data),
+    do: if(limited?(data), do: %{data | health: %{timer: timer(), kinds: []}}, else: data)
 
   def watch(data), do: data
 
@@ -86,43 +76,37 @@ defmodule Barytherium.Client.Health do
   @doc "Looks once."
   @spec look(atom(), State.t()) :: State.t()
   def look(state, %{health: health} = data) do
-    Process.send_after(self(), :health, @interval)
-    data = %{data | health: %{health | progress: progress(health.progress, data)}}
     problems = problems(state, data)
     kinds = Enum.map(problems, &kind/1)
     if kinds != health.kinds, do: Events.health(problems, data)
-    end_silence(problems, state, put_in(data.health.kinds, kinds))
+    end_silence(state, %{data | health: %{timer: timer(), kinds: kinds}})
   end
+
+  defp timer, do: :erlang.start_timer(@interval, self(), :health)
 
   # The same problem is told once, however long it lasts.
   defp kind(problem) when is_atom(problem), do: problem
   defp kind({:not_handled, _time}), do: :not_handled
   defp kind(problem), do: {elem(problem, 0), elem(problem, 1)}
 
-  # How much the handlers have done, and since when. Nobody has to do anything while nothing waits.
-  defp progress(before, %{handlers: %Handlers{settings: settings} = handlers}) do
-    count = :counters.get(settings.progress, 1)
-
-    case before do
-      {^count, since} -> if Handlers.waiting?(handlers), do: {count, since}, else: {count, now()}
-      _other -> {count, now()}
-    end
+  # Messages that cannot come because nobody takes them are no silence.
+  defp end_silence(:connected, %{connection: %{verdict: nil}} = data) do
+    if Enum.any?(subscriptions(data), &reconnect?(&1, data)) and not behind?(data),
+      do: Writing.hang_up(:silent, data),
+      else: data
   end
 
-  defp progress(_before, _no_consumer), do: nil
+  defp end_silence(_state, data), do: data
 
-  defp end_silence(problems, :connected, %{connection: %{verdict: nil}} = data) do
-    silent = for {:silent, destination, _time} <- problems, do: destination
-
-    reconnect? =
-      Enum.any?(subscriptions(data), fn %{subscription: one} ->
-        one.on_silence == :reconnect and one.destination in silent
-      end)
-
-    if reconnect?, do: Writing.hang_up(:silent, data), else: data
+  # Another connection would help no sooner than after as long.
+  defp reconnect?(%{subscription: %{on_silence: :reconnect} = limits} = entry, data) do
+    connected = System.convert_time_unit(data.connection.since, :native, :millisecond)
+    asked = max(entry[:asked] || connected, connected)
+    not is_map_key(entry, :refused) and min(silent(entry), since(asked)) > limits.max_silence
   end
 
-  defp end_silence(_problems, _state, data), do: data
+  defp reconnect?(_reported, _data), do: false
 
-  defp now, do: System.monotonic_time()
+  defp behind?(%{handlers: handlers, connection: %{routes: routes}}),
+    do: Handlers.busy?(handlers) or Native.paused(routes)
 end

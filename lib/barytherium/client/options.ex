@@ -108,18 +108,21 @@ defmodule Barytherium.Client.Options do
     on_silence: {
       {:one_of, [:report, :reconnect]},
       :report,
-      "With `:reconnect` the connection ends after `:max_silence`, with the reason `:silent`, and another one is made."
+      "With `:reconnect` the connection ends after `:max_silence`, with the reason `:silent`, and another one is made. " <>
+        "Not while a consumer handles messages, or reading is paused: then nothing can come. A subscriber that leaves as " <>
+        "many as `:prefetch` messages unacknowledged gets nothing either, so choose a longer time than that takes."
     },
     max_lag: {
       :limit,
       :infinity,
       "Milliseconds by which messages may be older than their header `:timestamp` says when they arrive. It is looked " <>
-        "at once in 16 messages."
+        "at once in 16 messages, and in each while it is large."
     },
     timestamp: {
       :string,
       "timestamp",
-      "The header with the milliseconds since 1970 when a message was sent, as ActiveMQ has it."
+      "The header with the time when a message was sent: milliseconds since 1970, as ActiveMQ has it, or seconds. 0 is " <>
+        "no time."
     },
     sequence: {
       {:is, &Feed.sequence?/1, "the name of a header, or {name, numbers}"},
@@ -275,6 +278,17 @@ defmodule Barytherium.Client.Options do
   def subscription!(opts) do
     options = Schema.all!(opts, @subscription ++ @subscribing)
     Outbound.check_headers!(:subscribe, options.headers)
+    check_limits!(options)
+  end
+
+  @doc "Checks that the limits of a subscription can be watched."
+  @spec check_limits!(map()) :: map()
+  def check_limits!(options) do
+    if options.max_silence == 0, do: raise(ArgumentError, "option :max_silence: 0 is no time")
+
+    if options.on_silence == :reconnect and options.max_silence == :infinity,
+      do: raise(ArgumentError, "option :on_silence: it needs :max_silence")
+
     options
   end
 

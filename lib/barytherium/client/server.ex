@@ -288,7 +288,8 @@ defmodule Barytherium.Client.Server do
   def handle_event({:call, from}, :health, state, data),
     do: {:keep_state_and_data, {:reply, from, Health.problems(state, data)}}
 
-  def handle_event(:info, :health, state, data), do: {:keep_state, Health.look(state, data)}
+  def handle_event(:info, {:timeout, timer, :health}, state, %{health: %{timer: timer}} = data),
+    do: {:keep_state, Health.look(state, data)}
 
   # Closing
 

@@ -2,7 +2,7 @@ defmodule Barytherium.Client.State do
   @moduledoc false
   # What `Barytherium.Client.Server` knows.
 
-  alias Barytherium.Client.{Backoff, Connection, Endpoint, Exchange, Handlers, Options}
+  alias Barytherium.Client.{Backoff, Connection, Endpoint, Exchange, Feed, Handlers, Options}
   alias Barytherium.Client.{Requests, Session}
   alias Barytherium.Connection.Deadline
   alias Barytherium.Frame
@@ -56,14 +56,14 @@ defmodule Barytherium.Client.State do
           topics?: boolean(),
           waiting: %{pos_integer() => waiting()},
           next_waiting: pos_integer(),
-          health: nil | %{progress: nil | {non_neg_integer(), integer()}, kinds: [term()]},
+          health: nil | %{timer: reference(), kinds: [term()]},
           closing: nil | {:gen_statem.from(), Deadline.t(), timeout()}
         }
 
   @typedoc """
   A subscription, and the process that gets its messages: `target`, which passes them on if `pid` is on another
-  node. Both are nil for a consumer's. See `Barytherium.Client.Renewals` about refused ones, and
-  `Barytherium.Client.Requeue` about `late`.
+  node. Both are nil for a consumer's. The broker was asked for it `first` at that time, and last when it was `asked`.
+  See `Barytherium.Client.Renewals` about refused ones, and `Barytherium.Client.Requeue` about `late`.
   """
   @type subscription :: %{
           required(:subscription) => Session.subscription(),
@@ -71,6 +71,8 @@ defmodule Barytherium.Client.State do
           required(:target) => nil | pid(),
           required(:monitor) => nil | reference(),
           required(:ending) => boolean(),
+          optional(:first) => integer(),
+          optional(:asked) => integer(),
           optional(:suspect) => true,
           optional(:refused) => true,
           optional(:pauses) => Backoff.t(),
@@ -89,7 +91,7 @@ defmodule Barytherium.Client.State do
 
   @spec new(pid(), map()) :: t()
   def new(parent, settings) do
-    subscriptions = settings[:subscriptions] || %{}
+    subscriptions = Map.new(settings[:subscriptions] || %{}, &with_feed/1)
 
     %__MODULE__{
       parent: parent,
@@ -100,6 +102,10 @@ defmodule Barytherium.Client.State do
       backoff: settings.backoff
     }
   end
+
+  # The clients of a consumer have the same settings.
+  defp with_feed({number, %{subscription: subscription} = entry}),
+    do: {number, %{entry | subscription: Map.put(subscription, :feed, Feed.new(subscription))}}
 
   @spec session(t()) :: nil | Session.t()
   def session(%__MODULE__{connection: nil}), do: nil

@@ -57,7 +57,12 @@ defmodule Barytherium.Client.Writing do
     {frame, session} = Session.subscribe(data.connection.session, subscription)
     data = put_in(data.connection.session, session)
     Routing.put(subscription, data)
-    data = put_in(data.subscriptions[subscription.number][:request], data.requests.next)
+    now = System.monotonic_time(:millisecond)
+
+    data =
+      update_in(data.subscriptions[subscription.number], fn entry ->
+        entry |> Map.merge(%{request: data.requests.next, asked: now}) |> Map.put_new(:first, now)
+      end)
 
     if subscription.receipt,
       do: write_now([frame], from, timeout, data),

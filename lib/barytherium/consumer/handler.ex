@@ -34,8 +34,8 @@ defmodule Barytherium.Consumer.Handler do
     # how many there may be.
     :left,
     :most_left,
-    # A counter that grows while messages are handled.
-    :progress
+    # Where it says since when it is in the same callback: `{atomics, number}`.
+    :working
   ]
   @optional [
     # The process that deals out the messages, if there are several with callbacks; or the one that writes
@@ -114,6 +114,7 @@ defmodule Barytherium.Consumer.Handler do
 
   def handle(%__MODULE__{} = handler, messages, sender) do
     now = System.monotonic_time()
+    working(handler.working, now)
 
     handler =
       observe(%{
@@ -130,13 +131,18 @@ defmodule Barytherium.Consumer.Handler do
         do: handler |> wanted(messages) |> batch(handler),
         else: each(messages, handler)
 
-    {next, handler |> progressed() |> flush()}
+    idle(handler.working)
+    {next, flush(handler)}
   end
 
-  defp progressed(%{progress: progress} = handler) do
-    :counters.add(progress, 1, 1)
-    handler
-  end
+  @doc "A callback begins at this time. Several short ones count as one."
+  @spec working({:atomics.atomics_ref(), pos_integer()}, integer()) :: :ok
+  def working({times, number}, now \\ System.monotonic_time()),
+    do: :atomics.put(times, number, System.convert_time_unit(now, :native, :millisecond))
+
+  @doc "No callback runs."
+  @spec idle({:atomics.atomics_ref(), pos_integer()}) :: :ok
+  def idle({times, number}), do: :atomics.put(times, number, 0)
 
   # Looks at what decides whether messages are handled.
   defp observe(%{sender: sender} = handler) do
@@ -186,7 +192,8 @@ defmodule Barytherium.Consumer.Handler do
     now = System.monotonic_time()
     quick? = now - handler.checked < @quick
     stride = if quick?, do: min(2 * handler.stride, @longest_stride), else: 1
-    handler = progressed(%{handler | checked: now, stride: stride})
+    working(handler.working, now)
+    handler = %{handler | checked: now, stride: stride}
 
     if now - handler.flushed > @flush_after,
       do: %{handler | flushed: now} |> look_for_stop() |> flush() |> observe(),

@@ -3,7 +3,7 @@ defmodule Barytherium.Consumer.Options do
   # The options of a consumer.
 
   alias Barytherium.Client.Options, as: ClientOptions
-  alias Barytherium.Client.{Feed, Outbound}
+  alias Barytherium.Client.Outbound
   alias Barytherium.{Schema, Secret}
 
   @schema [
@@ -40,7 +40,7 @@ defmodule Barytherium.Consumer.Options do
     },
     max_handling:
       {:limit, :infinity,
-       "Milliseconds. If messages have waited for so long while none was handled, `Barytherium.Client.health/1` tells."},
+       "Milliseconds. If a handler is in the same callback for longer, `Barytherium.Client.health/1` tells."},
     shutdown:
       {:time, 10_000,
        "Milliseconds that stopping may take: handling what has arrived, acknowledging, and " <>
@@ -139,8 +139,8 @@ defmodule Barytherium.Consumer.Options do
       subscription =
         opts
         |> Schema.all!(subscription_schema())
+        |> ClientOptions.check_limits!()
         |> Map.merge(%{destination: destination, number: number})
-        |> then(&Map.put(&1, :feed, Feed.new(&1)))
 
       Outbound.check_headers!(:subscribe, subscription.headers)
       {number, %{subscription: subscription, pid: nil, target: nil, monitor: nil, ending: false}}

@@ -35,7 +35,12 @@ defmodule Barytherium.Consumer.Worker do
 
   @impl true
   def handle_continue({client, settings}, nil) do
-    case first_state(settings) do
+    working = {settings.working, settings[:number] || 1}
+    Handler.working(working)
+    first_state = first_state(settings)
+    Handler.idle(working)
+
+    case first_state do
       {:ok, user_state} -> {:noreply, state(client, settings, user_state)}
       {:stop, reason} -> {:stop, reason, nil}
     end
@@ -57,7 +62,7 @@ defmodule Barytherium.Consumer.Worker do
       stop_at: settings.stop_at,
       left: settings.left,
       most_left: settings.most_left,
-      progress: settings.progress,
+      working: {settings.working, settings[:number] || 1},
       dealer: settings[:dealer],
       partition: settings[:partition]
     }
@@ -114,7 +119,9 @@ defmodule Barytherium.Consumer.Worker do
 
   defp event(callback, argument, %Handler{module: module} = handler) do
     if function_exported?(module, callback, 2) do
+      Handler.working(handler.working)
       {:ok, user_state} = apply(module, callback, [argument, handler.state])
+      Handler.idle(handler.working)
       %{handler | state: user_state}
     else
       handler

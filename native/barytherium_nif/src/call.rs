@@ -211,11 +211,14 @@ impl<'a, 's> Call<'a, 's> {
             (Pace::Wait(time), _) => {
                 if !std::mem::replace(&mut state.is_paused, true) {
                     state.stats.pauses.add(1);
+                    state.recipients.set_paused(true);
                 }
                 Next::AwaitRoom(time)
             }
             (Pace::Go | Pace::Look, _) => {
-                state.is_paused = false;
+                if std::mem::take(&mut state.is_paused) {
+                    state.recipients.set_paused(false);
+                }
                 // The peer was not silent while nobody listened to it.
                 state.session.touch(now());
                 Next::ReadInline

@@ -6,10 +6,14 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use stomp::Frame;
 
-/// The lag is looked at once in so many messages, and after a pause: looking up a header takes a tenth of the time of
-/// a small frame.
+/// The lag is looked at once in so many messages, after a pause, and while it is large, so that it is not told for
+/// longer than it lasts: looking up a header takes a tenth of the time of a small frame.
 const LAG_STRIDE: u64 = 16;
 const PAUSE: Duration = Duration::from_millis(100);
+const LARGE_LAG: i64 = 100;
+
+/// Timestamps below it are in seconds, as AMQP has them: in milliseconds it would be 1973, in seconds it is 5138.
+const SECONDS_BELOW: u64 = 100_000_000_000;
 
 /// No number of a sequence is as large.
 const NO_NUMBER: u64 = u64::MAX;
@@ -84,9 +88,15 @@ impl Feed {
         let last = self.last.swap(time.as_nanos() as u64, Relaxed);
         let pause = time.saturating_sub(Duration::from_nanos(last));
         if let Some(header) = &self.timestamp
-            && (number.is_multiple_of(LAG_STRIDE) || pause >= PAUSE)
-            && let Some(sent) = value(frame, header)
+            && (number.is_multiple_of(LAG_STRIDE)
+                || pause >= PAUSE
+                || self.lag.load(Relaxed) > LARGE_LAG)
+            && let Some(sent @ 1..) = value(frame, header)
         {
+            let sent = match sent < SECONDS_BELOW {
+                true => sent * 1_000,
+                false => sent,
+            };
             let now = SystemTime::now().duration_since(UNIX_EPOCH);
             let now = now.unwrap_or_default().as_millis() as i64;
             self.lag.store(now.saturating_sub_unsigned(sent), Relaxed);

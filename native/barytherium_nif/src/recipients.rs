@@ -127,6 +127,13 @@ impl Recipients {
             .is_some_and(|routes| routes.is_urgent())
     }
 
+    /// Says that the connection has paused, or goes on.
+    pub fn set_paused(&self, paused: bool) {
+        if let Some(routes) = &self.routes {
+            routes.set_paused(paused);
+        }
+    }
+
     /// Whether there are several recipients. One that is full then does not stop the others' frames, until
     /// one for it comes.
     fn are_several(&self) -> bool {
@@ -156,7 +163,7 @@ impl Recipients {
         let Some(recipient) = self.recipient(route) else {
             return true;
         };
-        let may_begin = |member: &mut Member| is_ending || member.account.has_room();
+        let may_begin = |member: &mut Member| is_ending || member.account.may_begin();
         let may_begin = self.member(recipient).is_none_or(may_begin);
         if !may_begin {
             self.awaited = Some(recipient);

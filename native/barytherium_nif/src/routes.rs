@@ -170,6 +170,8 @@ pub struct Routes {
     changes: AtomicU64,
     /// Whether somebody waits for a frame that is no message: a receipt, for example.
     urgent: AtomicBool,
+    /// Whether nothing is read because a recipient is behind.
+    paused: AtomicBool,
 }
 
 #[rustler::resource_impl]
@@ -231,6 +233,14 @@ impl Routes {
 
     pub fn set_urgent(&self, urgent: bool) {
         self.urgent.store(urgent, Ordering::Relaxed);
+    }
+
+    pub fn set_paused(&self, paused: bool) {
+        self.paused.store(paused, Ordering::Relaxed);
+    }
+
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Relaxed)
     }
 
     pub fn is_urgent(&self) -> bool {

@@ -151,3 +151,9 @@ fn set_urgent(routes: ResourceArc<Routes>, urgent: bool) -> Atom {
     routes.set_urgent(urgent);
     rustler::types::atom::ok()
 }
+
+/// Whether nothing is read because a recipient is behind.
+#[rustler::nif]
+fn paused(routes: ResourceArc<Routes>) -> bool {
+    routes.is_paused()
+}

@@ -108,6 +108,33 @@ defmodule Barytherium.HealthTest do
     assert %{messages: 3, gaps: 1, missing: 2} = feed(client)
   end
 
+  defmodule Crashing do
+    use Barytherium.Consumer, subscribe: {"/queue/a", sequence: "n"}
+
+    @impl true
+    def handle_message(%Frame{body: "crash"}, _test), do: Process.exit(self(), :kill)
+
+    def handle_message(_frame, test) do
+      send(test, :handled)
+      {:ack, test}
+    end
+  end
+
+  test "what still comes on an old connection counts no more" do
+    {consumer, old, id, listener} = start_consumer(Crashing, backoff: {1, 10})
+    [client] = Barytherium.Consumer.clients(consumer)
+    message(old, id, "crash", [{"n", 1}])
+    peer = accept_connected(listener)
+    {%{"id" => new}, ""} = confirm(peer, :subscribe)
+    message(peer, new, "body", [{"n", 2}])
+    assert_receive :handled
+    message(old, id, "body", [{"n", 1}])
+    disconnect(old)
+    assert %{messages: 2, repeats: 0} = feed(client)
+    expect(peer, :ack)
+    stop_consumer(consumer, peer)
+  end
+
   test "without limits only the connection matters" do
     {client, peer, _id, _listener} = start()
     assert Client.health(client) == :ok

@@ -1,7 +1,7 @@
 //! What has come to a subscription, for whoever asks whether its feed is well.
 
 use crate::clock::now;
-use rustler::NifMap;
+use rustler::{NifMap, ResourceArc};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use stomp::Frame;
@@ -20,7 +20,7 @@ const NO_NUMBER: u64 = u64::MAX;
 const NO_LAG: i64 = i64::MIN;
 
 /// The counters of a subscription. They outlive its connections, so that it is seen what was missed between two of
-/// them. One receive loop at a time writes them.
+/// them. One receive loop at a time writes them, see [`Counting`].
 pub struct Feed {
     timestamp: Option<Box<[u8]>>,
     sequence: Option<Sequence>,
@@ -35,6 +35,30 @@ pub struct Feed {
     repeats: AtomicU64,
     /// The next number of the sequence.
     expected: AtomicU64,
+    /// How many connections have begun to count.
+    connections: AtomicU64,
+}
+
+/// A connection that counts until another one begins to: what still comes on the old one is delivered again on the new
+/// one.
+#[derive(Clone)]
+pub struct Counting {
+    feed: ResourceArc<Feed>,
+    connection: u64,
+}
+
+impl Counting {
+    pub fn begin(feed: ResourceArc<Feed>) -> Counting {
+        let connection = feed.connections.fetch_add(1, Relaxed) + 1;
+        Counting { feed, connection }
+    }
+
+    /// A message that was read at `time` of the clock.
+    pub fn message<B: AsRef<[u8]>>(&self, frame: &Frame<'_, B>, time: Duration) {
+        if self.feed.connections.load(Relaxed) == self.connection {
+            self.feed.message(frame, time);
+        }
+    }
 }
 
 /// A header whose numbers grow by one, and begin again with 0 after so many.
@@ -77,11 +101,11 @@ impl Feed {
             missing: AtomicU64::default(),
             repeats: AtomicU64::default(),
             expected: AtomicU64::new(NO_NUMBER),
+            connections: AtomicU64::default(),
         }
     }
 
-    /// A message that was read at `time` of the clock.
-    pub fn message<B: AsRef<[u8]>>(&self, frame: &Frame<'_, B>, time: Duration) {
+    fn message<B: AsRef<[u8]>>(&self, frame: &Frame<'_, B>, time: Duration) {
         let number = self.messages.load(Relaxed);
         self.messages.store(number + 1, Relaxed);
         add(&self.bytes, frame.body.as_ref().len() as u64);

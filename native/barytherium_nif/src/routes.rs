@@ -4,7 +4,7 @@
 //! table is locked only to look something up or to change one entry. A receive loop looks at a counter to see
 //! whether what it knows is still true, and remembers the route of its last message.
 
-use crate::feed::Feed;
+use crate::feed::{Counting, Feed};
 use crate::lock::lock;
 use rustler::{Binary, LocalPid, NifResult, ResourceArc, Term};
 use std::collections::BTreeMap;
@@ -103,7 +103,7 @@ struct Entry {
     /// Who gets the messages, if there are several.
     partition: Option<Arc<Partition>>,
     notes: Option<Notes>,
-    feed: Option<ResourceArc<Feed>>,
+    counting: Option<Counting>,
     /// Whether a message has come.
     used: bool,
 }
@@ -197,7 +197,7 @@ impl Routes {
             route,
             partition: partition.map(Arc::new),
             notes,
-            feed,
+            counting: feed.map(Counting::begin),
             used: false,
         };
         self.change(|table| {
@@ -303,8 +303,8 @@ impl Known {
             self.look_up(routes, subscription);
         }
         let entry = self.entry.as_ref()?;
-        if let Some(feed) = &entry.feed {
-            feed.message(frame, time);
+        if let Some(counting) = &entry.counting {
+            counting.message(frame, time);
         }
         if let Some(notes) = &entry.notes
             && let Some(id) = frame.header(notes.header)

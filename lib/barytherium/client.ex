@@ -529,7 +529,7 @@ defmodule Barytherium.Client do
 
   @doc """
   Whether all is well, for a health endpoint: `:ok`, or what is wrong. Without limits (`max_silence` and so on) that can
-  only be the connection, or a subscription that is refused.
+  only be the connection, or a subscription that is refused. Exits as `GenServer.call/3` does if there is no such client.
   """
   @spec health(client()) :: :ok | {:error, [problem(), ...]}
   def health(client) do

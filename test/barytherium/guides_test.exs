@@ -158,7 +158,7 @@ defmodule Barytherium.GuidesTest do
     assert {%{frames: 0, pauses: 0}, _binding} = Code.eval_string(stats, network: network)
     binding = run([feed])
     TestBroker.await_subscription(broker, "/topic/prices")
-    eventually(fn -> match?({{200, "ok"}, _binding}, Code.eval_string(endpoint, binding)) end)
+    eventually(fn -> match?({200, _binding}, Code.eval_string(endpoint, binding)) end)
     Supervisor.stop(binding[:prices])
     remove(MyApp.Prices)
     [consumer, connect] = blocks("tls", port)

@@ -110,6 +110,16 @@ defmodule Barytherium.TelemetryTest do
   end
 
   describe "a client" do
+    test "tells of its health" do
+      {listener, url} = broker()
+      {:ok, client} = Client.start_link(url: url)
+      peer = accept_connected(listener)
+      subscribed(client, peer, ack: :auto, max_silence: 1)
+
+      assert_receive {[:barytherium, :client, :health], %{}, %{client: ^client} = metadata}, 5_000
+      assert [{:silent, "/queue/a", _time}] = metadata.problems
+    end
+
     test "tells of its connections, of ERROR frames and of what it publishes" do
       {listener, url} = broker("me:hunter2@")
       client = start_supervised!({Client, url: url, backoff: {20, 100}})

@@ -218,18 +218,12 @@ defmodule Barytherium.HealthTest do
     end
   end
 
-  defmodule Patient do
-    use Barytherium.Consumer, subscribe: {"/queue/a", max_silence: 1_500, on_silence: :reconnect}
-
-    @impl true
-    def handle_message(_frame, test) do
-      send(test, {:handling, self()})
-      receive do: (:go -> {:ack, test})
-    end
-  end
-
   test "a connection whose consumer is slow does not end" do
-    {consumer, peer, id, _listener} = start_consumer(Patient)
+    subscribe = {"/queue/a", max_silence: 1_500, on_silence: :reconnect}
+
+    {consumer, peer, id, _listener} =
+      start_consumer(Slow, subscribe: subscribe, max_handling: :infinity)
+
     [client] = Barytherium.Consumer.clients(consumer)
     message(peer, id, "1")
     assert_receive {:handling, worker}

@@ -27,7 +27,9 @@ defmodule Barytherium.Client.Handlers do
       Map.merge(settings, %{
         stop_at: :atomics.new(1, []),
         left: :counters.new(1, []),
-        working: :atomics.new(settings.handlers, [])
+        working: :atomics.new(settings.handlers, []),
+        # Of several it is another one.
+        number: 1
       })
 
     with {:ok, pid} <- module(settings).start_link(self(), settings) do

@@ -28,17 +28,18 @@ defmodule Barytherium.Client.Health do
     do: [{:not_subscribed, destination}]
 
   defp problems_of(%{subscription: %{destination: destination} = limits} = entry) do
+    feed = Native.feed(limits.feed)
+
     for {name, value, limit} <- [
-          {:silent, silent(entry), limits.max_silence},
-          {:lagging, Native.feed(limits.feed).lag, limits.max_lag}
+          {:silent, silent(feed, entry), limits.max_silence},
+          {:lagging, feed.lag, limits.max_lag}
         ],
         is_integer(value) and value > limit,
         do: {name, destination, value}
   end
 
   # How long nothing has come, on whichever connection.
-  defp silent(%{subscription: %{feed: feed}} = entry),
-    do: Native.feed(feed).idle || since(entry[:first])
+  defp silent(feed, entry), do: feed.idle || since(entry[:first])
 
   defp since(nil), do: 0
   defp since(time), do: System.monotonic_time(:millisecond) - time
@@ -102,7 +103,8 @@ defmodule Barytherium.Client.Health do
   defp reconnect?(%{subscription: %{on_silence: :reconnect} = limits} = entry, data) do
     connected = System.convert_time_unit(data.connection.since, :native, :millisecond)
     asked = max(entry[:asked] || connected, connected)
-    not is_map_key(entry, :refused) and min(silent(entry), since(asked)) > limits.max_silence
+    silent = min(silent(Native.feed(limits.feed), entry), since(asked))
+    not is_map_key(entry, :refused) and silent > limits.max_silence
   end
 
   defp reconnect?(_reported, _data), do: false

@@ -78,9 +78,11 @@ defmodule Barytherium.Consumer.Handler do
   @spec connected(t(), Session.t()) :: t()
   def connected(%__MODULE__{} = handler, %Session{modes: modes} = session) do
     mode = if map_size(modes) == 1, do: modes |> Map.values() |> hd()
-    former = if handler.session, do: Enum.take([handler.session.sender | handler.former], @former)
-    %{handler | session: session, mode: mode, former: former || []}
+    %{handler | session: session, mode: mode, former: former(handler)}
   end
+
+  defp former(%{session: nil}), do: []
+  defp former(handler), do: Enum.take([handler.session.sender | handler.former], @former)
 
   # Milliseconds that the client's event about a connection, which it sent before it subscribed, may still take.
   @late 1_000

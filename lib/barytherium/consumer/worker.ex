@@ -35,7 +35,7 @@ defmodule Barytherium.Consumer.Worker do
 
   @impl true
   def handle_continue({client, settings}, nil) do
-    working = {settings.working, settings[:number] || 1}
+    working = working(settings)
     Handler.working(working)
     first_state = first_state(settings)
     Handler.idle(working)
@@ -52,6 +52,8 @@ defmodule Barytherium.Consumer.Worker do
       else: {:ok, Secret.reveal(arg)}
   end
 
+  defp working(%{working: times, number: number}), do: {times, number}
+
   defp state(client, settings, user_state) do
     %Handler{
       module: settings.module,
@@ -62,7 +64,7 @@ defmodule Barytherium.Consumer.Worker do
       stop_at: settings.stop_at,
       left: settings.left,
       most_left: settings.most_left,
-      working: {settings.working, settings[:number] || 1},
+      working: working(settings),
       dealer: settings[:dealer],
       partition: settings[:partition]
     }

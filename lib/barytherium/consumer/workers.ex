@@ -23,16 +23,15 @@ defmodule Barytherium.Consumer.Workers do
   end
 
   defp start(:again, count, client, settings, []),
-    do: {:ok, for(number <- 1..count, do: Worker.start_again(client, numbered(settings, number)))}
+    do:
+      {:ok, for(number <- 1..count, do: Worker.start_again(client, %{settings | number: number}))}
 
   defp start(:first, 0, _client, _settings, workers), do: {:ok, workers}
 
   defp start(:first, count, client, settings, workers) do
-    with {:ok, pid} <- Worker.start_link(client, numbered(settings, count)),
+    with {:ok, pid} <- Worker.start_link(client, %{settings | number: count}),
          do: start(:first, count - 1, client, settings, [pid | workers])
   end
-
-  defp numbered(settings, number), do: Map.put(settings, :number, number)
 
   @doc "Whether the end of `pid` concerns them. One that ends normally ends no other, unless that depends on it."
   @spec ours?(pid(), term(), state()) :: boolean()

@@ -135,7 +135,7 @@ defmodule Barytherium.Client.Events do
   defp problem({:silent, destination, time}), do: "#{destination} is silent for #{time} ms"
   defp problem({:lagging, destination, time}), do: "#{destination} is #{time} ms behind"
   defp problem({:not_subscribed, destination}), do: "#{destination} is refused"
-  defp problem({:not_handled, time}), do: "no message was handled for #{time} ms, and some wait"
+  defp problem({:not_handled, time}), do: "a handler has been in the same callback for #{time} ms"
 
   @spec status(atom(), State.t()) :: Barytherium.Client.status()
   def status(state, data) do

@@ -53,7 +53,7 @@ fn put_route(
     Ok(rustler::types::atom::ok())
 }
 
-/// What counts the messages of a subscription. `timestamp` is the header with the milliseconds since 1970,
+/// What counts the messages of a subscription. `timestamp` is the header with the time when it was sent,
 /// `sequence` the one with numbers, and how many there are before they begin again.
 #[rustler::nif]
 fn new_feed(

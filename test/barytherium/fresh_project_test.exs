@@ -58,7 +58,7 @@ defmodule Barytherium.FreshProjectTest do
   Logger.configure(level: :none)
   port = Application.fetch_env!(:feed, :port)
   await = fn await, condition -> condition.() || (Process.sleep(20) && await.(await, condition)) end
-  subscribed = fn broker -> fn -> :sys.get_state(broker).subscriptions != [] end end
+  subscribed = fn broker -> fn -> :sys.get_state(broker).session.queues.subscriptions != %{} end end
   {:ok, broker} = TestBroker.start_link(port: port)
   await.(await, subscribed.(broker))
   GenServer.stop(broker)

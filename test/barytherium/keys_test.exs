@@ -41,7 +41,7 @@ defmodule Barytherium.KeysTest do
   # Its `init/1` fails in the second and third round of starts.
   defmodule Failing do
     use Barytherium.Consumer,
-      subscribe: "/queue/a",
+      subscribe: "/topic/a",
       handlers: 2,
       key: {:header, "k"},
       on_exception: :restart,
@@ -426,13 +426,13 @@ defmodule Barytherium.KeysTest do
     starts = :atomics.new(1, [])
     url = "stomp://127.0.0.1:#{TestBroker.port(broker)}"
     {:ok, consumer} = Failing.start_link(url: url, init_arg: {self(), starts})
-    TestBroker.await_subscription(broker, "/queue/a")
-    TestBroker.publish(broker, "/queue/a", "raise")
+    TestBroker.await_subscription(broker, "/topic/a")
+    TestBroker.publish(broker, "/topic/a", "raise")
     # Some connections are made and given up, because a worker has ended again.
     eventually(fn -> :atomics.get(starts, 1) >= 7 end)
 
     eventually(fn ->
-      TestBroker.publish(broker, "/queue/a", "work")
+      TestBroker.publish(broker, "/topic/a", "work")
       receive(do: ({:worked, "work"} -> true), after: (50 -> false))
     end)
 

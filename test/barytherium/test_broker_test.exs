@@ -24,7 +24,7 @@ defmodule Barytherium.TestBrokerTest do
 
   test "messages reach subscribers of their destination, and receipts are sent" do
     {broker, sender} = connect([], [{"accept-version", "1.1,1.2"}])
-    Sender.write(sender, [@subscribe, %Frame{command: :ack, headers: [{"receipt", "r"}]}])
+    Sender.write(sender, [update_in(@subscribe.headers, &[{"receipt", "r"} | &1])])
     assert [%Frame{command: :receipt, headers: [{"receipt-id", "r"}]}] = frames()
 
     :ok = TestBroker.publish(broker, "/queue/b", "not for us")
@@ -51,7 +51,8 @@ defmodule Barytherium.TestBrokerTest do
 
   # When the broker has handled what was written before, there still are messages to acknowledge.
   defp refute_settled(broker, sender) do
-    Sender.write(sender, [%Frame{command: :ack, headers: [{"id", "none"}, {"receipt", "r"}]}])
+    headers = [{"destination", "/queue/other"}, {"receipt", "r"}]
+    Sender.write(sender, [%Frame{command: :send, headers: headers}])
     assert [%Frame{command: :receipt}] = frames()
 
     assert {:timeout, _call} =
@@ -145,15 +146,22 @@ defmodule Barytherium.TestBrokerTest do
   defp at_least(count, got) when length(got) >= count, do: got
   defp at_least(count, got), do: at_least(count, got ++ frames())
 
-  for {command, headers} <- [
-        message: [],
-        send: [{"destination", "/queue/a"}, {"transaction", "none"}],
-        commit: [{"transaction", "none"}]
+  for {command, headers, message} <- [
+        {:message, [], "Cannot message this"},
+        {:send, [], "Cannot send this"},
+        {:send, [{"destination", "/queue/a"}, {"transaction", "x"}], "Invalid transaction id: x"},
+        {:commit, [{"transaction", "x"}], "Invalid transaction id: x"},
+        {:subscribe, [{"destination", "/queue/a"}], "SUBSCRIBE without an id"},
+        {:unsubscribe, [{"id", "x"}], "No subscription found"},
+        {:ack, [{"id", "x"}], "Unexpected ack of a message that this connection does not have"}
       ] do
-    test "a #{command} that makes no sense is answered with ERROR, and ends the connection" do
-      {_broker, sender} = connect([])
-      Sender.write(sender, [%Frame{command: unquote(command), headers: unquote(headers)}])
-      message = "cannot #{unquote(command)}"
+    @tag headers: headers, message: message
+    test "#{command} with #{inspect(headers)} is answered with ERROR, and ends the connection", %{
+      headers: headers,
+      message: message
+    } do
+      {_broker, sender} = connect([], [{"accept-version", "1.2"}])
+      Sender.write(sender, [%Frame{command: unquote(command), headers: headers}])
       assert [%Frame{command: :error, headers: [{"message", ^message}]}] = frames()
       assert_receive {:"$gen_cast", {:barytherium, :disconnect, :closed}}
     end

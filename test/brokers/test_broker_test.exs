@@ -1,0 +1,28 @@
+# `Barytherium.TestBroker` against the brokers that it imitates.
+for {kind, like} <- [
+      {Barytherium.Brokers.RabbitMQ, :rabbitmq},
+      {Barytherium.Brokers.ActiveMQ, :activemq}
+    ] do
+  defmodule Module.concat(kind, TestBrokerTest) do
+    use Barytherium.BrokerCase, async: false, broker: kind
+
+    alias Barytherium.{BrokerScript, TestBroker}
+
+    @like like
+    @scripts 10
+    @steps 60
+
+    test "random scripts have the same trace on the test broker and on #{inspect(kind)}", %{
+      broker: broker
+    } do
+      test_broker = start_supervised!({TestBroker, like: @like})
+
+      for seed <- 1..@scripts do
+        :rand.seed(:exsss, seed)
+        {steps, expected} = BrokerScript.random(@like, @steps)
+        assert {seed, BrokerScript.play(steps, TestBroker.port(test_broker))} == {seed, expected}
+        assert {seed, BrokerScript.play(steps, broker.port)} == {seed, expected}
+      end
+    end
+  end
+end

@@ -2,7 +2,7 @@ defmodule Barytherium.Program do
   @moduledoc false
   # The program `stomp` of the release `stomp_tail`: what the Mix tasks do, for people without Elixir.
 
-  alias Barytherium.{Bench, Send, Tail}
+  alias Barytherium.{Bench, Record, Replay, Send, Tail}
 
   @usage """
   The command line of a STOMP broker.
@@ -10,6 +10,8 @@ defmodule Barytherium.Program do
       stomp tail URL ...     shows messages as they arrive
       stomp send URL ...     sends messages, and waits until the broker has confirmed them
       stomp bench [URL] ...  measures how many it takes and delivers, and how long they take
+      stomp record URL FILE  records what a destination gets, with times
+      stomp replay FILE ...  plays a recording, as a broker
 
   `stomp tail --help` and so on say more.
   """
@@ -25,6 +27,8 @@ defmodule Barytherium.Program do
   def run(["tail" | args]), do: Tail.run(args, "stomp tail")
   def run(["send" | args]), do: Send.run(args, "stomp send")
   def run(["bench" | args]), do: Bench.run(args, "stomp bench")
+  def run(["record" | args]), do: Record.run(args, "stomp record")
+  def run(["replay" | args]), do: Replay.run(args, "stomp replay")
 
   def run([help | _args]) when help in ["help", "--help", "-h"] do
     IO.puts(@usage)

@@ -109,7 +109,7 @@ defmodule Barytherium.Recording do
   end
 
   @doc false
-  @spec encode(time(), Frame.t()) :: iodata()
+  @spec encode(time(), Frame.t()) :: iolist()
   def encode(time, frame) do
     payload = payload(frame)
     crc = :erlang.crc32([<<time::64>>, payload])
@@ -133,7 +133,7 @@ defmodule Barytherium.Recording do
 
   @doc false
   # The records of one file from a time on, or from a little before: `{time, payload, offset_of_its_end}`.
-  @spec part(Path.t(), time()) :: Enumerable.t()
+  @spec part(Path.t(), time() | :infinity) :: Enumerable.t()
   def part(path, from), do: Stream.resource(fn -> open(path, from) end, &next/1, &close/1)
 
   defp open(path, from) do

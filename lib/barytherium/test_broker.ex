@@ -35,6 +35,10 @@ defmodule Barytherium.TestBroker do
       persistent messages of a queue and others apart. If a connection ends that is subscribed to a queue twice, one
       subscription gets what the other had.
 
+  It can also play what was recorded from a real broker, see the option `:replay`:
+
+      start_supervised!({Barytherium.TestBroker, replay: "feed.rec"})
+
   ## Assertions
 
   `assert_published/4` and `assert_acked/4` wait for something that clients have done, and return the frame:
@@ -48,8 +52,8 @@ defmodule Barytherium.TestBroker do
   """
   use GenServer, restart: :temporary
 
-  alias Barytherium.Frame
-  alias Barytherium.TestBroker.{Connection, Journal, Queues, Session}
+  alias Barytherium.{Frame, Recording}
+  alias Barytherium.TestBroker.{Connection, Journal, Queues, Replay, Session}
 
   @type option ::
           {:port, :inet.port_number()}
@@ -57,6 +61,9 @@ defmodule Barytherium.TestBroker do
           | {:rate, non_neg_integer()}
           | {:body, binary()}
           | {:heart_beat, {non_neg_integer(), non_neg_integer()}}
+          | {:replay, Path.t()}
+          | {:speed, number() | :infinity}
+          | {:from, DateTime.t()}
 
   @type fault ::
           :close
@@ -76,11 +83,19 @@ defmodule Barytherium.TestBroker do
       need no acknowledgement. Default: 0, none;
     * `:body` - the body of these messages. Default: 256 bytes of text;
     * `:heart_beat` - the intervals in milliseconds at which the broker can send and wants to receive
-      heart-beats. Default: `{1000, 1000}`.
+      heart-beats. Default: `{1000, 1000}`;
+    * `:replay` - a recording, see `mix barytherium.record`. Each subscription to a destination of the recording gets its
+      messages, from the first one on. They are in no queue, and need no acknowledgement. The broker imitates the one
+      that was recorded, unless `:like` is given. `{:error, {:replay, reason}}` if the file cannot be read, or is no
+      recording;
+    * `:speed` - how many times as fast the recording is played as it was recorded. Default: `:infinity`, as fast as the
+      client takes it;
+    * `:from` - a `DateTime`: leaves out what was recorded before.
   """
   @spec start_link([option()]) :: GenServer.on_start()
   def start_link(opts \\ []) do
-    opts = Keyword.validate!(opts, [:port, :like, :rate, :body, :heart_beat])
+    opts =
+      Keyword.validate!(opts, [:port, :like, :rate, :body, :heart_beat, :replay, :speed, :from])
 
     unless opts[:like] in [nil, :rabbitmq, :activemq],
       do: raise(ArgumentError, "like: is :rabbitmq or :activemq, not #{inspect(opts[:like])}")
@@ -88,11 +103,26 @@ defmodule Barytherium.TestBroker do
     options = [:binary, active: false, ip: {127, 0, 0, 1}, reuseaddr: true, nodelay: true]
 
     # Opened here, so that a port that is in use does not end the caller, which is linked to the broker.
-    with {:ok, listener} <-
+    with {:ok, opts} <- replay(opts[:replay], opts),
+         {:ok, listener} <-
            :gen_tcp.listen(Keyword.get(opts, :port, 0), [backlog: 1024] ++ options),
          {:ok, broker} <- GenServer.start_link(__MODULE__, {listener, opts}) do
       :ok = :gen_tcp.controlling_process(listener, broker)
       {:ok, broker}
+    end
+  end
+
+  defp replay(nil, opts), do: {:ok, opts}
+
+  defp replay(path, opts) do
+    case Recording.check(path) do
+      :ok ->
+        replay = %{path: path, speed: opts[:speed] || :infinity, from: opts[:from] || 0}
+        opts = Keyword.put_new_lazy(opts, :like, fn -> Replay.like(path) end)
+        {:ok, Keyword.put(opts, :replay, replay)}
+
+      {:error, reason} ->
+        {:error, {:replay, reason}}
     end
   end
 
@@ -237,7 +267,7 @@ defmodule Barytherium.TestBroker do
     {:ok,
      %{
        listener: listener,
-       session: Session.new(opts[:like], Keyword.get(opts, :rate, 0) > 0),
+       session: Session.new(opts[:like], streams?(opts)),
        journal: %Journal{},
        # The processes of all connections, and the faults for the next one.
        connections: [],
@@ -246,6 +276,8 @@ defmodule Barytherium.TestBroker do
        waiting: []
      }}
   end
+
+  defp streams?(opts), do: Keyword.get(opts, :rate, 0) > 0 or opts[:replay] != nil
 
   defp accept(listener, broker, opts) do
     with {:ok, socket} <- :gen_tcp.accept(listener) do

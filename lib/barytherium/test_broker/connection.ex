@@ -6,7 +6,7 @@ defmodule Barytherium.TestBroker.Connection do
 
   alias Barytherium.Frame
   alias Barytherium.Network.HeartBeat
-  alias Barytherium.TestBroker.Session
+  alias Barytherium.TestBroker.{Replay, Session}
 
   # Milliseconds between two batches of messages to a subscription, if the broker has a rate.
   @tick 10
@@ -22,6 +22,10 @@ defmodule Barytherium.TestBroker.Connection do
   @doc "Does these things. `:more` at the end: reads on."
   @spec act(pid(), [Session.action() | :more]) :: :ok
   def act(connection, actions), do: GenServer.cast(connection, {:act, actions})
+
+  @doc "Writes these messages, and returns when they are written, so that a recording cannot flood the connection."
+  @spec play(pid(), [Session.action()]) :: :ok
+  def play(connection, messages), do: GenServer.call(connection, {:play, messages}, :infinity)
 
   @spec fault(pid(), {:close, non_neg_integer()} | {:delay, non_neg_integer()} | :silence) :: :ok
   def fault(connection, fault), do: GenServer.cast(connection, {:fault, fault})
@@ -40,7 +44,8 @@ defmodule Barytherium.TestBroker.Connection do
        heart_beat: Keyword.get(opts, :heart_beat, {1000, 1000}),
        rate: Keyword.get(opts, :rate, 0),
        body: Keyword.get(opts, :body, @default_body),
-       # The subscriptions that get messages at the rate.
+       replay: opts[:replay],
+       # The subscriptions that get messages at the rate, or the recording: what plays it.
        fed: %{},
        watchdog: nil,
        silence: 0,
@@ -50,6 +55,14 @@ defmodule Barytherium.TestBroker.Connection do
        delayed: :queue.new(),
        silent: false
      }}
+  end
+
+  @impl true
+  def handle_call({:play, messages}, _from, state) do
+    case act(messages, [], state) do
+      {:noreply, state} -> {:reply, :ok, state}
+      {:stop, reason, state} -> {:stop, reason, :ok, state}
+    end
   end
 
   @impl true
@@ -158,11 +171,15 @@ defmodule Barytherium.TestBroker.Connection do
 
   defp act([{:subscribed, id, destination} | actions], data, state) do
     if state.rate > 0, do: send(self(), {:tick, id, destination, now(), 0})
-    act(actions, data, put_in(state.fed[id], destination))
+    replay = if state.replay, do: Replay.start(id, destination, state.replay)
+    act(actions, data, put_in(state.fed[id], replay))
   end
 
-  defp act([{:unsubscribed, id} | actions], data, state),
-    do: act(actions, data, %{state | fed: Map.delete(state.fed, id)})
+  defp act([{:unsubscribed, id} | actions], data, state) do
+    {replay, fed} = Map.pop(state.fed, id)
+    if replay, do: Replay.stop(replay)
+    act(actions, data, %{state | fed: fed})
+  end
 
   defp act([{:frame, command, headers, body} | actions], data, state) do
     frame = %Frame{command: command, headers: headers, body: body}

@@ -129,7 +129,11 @@ defmodule Barytherium.MixProject do
           Barytherium.ParseError,
           Barytherium.DefaultCallbackHandler
         ],
-        "Watching and testing": [Barytherium.Telemetry, Barytherium.TestBroker]
+        "Watching and testing": [
+          Barytherium.Recording,
+          Barytherium.Telemetry,
+          Barytherium.TestBroker
+        ]
       ]
     ]
   end

@@ -130,6 +130,7 @@ defmodule Barytherium.MixProject do
           Barytherium.DefaultCallbackHandler
         ],
         "Watching and testing": [
+          Barytherium.Histogram,
           Barytherium.Recording,
           Barytherium.Telemetry,
           Barytherium.TestBroker

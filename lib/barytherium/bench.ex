@@ -2,8 +2,8 @@ defmodule Barytherium.Bench do
   @moduledoc false
   # The program behind `mix barytherium.bench`.
 
-  alias Barytherium.Bench.{Help, Histogram, Options, Report}
-  alias Barytherium.{Client, TestBroker, Text}
+  alias Barytherium.Bench.{Help, Options, Report}
+  alias Barytherium.{Client, Histogram, TestBroker, Text}
   alias Barytherium.Tail.{CommandLine, Login, Signals}
 
   # Messages that are published together without a rate, and milliseconds to wait if none is due.

@@ -492,7 +492,11 @@ defmodule Barytherium.Client do
     * `:lag` - from the time in the header `timestamp` to the arrival, of a message not long ago, or `nil`. It is as
       right as the clocks of both machines;
     * `:gaps`, `:missing` - how often numbers of the header `sequence` were left out, and how many;
-    * `:repeats` - messages whose number is not after that of the one before.
+    * `:repeats` - messages whose number is not after that of the one before;
+    * `:to_start` - how long messages take from the socket to their callback, a `t:Barytherium.Histogram.t/0`, in
+      microseconds. Of each list of messages that a handler gets, the first one is counted;
+    * `:to_ack` - the same, to the writing of their acknowledgement. Both are `nil` without handlers, which only consumers
+      have.
   """
   @type feed :: %{
           destination: String.t(),
@@ -502,7 +506,9 @@ defmodule Barytherium.Client do
           lag: nil | integer(),
           gaps: non_neg_integer(),
           missing: non_neg_integer(),
-          repeats: non_neg_integer()
+          repeats: non_neg_integer(),
+          to_start: nil | Barytherium.Histogram.t(),
+          to_ack: nil | Barytherium.Histogram.t()
         }
 
   @typedoc """

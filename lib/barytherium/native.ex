@@ -137,6 +137,9 @@ defmodule Barytherium.Native do
   @spec put_route(routes(), subscription :: [binary(), ...], route()) :: :ok
   def put_route(_routes, _subscription, _route), do: not_loaded()
 
+  @spec clock() :: non_neg_integer()
+  def clock, do: not_loaded()
+
   @spec new_feed(timestamp :: nil | binary(), sequence :: nil | {binary(), pos_integer()}) ::
           feed()
   def new_feed(_timestamp, _sequence), do: not_loaded()

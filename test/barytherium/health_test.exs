@@ -4,7 +4,7 @@ defmodule Barytherium.HealthTest do
 
   import Barytherium.ReceiverCase, only: [eventually: 1]
 
-  alias Barytherium.Client
+  alias Barytherium.{Client, Consumer, Histogram, TestBroker}
 
   @moduletag capture_log: true
 
@@ -51,7 +51,7 @@ defmodule Barytherium.HealthTest do
 
     assert feed(client) ==
              %{destination: "/queue/a", messages: 0, bytes: 0, idle: nil, lag: nil}
-             |> Map.merge(%{gaps: 0, missing: 0, repeats: 0})
+             |> Map.merge(%{gaps: 0, missing: 0, repeats: 0, to_start: nil, to_ack: nil})
 
     feed(peer, id, [[], [{"timestamp", "nonsense"}], []])
     assert %{messages: 3, bytes: 12, idle: idle, lag: nil, gaps: 0} = feed(client)
@@ -216,6 +216,73 @@ defmodule Barytherium.HealthTest do
       assert Client.health(client) == :ok
       stop_consumer(consumer, peer)
     end
+  end
+
+  defmodule Timed do
+    use Barytherium.Consumer, subscribe: ["/queue/a", {"/queue/b", ack: :auto}]
+
+    @impl true
+    def handle_message(frame, test) do
+      send(test, {:handling, frame.body, self()})
+      receive do: (:go_on -> {:ack, test})
+    end
+  end
+
+  defp count(histogram), do: histogram |> Enum.map(&elem(&1, 1)) |> Enum.sum()
+  defp longest(histogram), do: Histogram.quantile(histogram, 1.0)
+
+  for opts <- [[], [handlers: 2], [handlers: 2, key: {:header, "k"}]] do
+    test "how long messages take to their callback and to their acknowledgement, #{inspect(opts)}" do
+      broker = start_supervised!(TestBroker)
+      url = "stomp://127.0.0.1:#{TestBroker.port(broker)}"
+
+      {:ok, consumer} =
+        Timed.start_link([url: url, init_arg: self()] ++ unquote(Macro.escape(opts)))
+
+      for name <- ["a", "b"], do: TestBroker.await_subscription(broker, "/queue/#{name}")
+      [client] = Consumer.clients(consumer)
+      assert [%{to_start: [], to_ack: []}, %{to_start: [], to_ack: []}] = Client.feeds(client)
+
+      # Each comes alone. The second waits for the first only if one process handles both.
+      TestBroker.publish(broker, "/queue/a", "1", [{"k", "1"}])
+      assert_receive {:handling, "1", handler}
+      assert [%{to_start: [{_time, 1}], to_ack: []}, %{to_start: []}] = Client.feeds(client)
+      Process.sleep(50)
+      send(handler, :go_on)
+      TestBroker.assert_acked(broker, "/queue/a", "1")
+      TestBroker.publish(broker, "/queue/b", "2", [{"k", "1"}])
+      assert_receive {:handling, "2", handler}
+      send(handler, :go_on)
+      assert [a, b] = Client.feeds(client)
+      assert %{to_start: [{to_start, 1}], to_ack: [{to_ack, 1}]} = a
+      # From the socket, so the time in the callback is in it.
+      assert to_ack >= 50_000 and to_start < to_ack
+      # Without acknowledgements there is no such time.
+      assert {count(b.to_start), b.to_ack} == {1, []}
+    end
+  end
+
+  test "the time in the mailbox is in it, and it is not that of another message" do
+    broker = start_supervised!(TestBroker)
+    url = "stomp://127.0.0.1:#{TestBroker.port(broker)}"
+    {:ok, consumer} = Timed.start_link(url: url, init_arg: self())
+    TestBroker.await_subscription(broker, "/queue/a")
+    for n <- 1..3, do: TestBroker.publish(broker, "/queue/a", "#{n}")
+
+    for n <- 1..3 do
+      body = "#{n}"
+      assert_receive {:handling, ^body, handler}
+      Process.sleep(30)
+      send(handler, :go_on)
+      TestBroker.assert_acked(broker, "/queue/a", body)
+    end
+
+    [client] = Consumer.clients(consumer)
+    assert [%{to_start: to_start, to_ack: to_ack}, _other] = Client.feeds(client)
+    assert longest(to_ack) >= 30_000
+    # How many lists they came in is the receive loop's business.
+    assert count(to_start) in 1..3 and count(to_ack) == count(to_start)
+    if count(to_start) == 3, do: assert(longest(to_start) >= 60_000 and longest(to_ack) >= 90_000)
   end
 
   test "a connection whose consumer is slow does not end" do

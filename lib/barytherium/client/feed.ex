@@ -2,7 +2,7 @@ defmodule Barytherium.Client.Feed do
   @moduledoc false
   # What counts the messages of a subscription. It outlives the connections.
 
-  alias Barytherium.Native
+  alias Barytherium.{Histogram, Native}
 
   # No sequence has more numbers before it begins again.
   @numbers_max Bitwise.bsl(1, 62)
@@ -12,6 +12,21 @@ defmodule Barytherium.Client.Feed do
           Native.feed()
   def new(%{timestamp: timestamp, sequence: sequence}),
     do: Native.new_feed(timestamp, numbered(sequence))
+
+  @typedoc "How long messages take from the socket to their callback, and to their acknowledgement."
+  @type delays :: %{to_start: Histogram.counters(), to_ack: Histogram.counters()}
+
+  @doc "The same, and its delays, for a subscription with handlers."
+  @spec counters(map()) :: %{feed: Native.feed(), delays: delays()}
+  def counters(subscription) do
+    delays = %{to_start: Histogram.new(), to_ack: Histogram.new()}
+    %{feed: new(subscription), delays: delays}
+  end
+
+  @doc "Counts how long it is since a message was read, at a time that the receive loop gave."
+  @spec delayed(Histogram.counters(), non_neg_integer()) :: :ok
+  def delayed(counters, read_at),
+    do: Histogram.add(counters, div(Native.clock() - read_at, 1_000))
 
   defp numbered(nil), do: nil
   defp numbered({header, numbers}), do: {header, numbers}

@@ -5,7 +5,7 @@ defmodule Barytherium.Client.Health do
   # a connection that is silent, if its subscription asks for that. The functions run in the client, and take its data.
 
   alias Barytherium.Client.{Events, Handlers, State, Writing}
-  alias Barytherium.Native
+  alias Barytherium.{Histogram, Native}
 
   # Milliseconds between two looks.
   @interval 1_000
@@ -13,9 +13,20 @@ defmodule Barytherium.Client.Health do
   @doc "What has come to each subscription."
   @spec feeds(State.t()) :: [Barytherium.Client.feed()]
   def feeds(data) do
-    for %{subscription: %{destination: destination, feed: feed}} <- subscriptions(data),
-        do: feed |> Native.feed() |> Map.put(:destination, destination)
+    for %{subscription: %{destination: destination, feed: feed} = subscription} <-
+          subscriptions(data) do
+      feed
+      |> Native.feed()
+      |> Map.put(:destination, destination)
+      |> Map.merge(delays(subscription))
+    end
   end
+
+  defp delays(%{delays: delays}),
+    do: Map.new(delays, fn {name, counters} -> {name, Histogram.read(counters)} end)
+
+  # Only handlers know when they begin.
+  defp delays(_no_handlers), do: %{to_start: nil, to_ack: nil}
 
   @doc "What is wrong."
   @spec problems(atom(), State.t()) :: [Barytherium.Client.problem()]

@@ -21,6 +21,8 @@ defmodule Barytherium.Client.Session do
     :server,
     :token,
     modes: %{},
+    # The delays of the subscriptions that have them.
+    delays: %{},
     destinations: %{},
     forgotten: MapSet.new(),
     # Whether several handlers share the messages, by a key.
@@ -36,6 +38,7 @@ defmodule Barytherium.Client.Session do
           server: nil | String.t(),
           token: String.t(),
           modes: %{binary() => mode()},
+          delays: %{binary() => Barytherium.Client.Feed.delays()},
           destinations: %{binary() => binary()},
           forgotten: MapSet.t(pos_integer()),
           shared?: boolean()
@@ -89,9 +92,15 @@ defmodule Barytherium.Client.Session do
         durable(kind(session), subscription.durable) ++ subscription.headers
 
     session = %{session | modes: Map.put(session.modes, id, ack)}
+    session = with_delays(session, id, subscription)
     session = session |> destination(subscription.destination, id) |> forget(subscription)
     {%Frame{command: :subscribe, headers: headers}, session}
   end
+
+  defp with_delays(session, id, %{delays: delays}),
+    do: %{session | delays: Map.put(session.delays, id, delays)}
+
+  defp with_delays(session, _id, _no_handlers), do: session
 
   # In 1.0 a server need not say which subscription a message is for.
   defp destination(%{version: "1.0", destinations: destinations} = session, destination, id),

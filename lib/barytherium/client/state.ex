@@ -105,7 +105,7 @@ defmodule Barytherium.Client.State do
 
   # The clients of a consumer have the same settings.
   defp with_feed({number, %{subscription: subscription} = entry}),
-    do: {number, %{entry | subscription: Map.put(subscription, :feed, Feed.new(subscription))}}
+    do: {number, %{entry | subscription: Map.merge(subscription, Feed.counters(subscription))}}
 
   @spec session(t()) :: nil | Session.t()
   def session(%__MODULE__{connection: nil}), do: nil

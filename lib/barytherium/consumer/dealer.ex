@@ -36,8 +36,8 @@ defmodule Barytherium.Consumer.Dealer do
   end
 
   @impl true
-  def handle_cast({:barytherium, :frames, {messages, sender}}, dealer),
-    do: deal(messages, share(messages, dealer), sender, dealer)
+  def handle_cast({:barytherium, :frames, {messages, sender, read_at}}, dealer),
+    do: deal(messages, share(messages, dealer), {sender, read_at}, dealer)
 
   # An acknowledgement that covers earlier messages would cover those that others have not handled.
   def handle_cast({:client, {:session, session}} = event, dealer) do
@@ -80,24 +80,24 @@ defmodule Barytherium.Consumer.Dealer do
 
   defp share(_messages, _dealer), do: 1
 
-  defp deal([], _share, _sender, dealer), do: {:noreply, dealer}
+  defp deal([], _share, _from, dealer), do: {:noreply, dealer}
 
-  defp deal(messages, share, sender, dealer) do
+  defp deal(messages, share, {sender, read_at} = from, dealer) do
     case next(dealer) do
       [worker | _others] ->
         {now, later} = Enum.split(messages, share)
-        GenServer.cast(worker, {:barytherium, :frames, {now, sender}})
-        deal(later, share, sender, %{dealer | free: List.delete(dealer.free, worker)})
+        GenServer.cast(worker, {:barytherium, :frames, {now, sender, read_at}})
+        deal(later, share, from, %{dealer | free: List.delete(dealer.free, worker)})
 
       [] ->
         receive do
           {:free, worker} ->
-            deal(messages, share, sender, freed(worker, dealer))
+            deal(messages, share, from, freed(worker, dealer))
 
           {:EXIT, pid, reason} ->
             if Workers.ours?(pid, reason, dealer),
               do: Workers.ended(pid, reason, dealer),
-              else: deal(messages, share, sender, dealer)
+              else: deal(messages, share, from, dealer)
         end
     end
   end

@@ -4,7 +4,7 @@ defmodule Barytherium.Consumer.Handler do
 
   require Logger
 
-  alias Barytherium.Client.{Acknowledgements, Outbound, Session}
+  alias Barytherium.Client.{Acknowledgements, Feed, Outbound, Session}
   alias Barytherium.Connection.Deadline
   alias Barytherium.Consumer.FailureLog
   alias Barytherium.{Frame, Telemetry}
@@ -45,8 +45,11 @@ defmodule Barytherium.Consumer.Handler do
     session: nil,
     # The senders of earlier connections, whose messages may still be here.
     former: [],
-    # The mode of the subscription, or nil if there are several.
+    # The mode of the subscription, and its delays, or nil if there are several.
     mode: nil,
+    delays: nil,
+    # The message whose acknowledgement is to be timed: where, and when it was read.
+    timed: nil,
     # The sender of the connection that the messages come from, and whether that is the session's and
     # still exists.
     sender: nil,
@@ -78,7 +81,8 @@ defmodule Barytherium.Consumer.Handler do
   @spec connected(t(), Session.t()) :: t()
   def connected(%__MODULE__{} = handler, %Session{modes: modes} = session) do
     mode = if map_size(modes) == 1, do: modes |> Map.values() |> hd()
-    %{handler | session: session, mode: mode, former: former(handler)}
+    delays = if mode, do: session.delays |> Map.values() |> List.first()
+    %{handler | session: session, mode: mode, delays: delays, former: former(handler)}
   end
 
   defp former(%{session: nil}), do: []
@@ -109,12 +113,12 @@ defmodule Barytherium.Consumer.Handler do
 
   @doc """
   Handles messages in order, and writes their acknowledgements. `:stop`: a callback raised, and the
-  consumer is to end.
+  consumer is to end. The first one was read at `read_at`, and stands for all in the delays of its subscription.
   """
-  @spec handle(t(), [Frame.t()], pid()) :: {:ok | :stop, t()}
-  def handle(%__MODULE__{} = handler, [], _sender), do: {:ok, handler}
+  @spec handle(t(), [Frame.t()], pid(), read_at :: non_neg_integer()) :: {:ok | :stop, t()}
+  def handle(%__MODULE__{} = handler, [], _sender, _read_at), do: {:ok, handler}
 
-  def handle(%__MODULE__{} = handler, messages, sender) do
+  def handle(%__MODULE__{} = handler, [first | _] = messages, sender, read_at) do
     now = System.monotonic_time()
     working(handler.working, now)
 
@@ -125,7 +129,8 @@ defmodule Barytherium.Consumer.Handler do
           observed: Telemetry.observed?(),
           flushed: now,
           checked: now,
-          stride: 1
+          stride: 1,
+          timed: timed(delays(handler, first), read_at)
       })
 
     {next, handler} =
@@ -136,6 +141,18 @@ defmodule Barytherium.Consumer.Handler do
     idle(handler.working)
     {next, flush(handler)}
   end
+
+  defp timed(nil, _read_at), do: nil
+
+  defp timed(delays, read_at) do
+    Feed.delayed(delays.to_start, read_at)
+    {delays.to_ack, read_at}
+  end
+
+  defp delays(%{mode: nil, session: %Session{delays: delays} = session}, message),
+    do: delays[Session.subscription_id(session, message)]
+
+  defp delays(%{delays: delays}, _message), do: delays
 
   @doc "A callback begins at this time. Several short ones count as one."
   @spec working({:atomics.atomics_ref(), pos_integer()}, integer()) :: :ok
@@ -419,6 +436,11 @@ defmodule Barytherium.Consumer.Handler do
   defp look_for_stop(handler), do: handler
 
   defp flush(%{acks: []} = handler), do: handler
+
+  defp flush(%{timed: {to_ack, read_at}} = handler) do
+    Feed.delayed(to_ack, read_at)
+    flush(%{handler | timed: nil})
+  end
 
   defp flush(%{session: %Session{sender: sender}, acks: acks, partition: nil} = handler) do
     Sender.write(sender, Enum.reverse(acks))

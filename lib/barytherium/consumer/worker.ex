@@ -71,8 +71,8 @@ defmodule Barytherium.Consumer.Worker do
   end
 
   @impl true
-  def handle_cast({:barytherium, :frames, {messages, sender}}, handler) do
-    case handler |> Handler.meet(sender) |> Handler.handle(messages, sender) do
+  def handle_cast({:barytherium, :frames, {messages, sender, read_at}}, handler) do
+    case handler |> Handler.meet(sender) |> Handler.handle(messages, sender, read_at) do
       {:ok, handler} -> {:noreply, free(handler)}
       {:stop, handler} -> {:stop, {:shutdown, :exception}, handler}
     end

@@ -117,6 +117,7 @@ impl<'a, 's> Delivery<'a, 's> {
         let following = following / self.batches.len();
         let batch = self.batches.get(self.batches.current());
         let bytes = batch.with(|env, batch| {
+            batch.reads_at(recipients.read_at);
             let is_last = batch.len() + 1 >= MESSAGE_FRAMES;
             let place = BodyPlace::new(recipients.share_bodies && !is_last, size, following);
             batch.push(env, frame, place, compressed)
@@ -131,7 +132,10 @@ impl<'a, 's> Delivery<'a, 's> {
         let route = recipients.route(&frame);
         self.select(recipients, route);
         let batch = self.batches.get(self.batches.current());
-        batch.with(|env, batch| batch.push(env, frame, BodyPlace::Own, None));
+        batch.with(|env, batch| {
+            batch.reads_at(recipients.read_at);
+            batch.push(env, frame, BodyPlace::Own, None)
+        });
     }
 
     /// Adds a frame whose body took longer to inflate, or could not be inflated.
@@ -144,7 +148,10 @@ impl<'a, 's> Delivery<'a, 's> {
         let (frame, route) = inflating.finish(self.inflater, recipients, failure);
         self.select(recipients, route);
         let batch = self.batches.get(self.batches.current());
-        batch.with(|env, batch| batch.push_kept(env, frame));
+        batch.with(|env, batch| {
+            batch.reads_at(recipients.read_at);
+            batch.push_kept(env, frame);
+        });
     }
 
     /// Makes the batch for frames that go by `route` the current one, and sends what has to come before. Whether a
@@ -242,7 +249,11 @@ impl<'a, 's> Delivery<'a, 's> {
             let frames = batch.list(env);
             match route.map(|route| route.origin) {
                 None => cast(message(frames, sender.in_env(env))),
-                Some(Origin::Sender(pid)) => cast(message(frames, pid.encode(env))),
+                Some(Origin::Sender(pid)) => {
+                    let read_at = batch.read_at().as_nanos() as u64;
+                    let frames = (frames, pid, read_at);
+                    cast((atoms::barytherium(), atoms::frames(), frames).encode(env))
+                }
                 Some(Origin::Subscription(client, number)) => {
                     let handle = (client, number);
                     (atoms::barytherium(), atoms::messages(), (frames, handle)).encode(env)

@@ -24,6 +24,12 @@ use crate::turn::{self, Place};
 use rustler::{Atom, Binary, Env, NifResult, Reference, ResourceArc, Term};
 use std::time::Duration;
 
+/// Nanoseconds of the clock by which frames are read.
+#[rustler::nif]
+fn clock() -> u64 {
+    now().as_nanos() as u64
+}
+
 #[rustler::nif]
 fn is_abandoned(descriptor: i32) -> bool {
     socket::is_abandoned(descriptor)

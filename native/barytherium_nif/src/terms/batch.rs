@@ -5,6 +5,7 @@ use super::headers::Headers;
 use super::raw::{Arena, BinaryBody, Kept, MakeTerms, RawTerm, WORD, emptied};
 use crate::atoms;
 use rustler::{Atom, Binary, Encoder, Env, Term};
+use std::time::Duration;
 use stomp::Command;
 
 /// The memory of a map of four keys, the tuple of its keys, and its cell in the list of frames.
@@ -16,6 +17,8 @@ pub struct Batch<'e> {
     frames: Vec<RawTerm<'e>>,
     headers: Headers<'e>,
     bodies: Bodies<'e>,
+    /// When the first frame was read.
+    read_at: Duration,
 }
 
 /// A frame that has outlasted the input that it came in.
@@ -38,11 +41,24 @@ impl Kept for Batch<'static> {
             frames: emptied(batch.frames),
             headers: batch.headers.emptied(),
             bodies: Bodies::default(),
+            read_at: Duration::ZERO,
         }
     }
 }
 
 impl<'e> Batch<'e> {
+    /// The next frame was read at this time of the clock.
+    pub fn reads_at(&mut self, time: Duration) {
+        if self.frames.is_empty() {
+            self.read_at = time;
+        }
+    }
+
+    /// When the first frame was read.
+    pub fn read_at(&self) -> Duration {
+        self.read_at
+    }
+
     /// Adds a frame. All frames have to come from one decoder, in its order; some may be left out. `compressed`
     /// is why the body is still that. Returns how many bytes of memory its new headers take.
     pub fn push(

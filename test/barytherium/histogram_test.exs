@@ -1,7 +1,8 @@
-defmodule Barytherium.Bench.HistogramTest do
+defmodule Barytherium.HistogramTest do
   use ExUnit.Case, async: true
+  doctest Barytherium.Histogram
 
-  alias Barytherium.Bench.Histogram
+  alias Barytherium.Histogram
 
   test "quantiles are at most 6 % too large, and the largest time is exact" do
     histogram = Histogram.new()

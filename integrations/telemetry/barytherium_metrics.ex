@@ -10,7 +10,7 @@ defmodule BarytheriumMetrics do
   """
   import Telemetry.Metrics
 
-  alias Barytherium.Client
+  alias Barytherium.{Client, Histogram}
 
   @milliseconds {:native, :millisecond}
 
@@ -47,7 +47,9 @@ defmodule BarytheriumMetrics do
   end
 
   defp feeds do
-    for name <- ~w(messages bytes idle lag gaps missing repeats),
+    delays = for delay <- ["to_start", "to_ack"], part <- ["p50", "p99"], do: "#{delay}_#{part}"
+
+    for name <- ~w(messages bytes idle lag gaps missing repeats) ++ delays,
         do: last_value("barytherium.feed.#{name}", tags: [:client, :destination])
   end
 
@@ -56,16 +58,29 @@ defmodule BarytheriumMetrics do
 
   @doc """
   Emits `[:barytherium, :feed]` for each subscription of `clients`, with what `Barytherium.Client.feeds/1` returns of it:
-  times in milliseconds. A client that is not there is left out.
+  times in milliseconds; and of the delays the median and the 99th percentile since the process that calls this has done it
+  before, in microseconds. A client that is not there is left out.
   """
   def poll(clients) do
     for client <- clients, feed <- feeds_of(client) do
       {destination, counters} = Map.pop!(feed, :destination)
-      known = Map.reject(counters, fn {_name, value} -> value == nil end)
+      {delays, counters} = Map.split(counters, [:to_start, :to_ack])
+      measurements = Map.merge(counters, quantiles(delays, {client, destination}))
+      known = Map.reject(measurements, fn {_name, value} -> value == nil end)
+
       :telemetry.execute([:barytherium, :feed], known, %{client: client, destination: destination})
     end
 
     :ok
+  end
+
+  # Empty if nothing has come meanwhile, or nobody counts.
+  defp quantiles(delays, feed) do
+    for {delay, [_ | _] = histogram} <- delays,
+        recent = Histogram.since(histogram, Process.put({__MODULE__, feed, delay}, histogram) || []),
+        {name, part} <- [p50: 0.5, p99: 0.99],
+        into: %{},
+        do: {:"#{delay}_#{name}", Histogram.quantile(recent, part)}
   end
 
   defp feeds_of(client) do

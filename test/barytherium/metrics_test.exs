@@ -2,7 +2,7 @@ defmodule Barytherium.MetricsTest do
   @moduledoc "integrations/telemetry, without the packages that it needs: stand-ins for them note what they are told."
   use ExUnit.Case, async: false
 
-  alias Barytherium.{Client, Telemetry, TestBroker}
+  alias Barytherium.{Client, Consumer, ReceiverCase, Telemetry, TestBroker}
 
   @moduletag capture_log: true
 
@@ -84,5 +84,114 @@ defmodule Barytherium.MetricsTest do
     # There was no timestamp.
     refute is_map_key(measurements, :lag)
     assert metadata == %{client: client, destination: "/topic/a"}
+    # Only handlers have delays.
+    refute is_map_key(measurements, :to_start_p50)
+  end
+
+  defmodule Trains do
+    use Barytherium.Consumer, subscribe: "/queue/trains"
+
+    @impl true
+    def handle_message(_frame, state), do: {:ack, state}
+  end
+
+  # A consumer with a name, whose first message is acknowledged.
+  defp consumer do
+    broker = start_supervised!(TestBroker)
+    url = "stomp://127.0.0.1:#{TestBroker.port(broker)}"
+    start_supervised!({Trains, url: url, name: Trains})
+    handled(broker)
+    {broker, hd(Consumer.clients(Trains))}
+  end
+
+  defp handled(broker) do
+    TestBroker.publish(broker, "/queue/trains", "1A23")
+    TestBroker.assert_acked(broker, "/queue/trains", "1A23", 5_000)
+  end
+
+  test "the delays are those since the last event", %{metrics: module} do
+    {broker, client} = consumer()
+    module.poll([client])
+    assert_receive {[:barytherium, :feed], first, _metadata}
+    assert %{to_start_p50: start, to_start_p99: start, to_ack_p99: ack} = first
+    assert is_integer(start) and start <= ack
+    # Nothing has come meanwhile.
+    module.poll([client])
+    assert_receive {[:barytherium, :feed], second, _metadata}
+    refute is_map_key(second, :to_start_p50)
+    handled(broker)
+    module.poll([client])
+    assert_receive {[:barytherium, :feed], %{to_start_p50: _}, _metadata}
+  end
+
+  # Stands for `Phoenix.LiveDashboard.PageBuilder`: a template is its text.
+  defp page do
+    {:module, builder, _binary, _term} =
+      defmodule :"Elixir.Phoenix.LiveDashboard.PageBuilder" do
+        @callback init(term()) :: term()
+        @callback menu_link(map(), map()) :: term()
+        @callback mount(map(), map(), term()) :: term()
+        @callback render(map()) :: term()
+
+        defmacro __using__(_opts) do
+          quote do
+            @behaviour unquote(__MODULE__)
+            import unquote(__MODULE__)
+          end
+        end
+
+        defmacro sigil_H({:<<>>, _meta, [text]}, _modifiers) do
+          quote do
+            _used = var!(assigns)
+            unquote(text)
+          end
+        end
+
+        def assign(socket, values), do: Map.merge(socket, Map.new(values))
+      end
+
+    [{page, _binary}] = Code.compile_file("integrations/live_dashboard/barytherium_page.ex")
+
+    on_exit(fn ->
+      for module <- [page, builder], do: :code.delete(module) && :code.purge(module)
+    end)
+
+    page
+  end
+
+  test "the page of LiveDashboard has a row for each subscription, and a column for each of its values" do
+    page = page()
+    {broker, _client} = consumer()
+
+    {:ok, session, application: :barytherium} =
+      page.init(consumers: [Trains], clients: [:not_there])
+
+    # It is kept by the browser.
+    assert session == session |> :erlang.term_to_binary() |> :erlang.binary_to_term([:safe])
+    assert page.menu_link(session, %{applications: [:barytherium]}) == {:ok, "STOMP"}
+    assert page.menu_link(session, %{applications: []}) == :skip
+    {:ok, %{session: ^session}} = page.mount(%{}, session, %{})
+
+    params = %{sort_by: :messages, sort_dir: :desc, limit: 50}
+    assert {[row], 1} = page.fetch(session, params, node())
+    assert %{destination: "/queue/trains", messages: 1, health: "well", name: name} = row
+    assert name =~ "Trains"
+    assert row.to_start =~ ~r/^\d+, \d+$/ and row.to_ack =~ ~r/^\d+, \d+$/
+
+    columns =
+      for [_all, field] <- Regex.scan(~r/field=\{:(\w+)\}/, page.render(%{})),
+          do: String.to_existing_atom(field)
+
+    assert Enum.sort(columns) == Enum.sort(Map.keys(row))
+
+    stop_supervised!(TestBroker)
+
+    ReceiverCase.eventually(fn ->
+      match?({[%{health: "not connected"}], 1}, page.fetch(session, params, node()))
+    end)
+
+    refute Process.alive?(broker)
+    stop_supervised!(Trains)
+    assert page.fetch(session, params, node()) == {[], 0}
   end
 end

@@ -1,8 +1,10 @@
-# A feed like Darwin's: twice a second the same message, compressed.
+# A feed like Darwin's: plays what record.exs has recorded, as fast as it was.
 alias Barytherium.TestBroker
 
 port = String.to_integer(System.get_env("STOMP_PORT", "61613"))
-xml = __DIR__ |> Path.join("message.xml") |> File.read!()
-{:ok, _broker} = TestBroker.start_link(port: port, rate: 2, body: :zlib.gzip(xml))
+
+{:ok, _broker} =
+  TestBroker.start_link(port: port, replay: Path.join(__DIR__, "feed.rec"), speed: 1)
+
 IO.puts("A feed listens on port #{port}.")
 Process.sleep(:infinity)

@@ -88,7 +88,7 @@ defmodule Barytherium.MixProject do
         {"guides/reliability.md", title: "Reliability"},
         {"guides/brokers.md", title: "What brokers do"},
         "guides/tls.md",
-        {"guides/darwin.md", title: "Darwin"},
+        {"guides/darwin.md", title: "A rail feed"},
         "guides/scaling.md",
         "guides/operations.md",
         "guides/options.md",

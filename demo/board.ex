@@ -1,8 +1,13 @@
 defmodule Demo.Board do
   @moduledoc """
-  A consumer of the messages, which it gets inflated, and what it knows of the trains. The table is read by whoever shows it.
+  A consumer of the messages, which it gets inflated, in two processes that keep those of a train in order, and what it knows
+  of the trains. The table is read by whoever shows it.
   """
-  use Barytherium.Consumer, subscribe: {"/topic/darwin.pushport-v16", ack: :auto, inflate: true}
+  use Barytherium.Consumer,
+    subscribe:
+      {"/topic/darwin.pushport-v16", ack: :auto, inflate: true, sequence: "SequenceNumber"},
+    handlers: 2,
+    key: {:header, "train"}
 
   alias Demo.Trains
 

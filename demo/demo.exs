@@ -5,7 +5,7 @@ for file <- ~w(trains board race ../bench/processor),
 
 defmodule Demo do
   alias Barytherium.Tail.{CommandLine, Report, Signals, Terminal}
-  alias Barytherium.TestBroker
+  alias Barytherium.{Client, Histogram, TestBroker}
   alias Demo.{Board, Race, Trains}
 
   # Milliseconds between two pictures of the board, and between two batches of the feed.
@@ -56,15 +56,18 @@ defmodule Demo do
     url = "stomp://127.0.0.1:#{TestBroker.port(broker)}"
     {:ok, consumer} = Board.start_link(url: url, init_arg: board)
     TestBroker.await_subscription(broker, @destination)
-    feed = spawn_link(fn -> feed(broker, List.to_tuple(messages), rate, now(), 0) end)
+    feed = spawn_link(fn -> feed(broker, numbered(messages), rate, now(), 0) end)
+    [client] = Barytherium.Consumer.clients(consumer)
 
     IO.puts(
-      "A broker in this VM plays an invented feed of trains: XML of 2 to 3 KB, as gzip. A consumer gets it inflated."
+      "A broker in this VM plays an invented feed of trains: XML of 2 to 3 KB, as gzip. A consumer gets it inflated, in two " <>
+        "processes, each train in order."
     )
 
     screen = %{
       terminal: terminal,
       board: board,
+      client: client,
       last: sample(board),
       drawn: 0,
       second: now() + 1_000
@@ -77,13 +80,21 @@ defmodule Demo do
     finish(ended, messages)
   end
 
+  # Each with its train.
+  defp numbered(messages),
+    do: messages |> Enum.map(&{&1, Trains.uid(:zlib.gunzip(&1))}) |> List.to_tuple()
+
   # Sends what is due, even if it is late.
   defp feed(broker, messages, rate, started, sent) do
     due = div((now() - started) * rate, 1_000)
 
     for n <- sent..(due - 1)//1 do
-      body = elem(messages, rem(n, tuple_size(messages)))
-      TestBroker.publish(broker, @destination, body, [{"content-type", "application/gzip"}])
+      {body, train} = elem(messages, rem(n, tuple_size(messages)))
+
+      TestBroker.publish(broker, @destination, body, [
+        {"SequenceNumber", "#{n}"},
+        {"train", train}
+      ])
     end
 
     Process.sleep(@batch)
@@ -106,10 +117,15 @@ defmodule Demo do
       screen
     else
       sample = sample(screen.board)
-      live = live(screen.last, sample)
+      live = [live(screen.last, sample), health(screen.client)]
 
       unless screen.terminal.live,
-        do: IO.puts([live, "\n", Enum.map(Board.sentences(screen.board, 3), &["  ", &1, "\n"])])
+        do:
+          IO.puts([
+            Enum.join(live, "; "),
+            "\n",
+            Enum.map(Board.sentences(screen.board, 3), &["  ", &1, "\n"])
+          ])
 
       Map.merge(screen, %{last: sample, live: live, second: screen.second + 1_000})
     end
@@ -119,7 +135,8 @@ defmodule Demo do
   defp draw(%{terminal: %{live: false}} = screen), do: screen
 
   defp draw(screen) do
-    lines = ["" | Board.lines(screen.board)] ++ ["", Map.get(screen, :live, "..."), "Ctrl-C ends"]
+    live = Map.get(screen, :live, ["...", ""])
+    lines = ["" | Board.lines(screen.board)] ++ [""] ++ live ++ ["Ctrl-C ends"]
     up = if screen.drawn > 0, do: "\e[#{screen.drawn}A", else: ""
     IO.write([up, Enum.map(colored(lines, screen.terminal), &["\r\e[K", &1, "\n"])])
     %{screen | drawn: length(lines)}
@@ -156,6 +173,11 @@ defmodule Demo do
 
     "#{Report.rate(count, now.bytes - before.bytes, time)}; " <>
       "#{processor} us a message, broker included; #{memory} MiB"
+  end
+
+  defp health(client) do
+    [%{missing: missing, to_start: to_start}] = Client.feeds(client)
+    "99 % within #{Histogram.quantile(to_start, 0.99) || 0} us; #{missing} missing"
   end
 
   defp finish({:signal, status}, _messages), do: status

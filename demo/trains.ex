@@ -85,9 +85,15 @@ defmodule Demo.Trains do
     |> Enum.map_join(":", &String.pad_leading(to_string(&1), 2, "0"))
   end
 
+  @doc "The train that a message is about."
+  def uid(xml) do
+    [_all, uid] = Regex.run(~r/uid="(\w+)"/, xml)
+    uid
+  end
+
   @doc "What a message says: `{uid, destination, planned, expected, platform}`, of the departure from the first station."
   def departure(xml) do
-    [_all, uid] = Regex.run(~r/uid="(\w+)"/, xml)
+    uid = uid(xml)
     [_all, planned] = Regex.run(~r/ptd="(\d\d:\d\d)"/, xml)
     [_all, expected] = Regex.run(~r/<fc:dep et="(\d\d:\d\d)"/, xml)
     [_all, platform] = Regex.run(~r/conf="true">(\d+)</, xml)

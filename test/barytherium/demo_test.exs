@@ -41,7 +41,8 @@ defmodule Barytherium.DemoTest do
              ~r/^C\d+ to .* leaves at \d\d:\d\d \((on time|planned \d\d:\d\d)\), platform \d+$/m or
              text =~ ~r/^  C\d+ to .* leaves at \d\d:\d\d/m
 
-    assert text =~ ~r{^\d+ messages/s, .*B/s; \d+ us a message, broker included; \d+ MiB$}m
+    assert text =~
+             ~r{^\d+ messages/s, .*B/s; \d+ us a message, broker included; \d+ MiB; 99 % within \d+ us; 0 missing$}m
 
     assert text =~
              ~r/This machine receives and inflates [\d,]+ of these messages a second, \d+\.\d times as many/

@@ -295,18 +295,35 @@ defmodule Barytherium.GuidesTest do
     broker
   end
 
-  test "Darwin", %{broker: broker, port: port} do
-    log =
-      capture_log(fn ->
-        binding = "darwin" |> blocks(port) |> run()
-        TestBroker.await_subscription(broker, "/topic/darwin.pushport-v16")
-        headers = [{"MessageType", "TS"}]
-        TestBroker.publish(broker, "/topic/darwin.pushport-v16", :zlib.gzip("<Pport/>"), headers)
-        :ok = TestBroker.await_acknowledgements(broker, "/topic/darwin.pushport-v16")
-        Supervisor.stop(binding[:supervisor])
+  test "a rail feed", %{broker: broker, port: port} do
+    [consumer, children, test, measure] = blocks("darwin", port)
+    test = String.replace(test, "feed.rec", "examples/darwin_feed/feed.rec")
+
+    printed =
+      ExUnit.CaptureIO.capture_io(fn ->
+        log =
+          capture_log(fn ->
+            binding = run([consumer, children])
+            destination = "/topic/darwin.pushport-v16"
+            TestBroker.await_subscription(broker, destination)
+            headers = [{"MessageType", "TS"}]
+            TestBroker.publish(broker, destination, :zlib.gzip("<Pport/>"), headers)
+            TestBroker.assert_acked(broker, destination, :zlib.gzip("<Pport/>"))
+            # The durable subscription is somebody else's on the second broker.
+            Supervisor.stop(binding[:supervisor])
+
+            binding = run([test, "[client] = Barytherium.Consumer.clients(consumer)"])
+            eventually(fn -> hd(Barytherium.Client.feeds(binding[:client])).messages == 100 end)
+            assert {:ok, _binding} = Code.eval_string(measure, binding)
+            Supervisor.stop(binding[:consumer])
+          end)
+
+        assert log =~ "TS: 8 bytes"
+        assert length(Regex.scan(~r/TS: \d{4} bytes/, log)) > 50
       end)
 
-    assert log =~ "TS: 8 bytes"
+    assert printed =~ ~r/^100 messages, 2 missing, 99 % at their callback within \d+ us$/
+  after
     remove(MyApp.Darwin)
   end
 end

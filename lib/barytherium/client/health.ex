@@ -22,11 +22,11 @@ defmodule Barytherium.Client.Health do
     end
   end
 
+  # Only handlers know when they begin.
+  defp delays(%{delays: nil}), do: %{to_start: nil, to_ack: nil}
+
   defp delays(%{delays: delays}),
     do: Map.new(delays, fn {name, counters} -> {name, Histogram.read(counters)} end)
-
-  # Only handlers know when they begin.
-  defp delays(_no_handlers), do: %{to_start: nil, to_ack: nil}
 
   @doc "What is wrong."
   @spec problems(atom(), State.t()) :: [Barytherium.Client.problem()]

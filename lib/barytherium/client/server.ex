@@ -231,7 +231,10 @@ defmodule Barytherium.Client.Server do
 
   def handle_event({:call, from}, {:subscribe, subscription, pid, timeout}, state, data) do
     number = data.next_subscription
-    subscription = Map.merge(subscription, %{number: number, feed: Feed.new(subscription)})
+
+    subscription =
+      Map.merge(subscription, %{number: number, feed: Feed.new(subscription), delays: nil})
+
     monitor = :erlang.monitor(:process, pid, tag: {:subscriber, number})
     entry = %{subscription: subscription, pid: pid, monitor: monitor, ending: false}
     entry = Map.put(entry, :target, Routing.target(pid))

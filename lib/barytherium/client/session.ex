@@ -54,6 +54,7 @@ defmodule Barytherium.Client.Session do
           headers: Frame.frame_headers(),
           inflate: nil | boolean(),
           feed: Barytherium.Native.feed(),
+          delays: nil | Barytherium.Client.Feed.delays(),
           max_silence: :infinity | pos_integer(),
           max_lag: :infinity | pos_integer(),
           on_silence: :report | :reconnect,
@@ -97,10 +98,11 @@ defmodule Barytherium.Client.Session do
     {%Frame{command: :subscribe, headers: headers}, session}
   end
 
+  # Without handlers there are none.
+  defp with_delays(session, _id, %{delays: nil}), do: session
+
   defp with_delays(session, id, %{delays: delays}),
     do: %{session | delays: Map.put(session.delays, id, delays)}
-
-  defp with_delays(session, _id, _no_handlers), do: session
 
   # In 1.0 a server need not say which subscription a message is for.
   defp destination(%{version: "1.0", destinations: destinations} = session, destination, id),

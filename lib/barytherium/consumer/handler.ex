@@ -4,11 +4,10 @@ defmodule Barytherium.Consumer.Handler do
 
   require Logger
 
-  alias Barytherium.Client.{Acknowledgements, Feed, Outbound, Session}
+  alias Barytherium.Client.{Feed, Outbound, Session}
   alias Barytherium.Connection.Deadline
-  alias Barytherium.Consumer.FailureLog
+  alias Barytherium.Consumer.{Decisions, FailureLog}
   alias Barytherium.{Frame, Telemetry}
-  alias Barytherium.Network.Sender
 
   # Acknowledgements wait until the end of the list of frames, but not longer than this, in native time
   # units. If the process is killed, the broker delivers again what it has not acknowledged.
@@ -139,7 +138,7 @@ defmodule Barytherium.Consumer.Handler do
         else: each(messages, handler)
 
     idle(handler.working)
-    {next, flush(handler)}
+    {next, Decisions.flush(handler)}
   end
 
   defp timed(nil, _read_at), do: nil
@@ -192,7 +191,7 @@ defmodule Barytherium.Consumer.Handler do
     if wanted?(handler, message) do
       case call(handler, :handle_message, message, state) do
         {command, state} ->
-          acks = note(acks, command, message, handler)
+          acks = Decisions.note(acks, command, message, handler)
           each(messages, succeeded(handler), state, acks, left - 1)
 
         exception ->
@@ -215,7 +214,7 @@ defmodule Barytherium.Consumer.Handler do
     handler = %{handler | checked: now, stride: stride}
 
     if now - handler.flushed > @flush_after,
-      do: %{handler | flushed: now} |> look_for_stop() |> flush() |> observe(),
+      do: %{handler | flushed: now} |> look_for_stop() |> Decisions.flush() |> observe(),
       else: handler
   end
 
@@ -227,82 +226,13 @@ defmodule Barytherium.Consumer.Handler do
   defp batch(messages, handler) do
     case call(handler, :handle_batch, messages, handler.state) do
       {command, state} ->
-        acks = note_all(command, messages, handler)
+        acks = Decisions.note_all(command, messages, handler)
         {:ok, %{succeeded(handler) | state: state, acks: acks}}
 
       exception ->
         failed(exception, :handle_batch, messages, [], handler)
     end
   end
-
-  defp note_all(_command, [], handler), do: handler.acks
-
-  defp note_all(commands, messages, handler) when is_list(commands),
-    do: Enum.zip_reduce(commands, messages, handler.acks, &note(&3, &1, &2, handler))
-
-  defp note_all(command, messages, %{mode: :client, session: %{shared?: false}} = handler),
-    do: note(handler.acks, command, List.last(messages), handler)
-
-  defp note_all(command, messages, handler),
-    do: Enum.reduce(messages, handler.acks, &note(&2, command, &1, handler))
-
-  defp note(acks, :noreply, _message, _handler), do: acks
-
-  defp note(acks, {:nack, headers}, message, handler),
-    do: note(acks, :nack, message, %{handler | nack_headers: headers})
-
-  defp note(acks, command, message, %{session: session} = handler) do
-    extra = if command == :nack, do: handler.nack_headers, else: []
-
-    case mode(handler, message) do
-      :auto ->
-        acks
-
-      :client_individual ->
-        add(acks, Acknowledgements.single(session, command, message, extra), handler)
-
-      :client ->
-        cover(acks, command, message, extra, handler)
-    end
-  end
-
-  defp add(acks, nil, %{session: session}) do
-    # Once for each connection.
-    if Process.put(:unacknowledgeable, session.token) != session.token do
-      Logger.error(
-        "Barytherium cannot acknowledge: the broker leaves out the header that an acknowledgement names"
-      )
-    end
-
-    acks
-  end
-
-  defp add(acks, frame, _handler), do: [frame | acks]
-
-  # It has to wait for messages that others have.
-  defp cover(acks, command, message, extra, %{session: %{shared?: true} = session} = handler) do
-    case Acknowledgements.ids(session, message) do
-      [] -> add(acks, nil, handler)
-      [id] -> [{:settle, {id, command, extra}} | acks]
-    end
-  end
-
-  defp cover(acks, command, message, extra, %{session: session} = handler) do
-    if Session.rabbitmq?(session) do
-      session
-      |> Acknowledgements.now(:client, command, message, extra)
-      |> Enum.reverse(acks)
-    else
-      frame = Acknowledgements.single(session, command, message, extra)
-      acks |> drop_covered(frame, handler) |> add(frame, handler)
-    end
-  end
-
-  # An acknowledgement covers the one before it that has not been written yet.
-  defp drop_covered([%Frame{command: command} | acks], %Frame{command: command}, %{mode: :client}),
-    do: acks
-
-  defp drop_covered(acks, _frame, _handler), do: acks
 
   defp call(%{observed: true} = handler, callback, argument, state) do
     span = Telemetry.span_start(callback, handler, List.wrap(argument))
@@ -367,25 +297,25 @@ defmodule Barytherium.Consumer.Handler do
   defp give_back(failed, %{session: session} = handler) do
     # What a broker has forgotten it cannot deliver again, so it is out of the way.
     {forgotten, failed} = Enum.split_with(failed, &Session.forgotten?(session, &1))
-    handler = %{handler | acks: note_all(:ack, forgotten, handler)}
+    handler = %{handler | acks: Decisions.note_all(:ack, forgotten, handler)}
     acknowledged = length(failed)
 
     cond do
       Session.requeues?(session) ->
-        {:ok, flush(%{handler | acks: refuse(failed, handler)})}
+        {:ok, Decisions.flush(%{handler | acks: Decisions.refuse(failed, handler)})}
 
       acknowledged == 0 ->
-        {:ok, flush(handler)}
+        {:ok, Decisions.flush(handler)}
 
       # The next acknowledgement would cover them.
-      Enum.any?(failed, &(mode(handler, &1) == :client)) ->
-        {:stop, flush(handler)}
+      Enum.any?(failed, &(Decisions.mode(handler, &1) == :client)) ->
+        {:stop, Decisions.flush(handler)}
 
       too_many?(acknowledged, handler) ->
-        {:stop, flush(handler)}
+        {:stop, Decisions.flush(handler)}
 
       true ->
-        {:ok, flush(handler)}
+        {:ok, Decisions.flush(handler)}
     end
   end
 
@@ -396,34 +326,10 @@ defmodule Barytherium.Consumer.Handler do
     :counters.get(left, 1) >= most
   end
 
-  # Each by itself: with `ack: :client` the messages before them may be acknowledged later.
-  defp refuse(failed, %{session: session, nack_headers: headers} = handler) do
-    extra = requeue(headers)
-
-    Enum.reduce(failed, handler.acks, fn message, acks ->
-      if mode(handler, message) == :auto,
-        do: acks,
-        else: Acknowledgements.now(session, :client_individual, :nack, message, extra) ++ acks
-    end)
-  end
-
-  # The broker's own default may be to discard it.
-  defp requeue(headers),
-    do:
-      if(List.keymember?(headers, "requeue", 0),
-        do: headers,
-        else: [{"requeue", "true"} | headers]
-      )
-
   # A broker may deliver a refused message again at once, and nothing else. The first exception after a
   # success costs no time.
   defp pause(0), do: 0
   defp pause(failures), do: min(2 ** min(failures, 10), @longest_pause)
-
-  defp mode(%{mode: nil, session: %Session{modes: modes} = session}, message),
-    do: Map.get(modes, Session.subscription_id(session, message), :auto)
-
-  defp mode(%{mode: mode}, _message), do: mode
 
   # The client sets the deadline there, because nobody looks into the mailbox before the list is done.
   defp look_for_stop(%{deadline: :infinity, stop_at: stop_at} = handler) do
@@ -434,27 +340,4 @@ defmodule Barytherium.Consumer.Handler do
   end
 
   defp look_for_stop(handler), do: handler
-
-  defp flush(%{acks: []} = handler), do: handler
-
-  defp flush(%{timed: {to_ack, read_at}} = handler) do
-    Feed.delayed(to_ack, read_at)
-    flush(%{handler | timed: nil})
-  end
-
-  defp flush(%{session: %Session{sender: sender}, acks: acks, partition: nil} = handler) do
-    Sender.write(sender, Enum.reverse(acks))
-    %{handler | acks: []}
-  end
-
-  defp flush(%{session: %Session{sender: sender}, acks: acks, partition: partition} = handler) do
-    {decisions, frames} = acks |> Enum.reverse() |> Enum.split_with(&match?({:settle, _}, &1))
-    if frames != [], do: Sender.write(sender, frames)
-
-    if decisions != [],
-      # See `Barytherium.Consumer.Partition.settle/2`.
-      do: GenServer.cast(partition, {:settle, for({:settle, one} <- decisions, do: one)})
-
-    %{handler | acks: []}
-  end
 end

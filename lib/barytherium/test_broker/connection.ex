@@ -23,10 +23,6 @@ defmodule Barytherium.TestBroker.Connection do
   @spec act(pid(), [Session.action() | :more]) :: :ok
   def act(connection, actions), do: GenServer.cast(connection, {:act, actions})
 
-  @doc "Writes these messages, and returns when they are written, so that a recording cannot flood the connection."
-  @spec play(pid(), [Session.action()]) :: :ok
-  def play(connection, messages), do: GenServer.call(connection, {:play, messages}, :infinity)
-
   @spec fault(pid(), {:close, non_neg_integer()} | {:delay, non_neg_integer()} | :silence) :: :ok
   def fault(connection, fault), do: GenServer.cast(connection, {:fault, fault})
 
@@ -112,6 +108,9 @@ defmodule Barytherium.TestBroker.Connection do
     write_now(data, %{state | delayed: delayed})
   end
 
+  # Returns when these messages are written, so that a recording cannot flood the connection.
+  defp play(connection, messages), do: GenServer.call(connection, {:play, messages}, :infinity)
+
   defp again(event, after_ms, {:noreply, _state} = going_on) do
     Process.send_after(self(), event, after_ms)
     going_on
@@ -171,7 +170,11 @@ defmodule Barytherium.TestBroker.Connection do
 
   defp act([{:subscribed, id, destination} | actions], data, state) do
     if state.rate > 0, do: send(self(), {:tick, id, destination, now(), 0})
-    replay = if state.replay, do: Replay.start(id, destination, state.replay)
+    connection = self()
+
+    replay =
+      if state.replay, do: Replay.start(id, destination, state.replay, &play(connection, &1))
+
     act(actions, data, put_in(state.fed[id], replay))
   end
 

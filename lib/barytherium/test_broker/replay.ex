@@ -4,7 +4,7 @@ defmodule Barytherium.TestBroker.Replay do
   # of its destination.
 
   alias Barytherium.{Frame, Recording}
-  alias Barytherium.TestBroker.{Connection, Session}
+  alias Barytherium.TestBroker.Session
 
   # Messages that are handed to the connection together, if it is to be as fast as it can.
   @together 256
@@ -28,12 +28,10 @@ defmodule Barytherium.TestBroker.Replay do
     end
   end
 
-  @doc "Plays to the subscription `id` of the connection that calls this."
-  @spec start(binary(), binary(), options()) :: pid()
-  def start(id, destination, options) do
-    connection = self()
-    spawn_link(fn -> play(connection, id, destination, options) end)
-  end
+  @doc "Plays to the subscription `id` of the connection that calls this. `write` gets its messages."
+  @spec start(binary(), binary(), options(), ([Session.action()] -> :ok)) :: pid()
+  def start(id, destination, options, write),
+    do: spawn_link(fn -> play(write, id, destination, options) end)
 
   @spec stop(pid()) :: true
   def stop(replay) do
@@ -41,7 +39,7 @@ defmodule Barytherium.TestBroker.Replay do
     Process.exit(replay, :kill)
   end
 
-  defp play(connection, id, destination, %{path: path, from: from, speed: speed}) do
+  defp play(write, id, destination, %{path: path, from: from, speed: speed}) do
     path
     |> Recording.stream(from)
     |> Stream.filter(fn {_time, frame} -> Frame.header(frame, "destination") == destination end)
@@ -49,7 +47,7 @@ defmodule Barytherium.TestBroker.Replay do
     |> Enum.reduce(nil, fn [{time, _frame} | _] = entries, clock ->
       clock = clock || {time, System.monotonic_time(:microsecond)}
       await(time, clock, speed)
-      :ok = Connection.play(connection, for({_time, frame} <- entries, do: action(frame, id)))
+      :ok = write.(for({_time, frame} <- entries, do: action(frame, id)))
       clock
     end)
   end

@@ -14,6 +14,11 @@ defmodule BarytheriumMetrics do
 
   @milliseconds {:native, :millisecond}
 
+  @delays [
+    to_start: [to_start_p50: 0.5, to_start_p99: 0.99],
+    to_ack: [to_ack_p50: 0.5, to_ack_p99: 0.99]
+  ]
+
   @doc "All descriptions."
   def metrics, do: clients() ++ consumers() ++ feeds()
 
@@ -47,9 +52,9 @@ defmodule BarytheriumMetrics do
   end
 
   defp feeds do
-    delays = for delay <- ["to_start", "to_ack"], part <- ["p50", "p99"], do: "#{delay}_#{part}"
+    delays = for {_delay, parts} <- @delays, {name, _part} <- parts, do: name
 
-    for name <- ~w(messages bytes idle lag gaps missing repeats) ++ delays,
+    for name <- [:messages, :bytes, :idle, :lag, :gaps, :missing, :repeats] ++ delays,
         do: last_value("barytherium.feed.#{name}", tags: [:client, :destination])
   end
 
@@ -76,11 +81,14 @@ defmodule BarytheriumMetrics do
 
   # Empty if nothing has come meanwhile, or nobody counts.
   defp quantiles(delays, feed) do
-    for {delay, [_ | _] = histogram} <- delays,
-        recent = Histogram.since(histogram, Process.put({__MODULE__, feed, delay}, histogram) || []),
-        {name, part} <- [p50: 0.5, p99: 0.99],
+    for {delay, parts} <- @delays,
+        histogram = delays[delay],
+        recent =
+          Histogram.since(histogram, Process.put({__MODULE__, feed, delay}, histogram) || []),
+        recent != [],
+        {name, part} <- parts,
         into: %{},
-        do: {:"#{delay}_#{name}", Histogram.quantile(recent, part)}
+        do: {name, Histogram.quantile(recent, part)}
   end
 
   defp feeds_of(client) do

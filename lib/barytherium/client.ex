@@ -64,6 +64,7 @@ defmodule Barytherium.Client do
 
   @type publish_option ::
           {:headers, Frame.frame_headers()}
+          | {:content_length, boolean()}
           | {:persistent, boolean()}
           | {:receipt, boolean()}
           | {:timeout, non_neg_integer()}
@@ -175,6 +176,9 @@ defmodule Barytherium.Client do
     * `:headers` - further headers. Default: `[]`;
     * `:persistent` - the header `persistent:true`, unless `:headers` has one of this name. RabbitMQ and ActiveMQ
       forget a message without it when they restart. Default: `true`;
+    * `:content_length` - with `false` the message has no header `content-length`, and its body may not have a NUL.
+      ActiveMQ makes a TextMessage of it then, and a BytesMessage otherwise; the header `amq-msg-type`, `text` or
+      `bytes`, decides too, whatever the length. Default: `true`;
     * `:timeout` - milliseconds that all of it may take. Default: 5,000;
     * `:wait` - wait for a connection, if there is none, within the time-out. Default: `false`, which
       waits for an attempt to connect that is being made, as after the start, and otherwise returns `:disconnected`
@@ -185,7 +189,8 @@ defmodule Barytherium.Client do
   A callback of a `Barytherium.Consumer` may publish with the consumer's own client. The message is then sent
   before the acknowledgement of the message that is being handled.
 
-  With a transaction in place of the client there is no receipt, and `:headers` and `:persistent` are the only options.
+  With a transaction in place of the client there is no receipt, and `:headers`, `:persistent` and `:content_length` are
+  the only options.
 
   Raises `ArgumentError` for a message that cannot be written, and for invalid options.
   """
@@ -197,16 +202,14 @@ defmodule Barytherium.Client do
     options = Schema.all!(opts, message_schema())
     header = Transaction.header(transaction)
 
-    frame =
-      Outbound.send_frame({destination, body, options.headers}, options.persistent, [header])
-
+    frame = Outbound.send_frame({destination, body, options.headers}, options, [header])
     write = fn -> transaction |> Transaction.write([frame]) |> not_written() |> failure() end
     observed(write, transaction.client, [frame])
   end
 
   def publish(client, destination, body, opts) do
     options = Schema.all!(opts, publish_schema() ++ message_schema())
-    frame = Outbound.send_frame({destination, body, options.headers}, options.persistent)
+    frame = Outbound.send_frame({destination, body, options.headers}, options)
     observed(fn -> client |> write([frame], options) |> without_indexes() end, client, [frame])
   end
 
@@ -219,7 +222,8 @@ defmodule Barytherium.Client do
     result
   end
 
-  defp message_schema, do: [headers: {:list, [], ""}, persistent: {:boolean, true, ""}]
+  defp message_schema, do: [headers: {:list, [], ""}] ++ frame_schema()
+  defp frame_schema, do: [persistent: {:boolean, true, ""}, content_length: {:boolean, true, ""}]
 
   defp publish_schema do
     [
@@ -262,15 +266,15 @@ defmodule Barytherium.Client do
   they were given. Call the function with them again to send them once more; the broker may then have some
   of them twice.
 
-  Options are `:timeout` (for the messages that are written together), `:wait`, `:receipt` and `:persistent` as for
-  `publish/4`.
+  Options are `:timeout` (for the messages that are written together), `:wait`, `:receipt`, `:persistent` and
+  `:content_length` as for `publish/4`.
   """
   @spec publish_many(client(), [message()], [publish_option()]) ::
           :ok | {:error, Error.t(), [message()]}
   def publish_many(client, messages, opts \\ []) do
-    options = Schema.all!(opts, publish_schema() ++ Keyword.take(message_schema(), [:persistent]))
+    options = Schema.all!(opts, publish_schema() ++ frame_schema())
     unless is_list(messages), do: raise(ArgumentError, "not a list of messages")
-    frames = Enum.map(messages, &Outbound.send_frame(&1, options.persistent))
+    frames = Enum.map(messages, &Outbound.send_frame(&1, options))
     observed(fn -> write_chunks(client, frames, messages, options) end, client, frames)
   end
 

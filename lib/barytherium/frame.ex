@@ -163,14 +163,15 @@ defmodule Barytherium.Frame do
   Encodes the frame for the wire.
 
   Headers are escaped according to `version`. A frame with a body gets a `content-length` header if
-  it has none. Header names and values may be anything that `to_string/1` takes (`nil` is an empty
+  it has none. With the header `{"content-length", false}` it gets none, which makes ActiveMQ deliver it as a text and not
+  as bytes to JMS clients. Header names and values may be anything that `to_string/1` takes (`nil` is an empty
   value). The body may be iodata or `nil`.
 
   Raises `ArgumentError` for a frame that cannot be written:
 
     * the command is unknown;
     * a header name is empty;
-    * the `content-length` header is not the length of the body;
+    * the `content-length` header is not the length of the body, or `false` though the body has a NUL;
     * a header contains a line end, or a colon in its name, which `version` cannot escape: in 1.0
       nothing is escaped, and in CONNECT only backslashes are;
     * there is a body, and the command is not SEND, MESSAGE or ERROR (STOMP 1.2, "Body").

@@ -73,6 +73,21 @@ defmodule Barytherium.ClientTest do
       assert Task.await(publishing) == :ok
     end
 
+    test "leaves out the content-length, if the body allows that" do
+      {client, peer, _listener} = connected()
+      opts = [content_length: false, receipt: false]
+      assert Client.publish(client, "/queue/a", "text", opts) == :ok
+      assert {headers, "text"} = expect(peer, :send)
+      refute is_map_key(headers, "content-length")
+      assert Client.publish_many(client, [{"/queue/a", "many"}], opts) == :ok
+      assert {headers, "many"} = expect(peer, :send)
+      refute is_map_key(headers, "content-length")
+
+      assert_raise ArgumentError, ~r/has a NUL/, fn ->
+        Client.publish(client, "/queue/a", <<0>>, opts)
+      end
+    end
+
     test "returns an error when the receipt does not come" do
       {client, peer, _listener} = connected()
 

@@ -29,6 +29,14 @@ defmodule Barytherium.FrameTest do
     assert format(%Frame{command: :send, body: "a\0b"}) == "SEND\ncontent-length:3\n\na\0b\0"
     given = %Frame{command: :send, headers: [{"content-length", "3"}], body: "a\0b"}
     assert format(given) == "SEND\ncontent-length:3\n\na\0b\0"
+    without = %Frame{command: :send, headers: [{"content-length", false}, {"a", "b"}], body: "c"}
+    assert format(without) == "SEND\na:b\n\nc\0"
+    assert_raise ArgumentError, ~r/has a NUL/, fn -> format(%{without | body: "a\0b"}) end
+    mistake = %{without | headers: [{"content-length", nil}]}
+
+    assert_raise ArgumentError, ~r/the content-length of this send is "nil"/, fn ->
+      format(mistake)
+    end
   end
 
   test "headers of any size are formatted" do

@@ -280,5 +280,26 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
       assert Client.publish(publisher, queue, "after", wait: true) == :ok
       assert bodies(handled(1)) == ["after"]
     end
+
+    if kind == Barytherium.Brokers.ActiveMQ do
+      test "JMS clients get a text without content-length, and bytes with it", %{broker: broker} do
+        client = publisher(broker)
+        "/queue/" <> name = queue = queue()
+
+        for {body, opts} <- [
+              {"grüß", [content_length: false]},
+              {"grüß", []},
+              {<<0, 255>>, []},
+              {"typed", [headers: [{"amq-msg-type", "text"}]]},
+              {"typed", [content_length: false, headers: [{"amq-msg-type", "bytes"}]]}
+            ],
+            do: assert(Client.publish(client, queue, body, opts) == :ok)
+
+        assert Client.publish_many(client, [{queue, "many"}], content_length: false) == :ok
+
+        assert @broker_kind.jms_messages(broker, name, 6) ==
+                 ["text grüß", "bytes 6", "bytes 2", "text typed", "bytes 5", "text many"]
+      end
+    end
   end
 end

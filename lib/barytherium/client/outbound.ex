@@ -14,25 +14,29 @@ defmodule Barytherium.Client.Outbound do
   }
 
   @doc """
-  A SEND frame. `own` are headers that the client sets. With `persistent`, it asks the broker to keep the message over a
-  restart, unless the message has a header of this name itself.
+  A SEND frame. `own` are headers that the client sets. With the option `persistent`, it asks the broker to keep the message
+  over a restart, unless the message has a header of this name itself; without `content_length` it has no such header.
   """
-  @spec send_frame(tuple(), boolean(), Frame.frame_headers()) :: Frame.t()
-  def send_frame(message, persistent, own \\ [])
+  @spec send_frame(tuple(), map(), Frame.frame_headers()) :: Frame.t()
+  def send_frame(message, options, own \\ [])
 
-  def send_frame({destination, body}, persistent, own),
-    do: send_frame({destination, body, []}, persistent, own)
+  def send_frame({destination, body}, options, own),
+    do: send_frame({destination, body, []}, options, own)
 
-  def send_frame({destination, body, headers}, persistent, own)
+  def send_frame({destination, body, headers}, options, own)
       when is_binary(destination) and destination != "" do
     check_headers!(:send, headers)
-    headers = own ++ [{"destination", destination} | persistent(persistent, headers)]
+    own = own ++ [{"destination", destination} | without_length(options)]
+    headers = own ++ persistent(options.persistent, headers)
     {frame, _cost} = Frame.prepare(%Frame{command: :send, headers: headers, body: body})
     frame
   end
 
-  def send_frame(_other, _persistent, _own),
+  def send_frame(_other, _options, _own),
     do: raise(ArgumentError, "a message is {destination, body}, and the destination is a string")
+
+  defp without_length(%{content_length: true}), do: []
+  defp without_length(%{content_length: false}), do: [{"content-length", false}]
 
   defp persistent(true, headers) do
     if Enum.any?(headers, fn {name, _value} -> name == "persistent" end),

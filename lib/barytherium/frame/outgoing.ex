@@ -67,6 +67,10 @@ defmodule Barytherium.Frame.Outgoing do
   defp plain?({name, value}), do: is_binary(name) and name != "" and is_binary(value)
   defp plain?(_other), do: false
 
+  # The encoder leaves out an empty one. The absence of a value is a mistake.
+  defp header({"content-length", false}, _command), do: {"content-length", ""}
+  defp header({"content-length", nil}, _command), do: {"content-length", "nil"}
+
   defp header({name, value}, command) do
     case string(name) do
       {:ok, ""} ->
@@ -132,6 +136,14 @@ defmodule Barytherium.Frame.Outgoing do
 
   # With a wrong content-length the peer would read another frame, or several.
   defp check_length(nil, _body, _command), do: :ok
+
+  # The body ends at the first NUL then.
+  defp check_length({_name, ""}, body, command) do
+    if String.contains?(body, <<0>>) do
+      raise ArgumentError,
+            "the body of this #{command} has a NUL, so it cannot be sent without content-length"
+    end
+  end
 
   defp check_length({_name, value}, body, command) do
     unless value =~ ~r/\A\d+\z/ and String.to_integer(value) == byte_size(body) do

@@ -20,7 +20,8 @@ pub enum EncodeError {
 
 /// Appends a frame's command, its headers and the blank line to `out`. The caller appends the body
 /// and a NUL. If there is a body and no `content-length` header, one is added, so that the body may
-/// hold any byte (STOMP 1.2, "Header content-length").
+/// hold any byte (STOMP 1.2, "Header content-length"). With an empty one there will be none, and the body may not
+/// hold a NUL.
 ///
 /// `dialect` is `None` before negotiation, when only CONNECT and STOMP are sent. Other frames are written
 /// as in 1.2 then.
@@ -51,7 +52,12 @@ pub fn encode_head<'a>(
     out.push(b'\n');
     for (index, (name, value)) in headers.into_iter().enumerate() {
         check_header(index, name, value, escaping)?;
-        needs_length &= name != b"content-length";
+        if name == b"content-length" {
+            needs_length = false;
+            if value.is_empty() {
+                continue;
+            }
+        }
         escape(name, escaping.of_names(), out);
         out.push(b':');
         escape(value, escaping, out);
@@ -114,6 +120,8 @@ mod tests {
         assert_eq!(send(&[("a", "b")], 5), "SEND\na:b\ncontent-length:5\n\n");
         let given = [("content-length", "5")];
         assert_eq!(send(&given, 5), "SEND\ncontent-length:5\n\n");
+        let without = [("content-length", ""), ("a", "b")];
+        assert_eq!(send(&without, 5), "SEND\na:b\n\n");
     }
 
     #[test]

@@ -20,6 +20,7 @@ defmodule Barytherium.Brokers.ActiveMQ do
   def prepare!(directory, port, tls) do
     key_store = key_store!(directory, tls.server)
     trust_store = trust_store!(directory, tls.client_cacertfile)
+    jms = Broker.free_port()
 
     File.write!(Path.join(directory, "activemq.xml"), """
     <beans xmlns="http://www.springframework.org/schema/beans"
@@ -41,6 +42,7 @@ defmodule Barytherium.Brokers.ActiveMQ do
             trustStoreType="PKCS12" trustStorePassword="#{@password}"/>
         </sslContext>
         <transportConnectors>
+          <transportConnector name="openwire" uri="tcp://127.0.0.1:#{jms}"/>
           <transportConnector name="stomp" uri="stomp://127.0.0.1:#{port}"/>
           <transportConnector name="stomp+ssl"
             uri="stomp+ssl://127.0.0.1:#{tls.port}?transport.wantClientAuth=true"/>
@@ -49,7 +51,7 @@ defmodule Barytherium.Brokers.ActiveMQ do
     </beans>
     """)
 
-    [{"HOME", directory}]
+    [{"HOME", directory}, {"JMS_URL", "tcp://127.0.0.1:#{jms}"}]
   end
 
   defp user({name, passcode}) do
@@ -80,8 +82,18 @@ defmodule Barytherium.Brokers.ActiveMQ do
     status == 0 || raise "#{command}: #{output}"
   end
 
+  @doc "What a JMS client gets from a queue: `\"text BODY\"` or `\"bytes SIZE\"` for each message."
+  def jms_messages(broker, queue, count) do
+    {"JMS_URL", url} = List.keyfind(broker.environment, "JMS_URL", 0)
+    source = Path.join(__DIR__, "JmsConsumer.java")
+    args = ["-cp", class_path(), source, url, queue, to_string(count)]
+    {output, 0} = System.cmd("java", args, stderr_to_stdout: true)
+    for line <- String.split(output, "\n", trim: true), not (line =~ ~r/^log4j:/), do: line
+  end
+
+  defp class_path, do: Enum.map_join([@jars, Path.join(@jars, "optional")], ":", &(&1 <> "/*"))
+
   def command(directory) do
-    class_path = Enum.map_join([@jars, Path.join(@jars, "optional")], ":", &(&1 <> "/*"))
     configuration = "xbean:file:" <> Path.join(directory, "activemq.xml")
 
     home = [
@@ -93,7 +105,7 @@ defmodule Barytherium.Brokers.ActiveMQ do
     ]
 
     main = ["org.apache.activemq.console.Main", "start", configuration]
-    {System.find_executable("java"), ["-Xmx512m" | home] ++ ["-cp", class_path | main]}
+    {System.find_executable("java"), ["-Xmx512m" | home] ++ ["-cp", class_path() | main]}
   end
 
   def pid(opened, _directory) do

@@ -70,6 +70,8 @@ defmodule Barytherium.Client do
           | {:timeout, non_neg_integer()}
           | {:wait, boolean()}
 
+  @type ack_option :: {:receipt, boolean()} | {:timeout, non_neg_integer()}
+
   @typedoc """
     * `:state` - `:connected`, `:connecting`, `:disconnected` (it waits before the next attempt) or
       `:closing`;
@@ -429,47 +431,65 @@ defmodule Barytherium.Client do
   `:unacknowledgeable`: the broker has left out its header `ack` (`message-id` in STOMP 1.0 and 1.1). Nothing was
   written then.
 
+  Options:
+
+    * `:receipt` - with `true`, `:ok` means that the broker has read it: it has answered with a receipt. `:unconfirmed`
+      or `:timeout`: it may have. A transaction has the receipt of its COMMIT instead; and `:unsupported` is for handlers
+      that share messages by a key, with `ack: :client`. Default: `false`;
+    * `:timeout` - milliseconds that the receipt may take. Default: 5,000.
+
   Raises `ArgumentError` for a message of a subscription with `ack: :auto`.
   """
-  @spec ack(client() | Transaction.t(), Frame.t() | [Frame.t()]) ::
+  @spec ack(client() | Transaction.t(), Frame.t() | [Frame.t()], [ack_option()]) ::
           :ok | {:error, Error.t()}
-  def ack(client, messages), do: acknowledge(client, :ack, messages, [])
+  def ack(client, messages, opts \\ []), do: acknowledge(client, :ack, messages, [], opts)
 
   @doc """
-  Refuses a message or a list of messages (STOMP 1.2, "NACK"). Otherwise like `ack/2`.
+  Refuses a message or a list of messages (STOMP 1.2, "NACK"). Otherwise like `ack/3`.
 
   What the broker does then differs: RabbitMQ delivers the message again, and with the header
   `{"requeue", "false"}` in `headers` discards it or moves it to its dead-letter exchange. ActiveMQ moves
   it to the dead-letter queue. STOMP 1.0 has no NACK (`:unsupported`), except on RabbitMQ.
   """
-  @spec nack(client() | Transaction.t(), Frame.t() | [Frame.t()], Frame.frame_headers()) ::
-          :ok | {:error, Error.t()}
-  def nack(client, messages, headers \\ []), do: acknowledge(client, :nack, messages, headers)
+  @spec nack(client() | Transaction.t(), Frame.t() | [Frame.t()], Frame.frame_headers(), [
+          ack_option()
+        ]) :: :ok | {:error, Error.t()}
+  def nack(client, messages, headers \\ [], opts \\ []),
+    do: acknowledge(client, :nack, messages, headers, opts)
 
-  defp acknowledge(client, command, messages, headers) do
+  defp acknowledge(client, command, messages, headers, opts) do
+    options = Schema.all!(opts, receipt: {:boolean, false, ""}, timeout: {:time, @timeout, ""})
     Outbound.check_headers!(:nack, headers)
 
     case Outbound.check_messages!(messages) do
       [] -> :ok
-      messages -> client |> write_acknowledgements(command, messages, headers) |> acknowledged()
+      messages -> client |> acknowledge({command, messages, headers}, options) |> acknowledged()
     end
   end
 
-  defp write_acknowledgements(
+  defp acknowledge(%Transaction{}, _what, %{receipt: true}),
+    do: raise(ArgumentError, "in a transaction the receipt is that of COMMIT")
+
+  defp acknowledge(
          %Transaction{client: client, id: id} = tx,
-         command,
-         messages,
-         headers
+         {command, messages, headers},
+         options
        ) do
     what = {command, messages, [Transaction.header(tx) | headers]}
 
     if Transaction.over?(tx),
       do: {:error, :transaction_over},
-      else: call(client, {:acknowledge, what, id}, @timeout)
+      else: call(client, {:acknowledge, what, {:transaction, id}}, options.timeout)
   end
 
-  defp write_acknowledgements(client, command, messages, headers),
-    do: call(client, {:acknowledge, {command, messages, headers}, nil}, @timeout)
+  defp acknowledge(client, what, %{receipt: true, timeout: timeout}) do
+    with {:error, :unconfirmed} <-
+           call(client, {:acknowledge, what, {:receipt, timeout}}, timeout),
+         do: {:error, :unconfirmed, []}
+  end
+
+  defp acknowledge(client, what, options),
+    do: call(client, {:acknowledge, what, :written}, options.timeout)
 
   # The client has ended, and so has its connection.
   defp acknowledged({:error, :unconfirmed}), do: failure({:error, :stale})
@@ -479,7 +499,7 @@ defmodule Barytherium.Client do
           "a message does not ask for an acknowledgement: its subscription has ack: :auto"
   end
 
-  defp acknowledged(result), do: failure(result)
+  defp acknowledged(result), do: without_indexes(result)
 
   @doc "What the client is doing."
   @spec status(client()) :: status()

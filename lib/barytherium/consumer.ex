@@ -32,7 +32,7 @@ defmodule Barytherium.Consumer do
     * `{:ack, state}` - it is acknowledged;
     * `{:nack, state}` - it is refused. RabbitMQ delivers it again, ActiveMQ moves it to the dead-letter
       queue. `{:nack, headers, state}` has further headers for the NACK, in place of the option `:nack_headers`;
-    * `{:noreply, state}` - neither. Another process does that later with `Barytherium.Client.ack/2`. It
+    * `{:noreply, state}` - neither. Another process does that later with `Barytherium.Client.ack/3`. It
       needs the client, which is in the `info` of `c:handle_connected/2`.
 
   `c:handle_batch/2` may also return `{results, state}` with a list of results, one for each message: `:ack`,
@@ -111,7 +111,7 @@ defmodule Barytherium.Consumer do
   @doc "Another message to this process."
   @callback handle_info(term(), state()) :: {:ok, state()}
 
-  @doc "The process ends. Acknowledgements can still be written with `Barytherium.Client.ack/2`."
+  @doc "The process ends. Acknowledgements can still be written with `Barytherium.Client.ack/3`."
   @callback terminate(reason :: term(), state()) :: term()
 
   @optional_callbacks init: 1,

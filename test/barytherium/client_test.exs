@@ -581,6 +581,48 @@ defmodule Barytherium.ClientTest do
       assert Client.ack(client, []) == :ok
     end
 
+    test "wait for the broker's receipts on demand" do
+      {client, peer, _listener} = connected()
+      {_subscription, %{"id" => id}} = subscribed(client, peer)
+      [first, second, third] = messages(peer, id, ["1", "2", "3"])
+      acking = async(fn -> Client.ack(client, [first, second], receipt: true) end)
+      assert {%{"id" => "a-1"}, ""} = confirm(peer, :ack)
+      assert {%{"id" => "a-2", "receipt" => receipt}, ""} = expect(peer, :ack)
+      assert Task.yield(acking, 50) == nil
+      reply(peer, :receipt, [{"receipt-id", receipt}])
+      assert Task.await(acking) == :ok
+
+      opts = [receipt: true, timeout: 50]
+      assert {:error, %{reason: :timeout}} = Client.nack(client, third, [], opts)
+      {%{"receipt" => receipt}, ""} = expect(peer, :nack)
+      refused = async(fn -> Client.nack(client, third, [], receipt: true) end)
+      {%{"receipt" => second_receipt}, ""} = expect(peer, :nack)
+      refute receipt == second_receipt
+      reply(peer, :error, [{"message", "no"}, {"receipt-id", second_receipt}])
+      assert {:error, %{reason: :refused}} = Task.await(refused)
+    end
+
+    test "that are not confirmed when the connection ends may have been read" do
+      {client, peer, _listener} = connected()
+      {_subscription, %{"id" => id}} = subscribed(client, peer)
+      [message] = messages(peer, id, ["1"])
+      acking = async(fn -> Client.ack(client, message, receipt: true) end)
+      expect(peer, :ack)
+      Peer.close(peer)
+      assert {:error, %{reason: :unconfirmed}} = Task.await(acking)
+      lost(client)
+      assert {:error, %{reason: :stale}} = Client.ack(client, message, receipt: true)
+    end
+
+    test "in a transaction have no receipts of their own" do
+      {client, peer, _listener} = connected()
+      {_subscription, %{"id" => id}} = subscribed(client, peer)
+      [message] = messages(peer, id, ["1"])
+      ack = fn tx -> Client.ack(tx, message, receipt: true) end
+      assert_raise ArgumentError, ~r/that of COMMIT/, fn -> Client.transaction(client, ack) end
+      assert_raise ArgumentError, ~r/:recipt/, fn -> Client.ack(client, message, recipt: true) end
+    end
+
     test "of a list with ack: :client write one frame" do
       {client, peer, _listener} = connected()
       {_subscription, %{"id" => id}} = subscribed(client, peer, ack: :client)

@@ -281,6 +281,27 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
       assert bodies(handled(1)) == ["after"]
     end
 
+    test "acknowledgements with receipts are read before the connection ends", %{broker: broker} do
+      client = publisher(broker)
+      queue = queue()
+      {:ok, _subscription} = Client.subscribe(client, queue, ack: :client_individual)
+      for body <- ~w(1 2 3), do: :ok = Client.publish(client, queue, body)
+      messages = received(3)
+      assert Client.ack(client, Enum.take(messages, 2), receipt: true) == :ok
+      Process.exit(client, :kill)
+
+      {:ok, subscription} = Client.subscribe(publisher(broker), queue, ack: :auto)
+      assert_receive {:barytherium, :messages, {[%Frame{body: "3"}], ^subscription}}, 10_000
+      refute_receive {:barytherium, :messages, _more}, 200
+    end
+
+    defp received(0), do: []
+
+    defp received(count) do
+      assert_receive {:barytherium, :messages, {frames, _subscription}}, 10_000
+      frames ++ received(count - length(frames))
+    end
+
     if kind == Barytherium.Brokers.ActiveMQ do
       test "JMS clients get a text without content-length, and bytes with it", %{broker: broker} do
         client = publisher(broker)

@@ -196,51 +196,67 @@ defmodule Barytherium.Client.Exchange do
   defp error(frame, data),
     do: Writing.hang_up(frame, fail_all(frame, put_in(data.connection.verdict, frame)))
 
-  @doc "Acknowledges messages, in a transaction unless that is nil."
+  @doc "Acknowledges messages: in a transaction, or answers when the broker has sent receipts, or when they are about to be written."
   @spec acknowledge(
           {:ack | :nack, [Frame.t()], Frame.frame_headers()},
-          nil | String.t(),
+          {:transaction, String.t()} | {:receipt, timeout()} | :written,
+          :gen_statem.from(),
           atom(),
           State.t()
-        ) ::
-          {:ok | {:error, atom()}, map()}
+        ) :: State.t()
   def acknowledge(
         {command, messages, headers},
-        id,
+        how,
+        from,
         state,
-        %{connection: %{verdict: nil, session: %Session{}} = connection} = data
+        %{connection: %{verdict: nil, session: %Session{} = session}} = data
       )
-      when state in [:connected, :closing] and
-             (id == nil or is_map_key(connection.transactions, id)) do
-    done = if id, do: data.connection.transactions[id].acknowledged, else: []
+      when state in [:connected, :closing] do
+    with {:ok, done} <- done(how, data),
+         {:ok, frames, ids} <-
+           Acknowledgements.acknowledge(session, command, messages, headers, done) do
+      write_acknowledgements(frames, how, from, acknowledged(how, ids, data))
+    else
+      {:shared, decisions} when how == :written ->
+        reply(from, Handlers.settle(data.handlers, decisions), data)
 
-    case Acknowledgements.acknowledge(data.connection.session, command, messages, headers, done) do
-      # They would cover the messages of other handlers.
-      {:shared, _decisions} when id != nil ->
-        {{:error, :unsupported}, data}
-
-      {:shared, decisions} ->
-        {Handlers.settle(data.handlers, decisions), data}
-
-      {:ok, frames, acknowledged} ->
-        if frames != [], do: Sender.write(data.connection.sender, frames)
-        {:ok, acknowledged(id, acknowledged, data)}
+      # They would cover the messages of other handlers, and are written when these have decided.
+      {:shared, _decisions} ->
+        reply(from, {:error, :unsupported}, data)
 
       error ->
-        {error, data}
+        reply(from, error, data)
     end
   end
 
-  def acknowledge(_what, _transaction, _state, data), do: {{:error, :stale}, data}
+  def acknowledge(_what, _how, from, _state, data), do: reply(from, {:error, :stale}, data)
 
-  defp acknowledged(nil, acknowledged, data) do
-    Acknowledgements.done(data.connection.session, acknowledged)
-    data
+  # What a transaction has acknowledged already.
+  defp done({:transaction, id}, %{connection: %{transactions: transactions}}) do
+    case transactions do
+      %{^id => %{acknowledged: done}} -> {:ok, done}
+      _over -> {:error, :stale}
+    end
+  end
+
+  defp done(_no_transaction, _data), do: {:ok, []}
+
+  defp write_acknowledgements([_ | _] = frames, {:receipt, timeout}, from, data),
+    do: Writing.submit(frames, {:caller, from}, Deadline.in_ms(timeout), data)
+
+  defp write_acknowledgements(frames, _no_receipt, from, data) do
+    if frames != [], do: Sender.write(data.connection.sender, frames)
+    reply(from, :ok, data)
   end
 
   # They are not, if the transaction is aborted.
-  defp acknowledged(id, acknowledged, data),
+  defp acknowledged({:transaction, id}, acknowledged, data),
     do: update_in(data.connection.transactions[id].acknowledged, &(acknowledged ++ &1))
+
+  defp acknowledged(_no_transaction, acknowledged, data) do
+    Acknowledgements.done(data.connection.session, acknowledged)
+    data
+  end
 
   @doc "A first message has come to a subscription. Not every broker sends a receipt for SUBSCRIBE."
   @spec first_message(binary(), State.t()) :: State.t()

@@ -263,10 +263,8 @@ defmodule Barytherium.Client.Server do
   def handle_event(:info, {:unsubscribe_timeout, number}, _state, data),
     do: {:keep_state, Exchange.unsubscribe_timeout(number, data)}
 
-  def handle_event({:call, from}, {:acknowledge, what, transaction}, state, data) do
-    {reply, data} = Exchange.acknowledge(what, transaction, state, data)
-    {:keep_state, data, {:reply, from, reply}}
-  end
+  def handle_event({:call, from}, {:acknowledge, what, how}, state, data),
+    do: {:keep_state, Exchange.acknowledge(what, how, from, state, data)}
 
   def handle_event(:info, {:resubscribe, number}, state, data),
     do: {:keep_state, Renewals.again(number, state, data)}

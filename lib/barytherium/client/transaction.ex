@@ -1,7 +1,7 @@
 defmodule Barytherium.Client.Transaction do
   @moduledoc """
-  A transaction of `Barytherium.Client.transaction/3`. `Barytherium.Client.publish/4`, `ack/2` and
-  `nack/3` take it in place of the client, until it has ended.
+  A transaction of `Barytherium.Client.transaction/3`. `Barytherium.Client.publish/4`, `ack/3` and
+  `nack/4` take it in place of the client, until it has ended.
   """
 
   alias Barytherium.Frame

@@ -35,7 +35,7 @@ defmodule Barytherium.Consumer.Options do
       "With `:handlers`: messages with the same key are handled by the same process, in their order. " <>
         "`{:header, name}`, `:destination`, or `{:body, offset, length}` for a part of the body, which is within its " <>
         "first 64 KiB. Messages without it have the same key. The receive loop deals them out. With `ack: :client` each " <>
-        "message has to be acknowledged or refused, by its callback or with `Barytherium.Client.ack/2`: that is written " <>
+        "message has to be acknowledged or refused, by its callback or with `Barytherium.Client.ack/3`: that is written " <>
         "when all messages before it are, by whichever process. Not with `:concurrency`."
     },
     max_handling:

@@ -19,30 +19,28 @@ defmodule Barytherium.Record do
   def run(argv, command), do: CommandLine.run(argv, command, {Options, Help}, &start/1)
 
   defp start(options) do
-    case Writer.open(options.file, options.file_size * @mib) do
-      {:ok, writer} ->
-        trapped = Process.flag(:trap_exit, true)
-        status = connect(%{options: options, writer: writer, messages: 0, bytes: 0})
-        Process.flag(:trap_exit, trapped)
-        status
+    passcode = Login.passcode(options.target)
+    trapped = Process.flag(:trap_exit, true)
+    {:ok, client} = Client.start_link([listener: self()] ++ Login.client(options, passcode))
 
-      {:error, reason} ->
-        cannot_write(reason, options)
-    end
+    status =
+      receive do
+        {:barytherium, :client, {{:connected, info}, ^client}} ->
+          begin(info, %{options: options, client: client, messages: 0, bytes: 0, started: now()})
+
+        {:barytherium, :client, {{:connection_failure, error}, ^client}} ->
+          CommandLine.complain(Login.failure(error, options.target))
+          1
+      end
+
+    Process.flag(:trap_exit, trapped)
+    status
   end
 
-  defp connect(%{options: options} = state) do
-    client = Login.client(options, Login.passcode(options.target))
-    {:ok, client} = Client.start_link([listener: self()] ++ client)
-    state = Map.merge(state, %{client: client, started: now()})
-
-    receive do
-      {:barytherium, :client, {{:connected, info}, ^client}} ->
-        record(info, state)
-
-      {:barytherium, :client, {{:connection_failure, error}, ^client}} ->
-        CommandLine.complain(Login.failure(error, options.target))
-        1
+  defp begin(info, %{options: options} = state) do
+    case Writer.open(options.file, options.file_size * @mib) do
+      {:ok, writer} -> record(info, Map.put(state, :writer, writer))
+      {:error, reason} -> cannot_write(reason, options)
     end
   end
 
@@ -54,7 +52,7 @@ defmodule Barytherium.Record do
     if options.seconds != :infinity,
       do: Process.send_after(self(), {:end, 0}, options.seconds * @second)
 
-    with {:ok, state} <- append([connected(info)], state),
+    with {:ok, state} <- append(beginning(info, options), state),
          {:ok, _subscription} <- subscribe(state) do
       notice(
         "recording #{options.target.destination} of #{info.server || "the broker"} in #{options.file}"
@@ -81,7 +79,15 @@ defmodule Barytherium.Record do
     do:
       Text.line("cannot subscribe to #{options.target.destination}: #{Exception.message(error)}")
 
-  defp connected(info), do: %Frame{command: :connected, headers: info.headers}
+  # What comes before the messages of a connection.
+  defp beginning(info, options) do
+    destination = {"destination", options.target.destination}
+
+    [
+      %Frame{command: :connected, headers: info.headers},
+      %Frame{command: :subscribe, headers: [destination]}
+    ]
+  end
 
   defp loop(%{client: client} = state) do
     receive do
@@ -128,7 +134,7 @@ defmodule Barytherium.Record do
   defp event({:connected, info}, state) do
     notice("connected again")
 
-    case append([connected(info)], state) do
+    case append(beginning(info, state.options), state) do
       {:ok, state} -> loop(state)
       {:error, reason} -> cannot_write(reason, state.options)
     end
@@ -177,6 +183,7 @@ defmodule Barytherium.Record do
   end
 
   defp text(:not_a_recording), do: "it exists, and is no recording"
+  defp text(:orphans), do: "its second file exists already, and belongs to another recording"
   defp text(reason), do: :file.format_error(reason)
 
   defp notice(text), do: IO.puts(:stderr, Text.line(text))

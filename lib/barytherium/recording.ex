@@ -18,23 +18,29 @@ defmodule Barytherium.Recording do
   | 4 | CRC-32 of the time and the frame |
   | size | the frame as STOMP 1.2 writes it, its final NUL included |
 
-  The frames are each MESSAGE, with its headers and its body as they came, and the CONNECTED of each connection before
-  its messages. What was sent is not recorded, so there are no passwords.
+  The frames are each MESSAGE, with its headers and its body as they came, and before the messages of each connection its
+  CONNECTED, and a SUBSCRIBE with the destination. Nothing else that was sent is recorded, so there are no passwords.
 
-  When a file has reached its size, the recording goes on in `feed.2.rec`, `feed.3.rec` and so on. Beside each file is
-  an index, `feed.rec.index`: about each MiB the time (8 bytes) and the offset (8 bytes) of a record. It only makes
-  reading from a time on faster, and may be deleted.
+  Each file is written once: when a recording is continued, or a file has reached its size, the recording goes on in
+  `feed.2.rec`, `feed.3.rec` and so on. Beside each file is an index, `feed.rec.index`: about each MiB the time (8 bytes)
+  and the offset (8 bytes) of a record. It makes reading from a time on faster, and leads over what is damaged. It may be
+  deleted.
 
-  A record that was not written to its end, because the machine has crashed, ends its file.
+  A record that was not written to its end, because the machine has crashed, or that is damaged, is left out, with all
+  up to the next one that the index knows. That is a warning in the log.
   """
+
+  require Logger
 
   alias Barytherium.Frame
 
   @magic <<"STOMPREC", 1>>
   # Bytes that are read at once.
   @chunk 256 * 1024
-  # Larger than any frame that the parser lets through: a body of 100 MiB and its headers.
-  @max_record 512 * 1024 * 1024
+  # More than a recorder takes: a body of 100 MiB and its headers.
+  @max_record 256 * 1024 * 1024
+  # What was once received can be read, whatever the limits of the connection were.
+  @no_limits [max_header_line: 1_000_000_000, max_headers: 1_000_000, max_body: 1_000_000_000]
 
   @typedoc "Microseconds since 1970, UTC."
   @type time :: integer()
@@ -57,8 +63,8 @@ defmodule Barytherium.Recording do
     path
     |> parts()
     |> Stream.flat_map(&part(&1, from))
-    |> Stream.filter(fn {time, _payload, _end} -> time >= from end)
-    |> Stream.map(fn {time, payload, _end} -> {time, decode(payload)} end)
+    |> Stream.filter(fn {time, _payload} -> time >= from end)
+    |> Stream.map(fn {time, payload} -> {time, decode(payload)} end)
   end
 
   @doc "Whether `path` is a recording."
@@ -127,73 +133,107 @@ defmodule Barytherium.Recording do
   end
 
   defp decode(payload) do
-    {:ok, [frame], _state} = Frame.parse_all(payload)
+    {:ok, [frame], _state} = Frame.parse_all(payload, Frame.parse_state(@no_limits))
     frame
   end
 
-  @doc false
-  # The records of one file from a time on, or from a little before: `{time, payload, offset_of_its_end}`.
-  @spec part(Path.t(), time() | :infinity) :: Enumerable.t()
-  def part(path, from), do: Stream.resource(fn -> open(path, from) end, &next/1, &close/1)
+  # The records of one file from a time on, or from a little before: `{time, payload}`.
+  defp part(path, from), do: Stream.resource(fn -> open(path, from) end, &next/1, &close/1)
 
+  # `size` is that of the file, `entries` what the index knows, and `buffer` what was read from `offset` on and is not
+  # handed out. It is `:damaged` if no record begins at `offset`.
   defp open(path, from) do
-    {_time, offset} = path |> entries() |> Enum.take_while(&(elem(&1, 0) <= from)) |> List.last()
     {:ok, file} = :file.open(path, [:read, :raw, :binary])
-    {:ok, ^offset} = :file.position(file, offset)
-    {file, offset, <<>>}
+    size = File.stat!(path).size
+    entries = entries(path)
+    state = %{path: path, file: file, size: size, entries: entries, buffer: <<>>, offset: 0}
+    known = for {time, offset} <- Enum.reverse(entries), time <= from, do: offset
+
+    # An index may be of another file.
+    Enum.find_value(known ++ [byte_size(@magic)], &begins(&1, state)) ||
+      at(byte_size(@magic), state)
+  end
+
+  defp begins(offset, state) do
+    state = offset |> at(state) |> fill()
+    if match?({[_ | _], _state}, records(state, [])), do: state
+  end
+
+  defp at(offset, state) do
+    {:ok, ^offset} = :file.position(state.file, offset)
+    %{state | offset: offset, buffer: <<>>}
   end
 
   @doc false
-  # The entries of the index, `{time, offset}`, after one for the beginning.
+  # The entries of the index: `{time, offset}`.
   @spec entries(Path.t()) :: [{time(), pos_integer()}]
   def entries(path) do
-    size = File.stat!(path).size
+    case File.read(index(path)) do
+      {:ok, index} -> for <<time::64, offset::64 <- index>>, do: {time, offset}
+      {:error, _none} -> []
+    end
+  end
 
-    index =
-      case File.read(index(path)) do
-        {:ok, index} -> for <<time::64, offset::64 <- index>>, offset < size, do: {time, offset}
-        {:error, _none} -> []
+  defp close(%{file: file}), do: :file.close(file)
+
+  defp next(%{buffer: :damaged} = state), do: over_damage(state)
+
+  defp next(state) do
+    case records(state, []) do
+      {[], %{buffer: :damaged} = state} -> over_damage(state)
+      {[], state} -> if at_end?(state), do: {:halt, state}, else: next(fill(state))
+      {records, state} -> {records, state}
+    end
+  end
+
+  defp at_end?(%{offset: offset, size: size, buffer: buffer}),
+    do: offset + byte_size(buffer) >= size
+
+  # To the next record that the index knows.
+  defp over_damage(%{offset: offset, path: path} = state) do
+    Logger.warning("#{path} is damaged, or was not written to its end, at byte #{offset}")
+    later = for {_time, entry} <- state.entries, entry > offset, do: entry
+
+    state =
+      Enum.find_value(later, &begins(&1, state)) || %{state | buffer: <<>>, offset: state.size}
+
+    {[], state}
+  end
+
+  # Reads on: a large record at once.
+  defp fill(%{file: file, buffer: buffer} = state) do
+    wanted =
+      case buffer do
+        <<size::32, _rest::binary>> -> max(16 + size - byte_size(buffer), @chunk)
+        _less -> @chunk
       end
 
-    [{0, byte_size(@magic)} | index]
-  end
-
-  defp close({file, _offset, _buffer}), do: :file.close(file)
-
-  # `buffer` is what was read from `offset` on and is not handed out, or `:damaged`.
-  defp next({_file, _offset, :damaged} = state), do: {:halt, state}
-
-  defp next({file, offset, buffer}) do
-    with {[], ^offset, rest} when is_binary(rest) <- records(buffer, offset, []),
-         {:ok, bytes} <- :file.read(file, wanted(buffer)) do
-      next({file, offset, buffer <> bytes})
-    else
-      {records, offset, rest} -> {records, {file, offset, rest}}
-      :eof -> {:halt, {file, offset, buffer}}
+    case :file.read(file, wanted) do
+      {:ok, bytes} -> %{state | buffer: buffer <> bytes}
+      :eof -> %{state | size: state.offset + byte_size(buffer)}
     end
   end
 
-  defp records(<<size::32, _rest::binary>>, offset, []) when size > @max_record,
-    do: {[], offset, :damaged}
+  # The records that are in the buffer.
+  defp records(%{buffer: buffer, offset: offset, size: size} = state, records) do
+    case buffer do
+      <<length::32, _rest::binary>> when length > @max_record or offset + 16 + length > size ->
+        {Enum.reverse(records), %{state | buffer: :damaged}}
 
-  defp records(
-         <<size::32, time::64, crc::32, payload::binary-size(size), rest::binary>>,
-         offset,
-         records
-       ) do
-    if :erlang.crc32([<<time::64>>, payload]) == crc do
-      ending = offset + 16 + size
-      records(rest, ending, [{time, payload, ending} | records])
-    else
-      {Enum.reverse(records), offset, :damaged}
+      <<length::32, time::64, crc::32, payload::binary-size(length), rest::binary>> ->
+        if :erlang.crc32([<<time::64>>, payload]) == crc,
+          do:
+            records(%{state | buffer: rest, offset: offset + 16 + length}, [
+              {time, payload} | records
+            ]),
+          else: {Enum.reverse(records), %{state | buffer: :damaged}}
+
+      # Less than a record.
+      _part when offset + byte_size(buffer) == size and buffer != <<>> ->
+        {Enum.reverse(records), %{state | buffer: :damaged}}
+
+      _part ->
+        {Enum.reverse(records), state}
     end
   end
-
-  defp records(rest, offset, records), do: {Enum.reverse(records), offset, rest}
-
-  # How many bytes to read, so that a large record is read at once.
-  defp wanted(<<size::32, _rest::binary>> = buffer),
-    do: max(16 + size - byte_size(buffer), @chunk)
-
-  defp wanted(_less), do: @chunk
 end

@@ -14,13 +14,16 @@ defmodule Barytherium.Replay do
   def run(argv, command), do: CommandLine.run(argv, command, {Options, Help}, &start/1)
 
   defp start(options) do
-    given = options |> Map.take([:port, :speed, :from]) |> Enum.to_list()
+    # A client may be there, and the signal come, as soon as the broker is.
+    player = self()
+    Signals.stop_with(&send(player, {:end, &1}))
+
+    given =
+      for {name, value} <- Map.take(options, [:port, :speed, :from]), value, do: {name, value}
 
     case TestBroker.start_link([replay: options.file] ++ given) do
       {:ok, _broker} ->
         IO.puts(:stderr, Text.line(text(options)))
-        player = self()
-        Signals.stop_with(&send(player, {:end, &1}))
         receive do: ({:end, status} -> status)
 
       {:error, reason} ->
@@ -29,22 +32,19 @@ defmodule Barytherium.Replay do
     end
   end
 
-  defp text(options) do
-    messages = Stream.filter(first(options), fn {_time, frame} -> frame.command == :message end)
+  defp text(%{file: file} = options) do
+    first = file |> Recording.stream(options.from || 0) |> Stream.take(@beginning)
 
-    case Enum.take(messages, 1) do
-      [] ->
-        "there is no message in #{options.file}"
+    case Enum.find(first, fn {_time, frame} -> frame.command == :message end) do
+      nil ->
+        "there is no message in #{file}" <> if(options.from, do: " after this time", else: "")
 
-      [{time, frame}] ->
+      {time, frame} ->
         from = time |> DateTime.from_unix!(:microsecond) |> DateTime.truncate(:second)
         url = "stomp://127.0.0.1:#{options.port}#{Frame.header(frame, "destination")}"
-        "#{url} plays #{options.file} from #{from} on. Ctrl-C ends"
+        "#{url} plays #{file} from #{from} on. Ctrl-C ends"
     end
   end
-
-  defp first(options),
-    do: options.file |> Recording.stream(options.from || 0) |> Stream.take(@beginning)
 
   defp failure(:eaddrinuse, options),
     do: "the port #{options.port} is in use; --port N is another"
@@ -54,4 +54,7 @@ defmodule Barytherium.Replay do
 
   defp failure({:replay, reason}, options),
     do: "cannot read #{Text.line(options.file)}: #{:file.format_error(reason)}"
+
+  defp failure(reason, options),
+    do: "cannot listen on port #{options.port}: #{:inet.format_error(reason)}"
 end

@@ -50,10 +50,11 @@ defmodule Barytherium.TestBroker do
 
   See `fault/2`.
   """
-  use GenServer, restart: :temporary
-
+  alias Barytherium.Connection.Deadline
   alias Barytherium.{Frame, Recording}
-  alias Barytherium.TestBroker.{Connection, Journal, Queues, Replay, Session}
+  alias Barytherium.TestBroker.{Journal, Replay, Server}
+
+  @timeout 5_000
 
   @type option ::
           {:port, :inet.port_number()}
@@ -72,6 +73,20 @@ defmodule Barytherium.TestBroker do
           | {:delay, non_neg_integer()}
           | {:error, String.t()}
           | {:refuse, Frame.frame_command(), String.t()}
+
+  @commands [:stomp, :connect, :disconnect, :send, :subscribe, :unsubscribe, :ack, :nack] ++
+              [:begin, :commit, :abort]
+
+  @options [
+    port: "a port",
+    like: ":rabbitmq or :activemq",
+    rate: "a number of messages",
+    body: "a binary",
+    heart_beat: "{milliseconds, milliseconds}",
+    replay: "a path",
+    speed: "a number above 0, or :infinity",
+    from: "a DateTime"
+  ]
 
   @doc """
   Starts a broker.
@@ -94,23 +109,27 @@ defmodule Barytherium.TestBroker do
   """
   @spec start_link([option()]) :: GenServer.on_start()
   def start_link(opts \\ []) do
-    opts =
-      Keyword.validate!(opts, [:port, :like, :rate, :body, :heart_beat, :replay, :speed, :from])
+    opts = Keyword.validate!(opts, Keyword.keys(@options))
 
-    unless opts[:like] in [nil, :rabbitmq, :activemq],
-      do: raise(ArgumentError, "like: is :rabbitmq or :activemq, not #{inspect(opts[:like])}")
-
-    options = [:binary, active: false, ip: {127, 0, 0, 1}, reuseaddr: true, nodelay: true]
-
-    # Opened here, so that a port that is in use does not end the caller, which is linked to the broker.
-    with {:ok, opts} <- replay(opts[:replay], opts),
-         {:ok, listener} <-
-           :gen_tcp.listen(Keyword.get(opts, :port, 0), [backlog: 1024] ++ options),
-         {:ok, broker} <- GenServer.start_link(__MODULE__, {listener, opts}) do
-      :ok = :gen_tcp.controlling_process(listener, broker)
-      {:ok, broker}
+    for {name, value} <- opts, value != nil and not valid?(name, value) do
+      raise ArgumentError, "#{name}: is #{@options[name]}, not #{inspect(value)}"
     end
+
+    if opts[:replay] == nil and (opts[:speed] || opts[:from]),
+      do: raise(ArgumentError, "speed: and from: are for replay:")
+
+    if opts[:replay] && opts[:rate], do: raise(ArgumentError, "rate: is not for a replay")
+    with {:ok, opts} <- replay(opts[:replay], opts), do: Server.start_link(opts)
   end
+
+  defp valid?(:port, port), do: port in 0..65_535
+  defp valid?(:like, like), do: like in [:rabbitmq, :activemq]
+  defp valid?(:rate, rate), do: is_integer(rate) and rate >= 0
+  defp valid?(:heart_beat, {a, b}), do: is_integer(a) and is_integer(b) and a >= 0 and b >= 0
+  defp valid?(:heart_beat, _other), do: false
+  defp valid?(:speed, speed), do: speed == :infinity or (is_number(speed) and speed > 0)
+  defp valid?(:from, from), do: is_struct(from, DateTime)
+  defp valid?(name, value) when name in [:body, :replay], do: is_binary(value)
 
   defp replay(nil, opts), do: {:ok, opts}
 
@@ -126,6 +145,10 @@ defmodule Barytherium.TestBroker do
     end
   end
 
+  @doc false
+  def child_spec(opts),
+    do: %{id: __MODULE__, start: {__MODULE__, :start_link, [opts]}, restart: :temporary}
+
   @doc "Returns the port that the broker listens on."
   @spec port(GenServer.server()) :: :inet.port_number()
   def port(broker), do: GenServer.call(broker, :port)
@@ -135,17 +158,18 @@ defmodule Barytherium.TestBroker do
   `GenServer.call/3` does.
   """
   @spec await_subscription(GenServer.server(), String.t(), timeout()) :: :ok
-  def await_subscription(broker, destination, timeout \\ 5_000) when is_binary(destination),
-    do: GenServer.call(broker, {:await, {:subscribed, destination}}, timeout)
+  def await_subscription(broker, destination, timeout \\ @timeout) when is_binary(destination),
+    do: Server.await(broker, {:subscribed, destination}, timeout)
 
   @doc """
   Waits until messages were published to `destination`, and each of them is acknowledged or refused, for at most
   `timeout` milliseconds. Then it exits, as `GenServer.call/3` does: also if nobody got one, or only subscriptions with
-  `ack: :auto`.
+  `ack: :auto`. What a subscription to a topic had not acknowledged when it ended is lost, and not waited for.
   """
   @spec await_acknowledgements(GenServer.server(), String.t(), timeout()) :: :ok
-  def await_acknowledgements(broker, destination, timeout \\ 5_000) when is_binary(destination),
-    do: GenServer.call(broker, {:await, {:settled, destination}}, timeout)
+  def await_acknowledgements(broker, destination, timeout \\ @timeout)
+      when is_binary(destination),
+      do: Server.await(broker, {:settled, destination}, timeout)
 
   @doc "Publishes `body` to `destination`."
   @spec publish(GenServer.server(), binary(), binary(), Frame.frame_headers()) :: :ok
@@ -188,24 +212,33 @@ defmodule Barytherium.TestBroker do
   @doc """
   Lets something go wrong.
 
-    * `:close` - the connections are closed;
-    * `{:close, n}` - each is closed when it has sent `n` more frames. Without a connection this is for the next one;
-    * `:silence` - the connections stay open, and nothing is sent or answered any more, not even heart-beats. Without a
-      connection this is for the next one;
-    * `{:delay, ms}` - the connections send everything `ms` milliseconds later. Without a connection this is for the
-      next one;
+    * `:close` - the connections are closed at once;
+    * `{:close, n}` - each is closed when it has sent `n` more frames;
+    * `:silence` - the connections stay open, and nothing is sent or answered any more, not even heart-beats;
+    * `{:delay, ms}` - the connections send everything `ms` milliseconds later;
     * `{:error, message}` - each connection gets an ERROR with this `message` header;
     * `{:refuse, command, message}` - the next frame with this command, for example `:connect`, `:subscribe` or `:send`,
       is answered with such an ERROR and does nothing.
+
+  Without a connection the second to the fourth are for the next one.
   """
   @spec fault(GenServer.server(), fault()) :: :ok
-  def fault(broker, fault), do: GenServer.call(broker, {:fault, fault})
+  def fault(broker, fault) do
+    unless fault?(fault), do: raise(ArgumentError, "no such fault: #{inspect(fault)}")
+    GenServer.call(broker, {:fault, fault})
+  end
 
-  # The function of the test runs here, so that the broker does not end if it raises.
+  defp fault?(fault) when fault in [:close, :silence], do: true
+  defp fault?({:close, n}), do: is_integer(n) and n > 0
+  defp fault?({:delay, ms}), do: is_integer(ms) and ms >= 0
+  defp fault?({:error, message}), do: is_binary(message)
+  defp fault?({:refuse, command, message}), do: command in @commands and is_binary(message)
+  defp fault?(_other), do: false
+
+  # The test's function runs here, so that the broker does not end if it raises.
   defp assert_noted(broker, kind, destination, expected, timeout)
        when is_binary(destination) and (is_binary(expected) or is_function(expected, 1)) do
-    deadline = System.monotonic_time(:millisecond) + timeout
-    search = %{broker: broker, kind: kind, destination: destination, deadline: deadline}
+    search = %{broker: broker, key: {kind, destination}, deadline: Deadline.in_ms(timeout)}
 
     with {:none, others} <- find(search, expected, []),
          do: failed(kind, destination, expected, timeout, others)
@@ -231,16 +264,12 @@ defmodule Barytherium.TestBroker do
 
   # Another process may have been faster.
   defp take?(search, {number, _frame}),
-    do: GenServer.call(search.broker, {:take, search.kind, number})
+    do: GenServer.call(search.broker, {:take, search.key, number})
 
   # The entries after those that were seen. Empty if there are none until the deadline.
   defp since(search, seen) do
     last = with [{number, _frame} | _] <- seen, do: number, else: ([] -> 0)
-    condition = {:noted, search.kind, search.destination, last}
-    left = max(search.deadline - System.monotonic_time(:millisecond), 0)
-
-    with [] <- GenServer.call(search.broker, {:check, condition}),
-         do: GenServer.call(search.broker, {:await, condition}, left)
+    Server.await(search.broker, {:noted, search.key, last}, Deadline.left(search.deadline))
   catch
     :exit, {:timeout, _call} -> []
   end
@@ -257,144 +286,4 @@ defmodule Barytherium.TestBroker do
 
   defp kind_text(:published), do: "was published to"
   defp kind_text(:acked), do: "was acknowledged from"
-
-  @impl true
-  def init({listener, opts}) do
-    Process.flag(:trap_exit, true)
-    broker = self()
-    spawn_link(fn -> accept(listener, broker, opts) end)
-
-    {:ok,
-     %{
-       listener: listener,
-       session: Session.new(opts[:like], streams?(opts)),
-       journal: %Journal{},
-       # The processes of all connections, and the faults for the next one.
-       connections: [],
-       faults: [],
-       # Whoever waits for a condition.
-       waiting: []
-     }}
-  end
-
-  defp streams?(opts), do: Keyword.get(opts, :rate, 0) > 0 or opts[:replay] != nil
-
-  defp accept(listener, broker, opts) do
-    with {:ok, socket} <- :gen_tcp.accept(listener) do
-      {:ok, connection} = Connection.start(broker, socket, opts)
-      :ok = :gen_tcp.controlling_process(socket, connection)
-      :ok = GenServer.call(broker, {:accepted, connection})
-      Connection.begin(connection)
-      accept(listener, broker, opts)
-    end
-  end
-
-  @impl true
-  def handle_call(:port, _from, state) do
-    {:ok, port} = :inet.port(state.listener)
-    {:reply, port, state}
-  end
-
-  def handle_call({:accepted, connection}, _from, state) do
-    Process.monitor(connection)
-    for fault <- Enum.reverse(state.faults), do: Connection.fault(connection, fault)
-    {:reply, :ok, %{state | connections: [connection | state.connections], faults: []}}
-  end
-
-  def handle_call({:connect, version}, {connection, _tag}, state) do
-    case Session.refusal(state.session, :connect) do
-      {nil, session} ->
-        {:reply, nil, %{state | session: Session.connected(session, connection, version)}}
-
-      {message, session} ->
-        {:reply, message, %{state | session: session}}
-    end
-  end
-
-  def handle_call({:publish, destination, headers, body}, _from, state) do
-    session = Session.publish(state.session, destination, headers, body)
-    {:reply, :ok, act(%{state | session: session})}
-  end
-
-  def handle_call({:await, condition}, from, state),
-    do: {:noreply, answer(%{state | waiting: [{condition, from} | state.waiting]})}
-
-  def handle_call({:check, condition}, _from, state),
-    do: {:reply, reached(condition, state), state}
-
-  def handle_call({:take, kind, number}, _from, state) do
-    {taken?, journal} = Journal.take(state.journal, kind, number)
-    {:reply, taken?, %{state | journal: journal}}
-  end
-
-  def handle_call({:fault, {:refuse, command, message}}, _from, state) do
-    refused = state.session.refused ++ [{command, message}]
-    {:reply, :ok, put_in(state.session.refused, refused)}
-  end
-
-  def handle_call({:fault, {:error, message}}, _from, state) do
-    error = &Session.error(&2, &1, message, nil)
-    session = state.session.connections |> Map.keys() |> Enum.reduce(state.session, error)
-    {:reply, :ok, act(%{state | session: session})}
-  end
-
-  def handle_call({:fault, fault}, _from, state) do
-    fault = if fault == :close, do: {:close, 0}, else: fault
-    for connection <- state.connections, do: Connection.fault(connection, fault)
-    faults = if state.connections == [], do: [fault | state.faults], else: state.faults
-    {:reply, :ok, %{state | faults: faults}}
-  end
-
-  @impl true
-  def handle_cast({:frames, connection, frames}, state) do
-    session = Enum.reduce(frames, state.session, &Session.handle(&2, connection, &1))
-    {:noreply, act(%{state | session: session}, connection)}
-  end
-
-  @impl true
-  def handle_info({:DOWN, _monitor, :process, connection, _reason}, state) do
-    session = Session.closed(state.session, connection)
-    connections = List.delete(state.connections, connection)
-    {:noreply, act(%{state | session: session, connections: connections})}
-  end
-
-  def handle_info({:EXIT, _acceptor, reason}, state), do: {:stop, reason, state}
-
-  @impl true
-  # Without this the port could still be in use for a moment when the broker has ended.
-  def terminate(_reason, state), do: :gen_tcp.close(state.listener)
-
-  # Tells the connections what to do, and those who wait what is the case now. `reader` may read on.
-  defp act(state, reader \\ nil) do
-    {actions, published, acked, session} = Session.take(state.session)
-    actions = if reader, do: actions ++ [{reader, :more}], else: actions
-    by_connection = Enum.group_by(actions, &elem(&1, 0), &elem(&1, 1))
-    for {connection, actions} <- by_connection, do: Connection.act(connection, actions)
-    journal = state.journal |> Journal.note(:published, published) |> Journal.note(:acked, acked)
-    answer(%{state | session: session, journal: journal})
-  end
-
-  defp answer(state) do
-    left =
-      Enum.filter(state.waiting, fn {condition, from} -> not answered?(condition, from, state) end)
-
-    %{state | waiting: left}
-  end
-
-  defp answered?(condition, from, state) do
-    case reached(condition, state) do
-      none when none in [nil, []] -> false
-      value -> GenServer.reply(from, value) == :ok
-    end
-  end
-
-  # What those who wait for the condition get, or nil or an empty list if it is not reached.
-  defp reached({:subscribed, destination}, state),
-    do: if(Queues.subscribed?(state.session.queues, destination), do: :ok)
-
-  defp reached({:settled, destination}, state),
-    do: if(Queues.settled?(state.session.queues, destination), do: :ok)
-
-  defp reached({:noted, kind, destination, seen}, state),
-    do: Journal.since(state.journal, kind, destination, seen)
 end

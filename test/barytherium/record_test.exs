@@ -39,7 +39,14 @@ defmodule Barytherium.RecordTest do
         TestBroker.publish(broker, "/topic/a", "second")
       end)
 
-    assert [%Frame{command: :connected} = connected, first, second] = read(path)
+    assert [%Frame{command: :connected} = connected, subscribe, first, second] = read(path)
+
+    assert subscribe == %Frame{
+             command: :subscribe,
+             headers: [{"destination", "/topic/a"}],
+             body: ""
+           }
+
     assert Frame.header(connected, "server") =~ "RabbitMQ"
     assert first.body == all and second.body == "second"
     assert for({"x", value} <- first.headers, do: value) == ["a:b\n", "again"]
@@ -173,6 +180,98 @@ defmodule Barytherium.RecordTest do
              "stomp://127.0.0.1:#{port}/topic/a plays #{path} from 2023-11-14 22:13:20Z on"
   end
 
+  test "a recording is played by the name that was subscribed to, too, and to nobody else", %{
+    path: path
+  } do
+    {:ok, writer} = Recording.Writer.open(path, 1_000_000)
+    headers = &[{"subscription", "s"}, {"message-id", &1}, {"destination", &1}]
+
+    frames = [
+      %Frame{command: :connected, headers: [{"server", "RabbitMQ/3.10.8"}]},
+      %Frame{command: :subscribe, headers: [{"destination", "/topic/a.*"}]},
+      %Frame{command: :message, headers: headers.("/topic/a.1"), body: "1"},
+      %Frame{command: :message, headers: headers.("/topic/a.2"), body: "2"}
+    ]
+
+    {:ok, writer} =
+      Recording.Writer.append(writer, Enum.with_index(frames, &{1_000_000 + &2, &1}))
+
+    Recording.Writer.close(writer)
+    # Also from a time on that is after the SUBSCRIBE.
+    from = DateTime.from_unix!(1_000_002, :microsecond)
+    replay = start_supervised!({TestBroker, replay: path, from: from})
+    client = start_supervised!({Client, url: url(replay, "")})
+
+    for {destination, bodies} <- [
+          {"/topic/a.*", ["1", "2"]},
+          {"/topic/a.2", ["2"]},
+          {"/topic/b", []}
+        ] do
+      {:ok, subscription} = Client.subscribe(client, destination, ack: :auto)
+
+      assert for(frame <- receive_messages(subscription, length(bodies)), do: frame.body) ==
+               bodies
+    end
+
+    refute_receive {:barytherium, :messages, _more}, 50
+    assert Client.status(client).server =~ "RabbitMQ"
+  end
+
+  test "what plays it ends with the connection, and nothing comes after the end of a subscription",
+       %{path: path} do
+    hour = 3_600_000_000
+    record_times(path, [1, 2, hour])
+    replay = start_supervised!({TestBroker, replay: path, speed: 1})
+    client = start_supervised!({Client, url: url(replay, "")}, id: :client)
+    {:ok, subscription} = Client.subscribe(client, "/topic/a", ack: :auto)
+    receive_messages(subscription, 2)
+    [connection] = :sys.get_state(replay).connections
+    [player] = Map.values(:sys.get_state(connection).fed)
+    monitor = Process.monitor(player)
+    stop_supervised!(:client)
+    assert_receive {:DOWN, ^monitor, :process, ^player, _reason}, 5_000
+    # A stale player's messages are not written.
+    assert catch_exit(GenServer.call(connection, {:play, "1", []}))
+  end
+
+  test "it goes on until its time is over, in files of the size that is asked for", %{
+    path: path
+  } do
+    broker = start_supervised!(TestBroker)
+    body = String.duplicate("x", 600_000)
+
+    {0, stderr} =
+      run(
+        Record,
+        [
+          url(broker, "/topic/a"),
+          path,
+          "--seconds",
+          "1",
+          "--file-size",
+          "1"
+        ],
+        fn ->
+          TestBroker.await_subscription(broker, "/topic/a")
+
+          for n <- 1..4 do
+            TestBroker.publish(broker, "/topic/a", body)
+            await_recorded(path, n)
+          end
+        end
+      )
+
+    assert stderr =~ "4 messages"
+    assert [_, _] = Recording.parts(path)
+  end
+
+  defp await_recorded(path, count) do
+    if length(messages(read(path))) < count do
+      Process.sleep(5)
+      await_recorded(path, count)
+    end
+  end
+
   test "mistakes are told", %{path: path} do
     File.write!(path, "something else")
     broker = start_supervised!(TestBroker)
@@ -185,6 +284,10 @@ defmodule Barytherium.RecordTest do
           {Record, [url(broker, "/topic/a"), path], 1, "it exists, and is no recording"},
           {Record, [url(broker, "/topic/a"), "/no/such/file"], 1, "no such file or directory"},
           {Record, ["stomp://127.0.0.1:1/topic/a", path <> ".new"], 1, "cannot connect"},
+          {Record, ["stomp://127.0.0.1/topic/a", "stomp://me:secret@h/b"], 2,
+           "a URL and one FILE"},
+          {Record, [url(broker, "/topic/a"), path <> ".new", "--file-size", "0"], 2,
+           "--file-size cannot be 0"},
           {Replay, [], 2, "one FILE"},
           {Replay, [path], 1, "no recording"},
           {Replay, ["/no/such/file"], 1, "no such file or directory"},
@@ -195,6 +298,8 @@ defmodule Barytherium.RecordTest do
       assert stderr =~ text
     end
 
+    # A connection that was never made has left no file.
+    refute File.exists?(path <> ".new")
     assert TestBroker.start_link(replay: path) == {:error, {:replay, :not_a_recording}}
     assert File.read!(path) == "something else"
   end

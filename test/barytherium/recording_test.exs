@@ -1,9 +1,12 @@
 defmodule Barytherium.RecordingTest do
   use ExUnit.Case, async: true
 
+  import ExUnit.CaptureLog, only: [with_log: 1]
+
   alias Barytherium.{Directory, Frame, Recording}
   alias Barytherium.Recording.Writer
 
+  @moduletag capture_log: true
   @mib 1024 * 1024
 
   setup do
@@ -65,48 +68,69 @@ defmodule Barytherium.RecordingTest do
     assert read(path) == entries
   end
 
-  test "a recording that was torn anywhere is read up to there, and goes on from there", %{
+  # The file offsets after each record.
+  defp ends(entries) do
+    sizes = for {time, frame} <- entries, do: IO.iodata_length(Recording.encode(time, frame))
+    sizes |> Enum.scan(&(&1 + &2)) |> Enum.map(&(&1 + 9))
+  end
+
+  test "a recording that was torn anywhere is read up to there, and goes on in the next file", %{
     path: path
   } do
     entries = for time <- 1..3, do: {time, message("number #{time}")}
     record(path, entries)
+    record(path, [{9, message("later")}])
     whole = File.read!(path)
-    sizes = for {_time, _payload, size} <- Recording.part(path, 0), do: size
 
     for torn <- 9..(byte_size(whole) - 1) do
       File.write!(path, binary_part(whole, 0, torn))
-      left = Enum.take(entries, Enum.count(sizes, &(&1 <= torn)))
-      assert {torn, read(path)} == {torn, left}
-      record(path, [{9, message("later")}])
-      assert read(path) == left ++ [{9, message("later")}]
+      left = Enum.take(entries, Enum.count(ends(entries), &(&1 <= torn)))
+      assert {torn, read(path)} == {torn, left ++ [{9, message("later")}]}
     end
   end
 
-  test "a file that was torn in its first bytes is begun again", %{path: path} do
-    for torn <- 0..8 do
-      File.write!(path, binary_part("STOMPREC" <> <<1>>, 0, torn))
-      record(path, [{1, message("first")}])
-      assert [{1, _frame}] = read(path)
-    end
-  end
-
-  test "a damaged record ends its file", %{path: path} do
-    record(path, for(time <- 1..3, do: {time, message("number #{time}")}))
+  test "a damaged record is left out, with what follows up to the next one in the index", %{
+    path: path
+  } do
+    entries = for time <- 1..40, do: {time, message(:binary.copy(<<time>>, 100_000))}
+    record(path, entries)
     whole = File.read!(path)
-    {at, _length} = :binary.match(whole, "number 2")
-    <<before::binary-size(at), _byte, rest::binary>> = whole
-    File.write!(path, [before, "N", rest])
-    assert [{1, _frame}] = read(path)
-    # A size that no record has.
-    File.write!(path, [binary_part(whole, 0, 9), <<0xFFFFFFFF::32>>, whole])
-    assert read(path) == []
+
+    # In a body, and in the size of a record, which is read as a larger one, or as one that cannot be.
+    for {at, byte} <- [
+          {250_000, 0},
+          {Enum.at(ends(entries), 1), 0xFF},
+          {Enum.at(ends(entries), 1) + 1, 0x05}
+        ] do
+      <<before::binary-size(at), _byte, rest::binary>> = whole
+      File.write!(path, [before, byte, rest])
+      {times, log} = with_log(fn -> for {time, _frame} <- read(path), do: time end)
+      assert Enum.take(times, 2) == [1, 2]
+      assert [next | _] = Enum.drop(times, 2)
+      assert next in 9..13 and times == [1, 2] ++ Enum.to_list(next..40)
+      assert log =~ "feed.rec is damaged, or was not written to its end, at byte 200"
+      # Without an index nothing is known of what follows.
+      assert for({time, _frame} <- read(path, 20), do: time) == Enum.to_list(20..40)
+    end
+
+    File.rm!(Recording.index(path))
+    assert [{1, _}, {2, _}] = read(path)
   end
 
-  test "a file that has its size is followed by others, and each is continued", %{path: path} do
+  test "a file that has its size is followed by others, and so is each run", %{path: path} do
     entries = for time <- 1..30, do: {time, message("number #{time}")}
-    for entry <- entries, do: record(path, [entry], 500)
+    {:ok, writer} = Writer.open(path, 500)
+
+    writer =
+      for entry <- Enum.take(entries, 20), reduce: writer do
+        writer -> with {:ok, writer} <- Writer.append(writer, [entry]), do: writer
+      end
+
+    Writer.close(writer)
     parts = Recording.parts(path)
-    assert length(parts) > 2
+    assert length(parts) in 3..6
+    record(path, Enum.drop(entries, 20))
+    assert Recording.parts(path) == parts ++ [Recording.part_path(path, length(parts) + 1)]
 
     assert Enum.map(parts, &Path.basename/1) |> Enum.take(3) == [
              "feed.rec",
@@ -117,30 +141,53 @@ defmodule Barytherium.RecordingTest do
     assert Enum.all?(parts, &(File.stat!(&1).size < 700))
     assert read(path) == entries
     assert read(path, 25) == Enum.drop(entries, 24)
+    # A batch is never divided.
+    assert List.last(Recording.parts(path)) |> File.stat!() |> Map.fetch!(:size) > 700
   end
 
-  test "the index leads to a time, and may be missing or wrong", %{path: path} do
+  test "two that record to the same path have files of their own", %{path: path} do
+    {:ok, one} = Writer.open(path, 200)
+    {:ok, other} = Writer.open(path, 200)
+
+    for n <- 1..10, reduce: {one, other} do
+      {one, other} ->
+        {:ok, one} = Writer.append(one, [{n, message("one #{n}")}])
+        {:ok, other} = Writer.append(other, [{n, message("other #{n}")}])
+        {one, other}
+    end
+
+    bodies = for {_time, frame} <- read(path), do: frame.body
+
+    assert Enum.sort(bodies) ==
+             Enum.sort(for n <- 1..10, who <- ["one", "other"], do: "#{who} #{n}")
+  end
+
+  test "files that are left over are not taken for parts of a new recording", %{path: path} do
+    for n <- 1..2, do: record(path, [{n, message("#{n}")}])
+    File.rm!(path)
+    assert Writer.open(path, @mib) == {:error, :orphans}
+  end
+
+  test "the index leads to a time, and may be missing or of another file", %{path: path} do
     entries = for time <- 1..40, do: {time, message(:binary.copy(<<time>>, 100_000))}
-    for entry <- entries, do: record(path, [entry])
-    assert [{0, 9}, {time, offset} | _more] = index = Recording.entries(path)
-    assert length(index) in 3..5 and time > 5 and offset > @mib
-    # What is read from there begins at most a MiB before.
-    assert [{first, _payload, _end} | _more] = Enum.to_list(Recording.part(path, 30))
-    assert first in 19..30
+    record(path, entries)
+    offsets = ends(entries)
+    assert [{time, offset} | _more] = index = Recording.entries(path)
+    assert length(index) in 3..4 and time > 5 and offset > @mib
+    assert Enum.all?(index, fn {_time, offset} -> offset in offsets end)
     assert Enum.map(read(path, 30), &elem(&1, 0)) == Enum.to_list(30..40)
 
-    whole = File.read!(path)
-    File.write!(path, binary_part(whole, 0, 2 * @mib))
-    record(path, [{50, message("after")}])
-    for n <- 1..20, do: record(path, [{50 + n, message(:binary.copy("x", 100_000))}])
-    offsets = for {_time, _payload, ending} <- Recording.part(path, 0), do: ending
-    for {_time, offset} <- tl(Recording.entries(path)), do: assert(offset in offsets)
+    # What is before a time is not read.
+    <<_first::binary-size(200_000), rest::binary>> = File.read!(path)
+    File.write!(path, ["STOMPREC", 1, :binary.copy(<<0>>, 199_991), rest])
+    assert ExUnit.CaptureLog.capture_log(fn -> assert length(read(path, 30)) == 11 end) == ""
 
-    File.write!(Recording.index(path), "no index, and not even a whole number of entries")
-    record(path, [{80, message("again")}])
-    assert [{70, _}, {80, _}] = Enum.take(read(path), -2)
-    File.rm!(Recording.index(path))
-    assert [{70, _}, {80, _}] = read(path, 70)
+    for index <- ["no index", for(n <- 1..20, into: <<>>, do: <<n::64, 1_000 * n::64>>)] do
+      record(path <> ".other", for(time <- 1..40, do: {time, message("#{time}")}))
+      File.write!(Recording.index(path <> ".other"), index)
+      assert Enum.map(read(path <> ".other", 20), &elem(&1, 0)) == Enum.to_list(20..40)
+      for file <- Path.wildcard(path <> ".other*"), do: File.rm!(file)
+    end
   end
 
   test "what is no recording is refused, and left alone", %{path: path} do
@@ -156,5 +203,6 @@ defmodule Barytherium.RecordingTest do
     end
 
     assert {:error, :enoent} = Writer.open("/no/such/directory/feed.rec", @mib)
+    assert {:error, :not_a_recording} = Writer.open("/dev/null", @mib)
   end
 end

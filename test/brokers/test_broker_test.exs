@@ -9,7 +9,8 @@ for {kind, like} <- [
     alias Barytherium.{BrokerScript, TestBroker}
 
     @like like
-    @scripts 10
+    # The last two are the first that need what RabbitMQ does with full subscriptions, and ActiveMQ with what comes back.
+    @seeds [1, 2, 3, 4, 5, 6, 7, 8, 16, 53]
     @steps 60
 
     test "random scripts have the same trace on the test broker and on #{inspect(kind)}", %{
@@ -17,7 +18,7 @@ for {kind, like} <- [
     } do
       test_broker = start_supervised!({TestBroker, like: @like})
 
-      for seed <- 1..@scripts do
+      for seed <- @seeds do
         :rand.seed(:exsss, seed)
         {steps, expected} = BrokerScript.random(@like, @steps)
         assert {seed, BrokerScript.play(steps, TestBroker.port(test_broker))} == {seed, expected}

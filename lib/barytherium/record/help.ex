@@ -13,13 +13,13 @@ defmodule Barytherium.Record.Help do
       COMMAND stomp://me@broker/topic/a feed.rec
       COMMAND stomp+ssl://me@broker/topic/a feed.rec --seconds 3600
 
-  A recording that exists is continued. REPLAY plays it, and so does `Barytherium.TestBroker`
+  A recording that exists is continued, in another file: `feed.rec`, `feed.2.rec`, `feed.3.rec`. REPLAY plays it, and so does `Barytherium.TestBroker`
   with `replay: "feed.rec"`. `Barytherium.Recording` reads it, and says what is in the file.
 
   A topic sends a copy: nobody notices. The messages of a queue are removed from it, each when it is in the file.
 
     * `--header NAME:VALUE` - a header for SUBSCRIBE, such as a selector. Can be repeated
-    * `--file-size N` - after N MiB go on in another file: `feed.rec`, `feed.2.rec`, `feed.3.rec`. Default: 1024
+    * `--file-size N` - after N MiB go on in another file. Default: 1024
     * `--count N` - end after N messages
     * `--seconds N` - end after N seconds
 
@@ -31,7 +31,7 @@ defmodule Barytherium.Record.Help do
   If the URL has a user and no password, the password is read from the environment's `STOMP_PASSCODE`. If
   that is not set, it is asked for. A password in the URL can be seen by other users of the machine.
 
-  If the connection is lost, it is made again. The first one has to succeed.
+  If the connection is lost, it is made again. The first one has to succeed. A topic's messages are missed meanwhile.
 
     * `--cacertfile FILE` - CA certificates to trust with `stomp+ssl`, instead of the system's
     * `--certfile FILE`, `--keyfile FILE` - a client's certificate and its key

@@ -60,9 +60,14 @@ defmodule Barytherium.Record.Options do
   defp source([url | rest]) do
     with {:ok, target} <- CommandLine.target(url) do
       case {target.destination, rest} do
-        {nil, _rest} -> {:error, :no_destination}
-        {_destination, [file]} -> {:ok, target, file}
-        {_destination, _rest} -> {:error, :no_file}
+        {nil, _rest} ->
+          {:error, :no_destination}
+
+        {_destination, [file]} ->
+          if file =~ "://", do: {:error, :no_file}, else: {:ok, target, file}
+
+        {_destination, _rest} ->
+          {:error, :no_file}
       end
     end
   end

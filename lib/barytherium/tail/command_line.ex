@@ -154,7 +154,9 @@ defmodule Barytherium.Tail.CommandLine do
   @spec message(reason()) :: String.t()
   def message({:unknown, name}), do: "unknown option #{Text.line(name)}, or its value is missing"
   def message({:invalid, name, value}), do: "#{name} cannot be #{Text.line(value)}"
-  def message({:outside, name, value}), do: "--#{name} cannot be #{value}"
+
+  def message({:outside, name, value}),
+    do: "--#{String.replace(to_string(name), "_", "-")} cannot be #{value}"
 
   def message({:not_secure, name}),
     do: "--#{name} is for TLS, and the URL begins with stomp://, not with stomp+ssl://"

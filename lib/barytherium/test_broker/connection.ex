@@ -23,7 +23,7 @@ defmodule Barytherium.TestBroker.Connection do
   @spec act(pid(), [Session.action() | :more]) :: :ok
   def act(connection, actions), do: GenServer.cast(connection, {:act, actions})
 
-  @spec fault(pid(), {:close, non_neg_integer()} | {:delay, non_neg_integer()} | :silence) :: :ok
+  @spec fault(pid(), {:close, pos_integer()} | {:delay, non_neg_integer()} | :silence) :: :ok
   def fault(connection, fault), do: GenServer.cast(connection, {:fault, fault})
 
   @impl true
@@ -37,11 +37,11 @@ defmodule Barytherium.TestBroker.Connection do
        like: opts[:like],
        parse_state: Frame.parse_state(),
        version: nil,
-       heart_beat: Keyword.get(opts, :heart_beat, {1000, 1000}),
-       rate: Keyword.get(opts, :rate, 0),
-       body: Keyword.get(opts, :body, @default_body),
+       heart_beat: opts[:heart_beat] || {1000, 1000},
+       rate: opts[:rate] || 0,
+       body: opts[:body] || @default_body,
        replay: opts[:replay],
-       # The subscriptions that get messages at the rate, or the recording: what plays it.
+       # What feeds each subscription: the process that plays the recording, or the reference of the ticks.
        fed: %{},
        watchdog: nil,
        silence: 0,
@@ -54,8 +54,11 @@ defmodule Barytherium.TestBroker.Connection do
   end
 
   @impl true
-  def handle_call({:play, messages}, _from, state) do
-    case act(messages, [], state) do
+  def handle_call({:play, id, messages}, {player, _tag}, state) do
+    # Its subscription may have ended meanwhile.
+    result = if state.fed[id] == player, do: act(messages, [], state), else: {:noreply, state}
+
+    case result do
       {:noreply, state} -> {:reply, :ok, state}
       {:stop, reason, state} -> {:stop, reason, :ok, state}
     end
@@ -66,7 +69,6 @@ defmodule Barytherium.TestBroker.Connection do
   def handle_cast({:act, actions}, state), do: act(actions, [], state)
   def handle_cast({:fault, :silence}, state), do: {:noreply, %{state | silent: true}}
   def handle_cast({:fault, {:delay, delay}}, state), do: {:noreply, %{state | delay: delay}}
-  def handle_cast({:fault, {:close, 0}}, state), do: {:stop, :normal, state}
   def handle_cast({:fault, {:close, left}}, state), do: {:noreply, %{state | left: left}}
 
   @impl true
@@ -92,24 +94,28 @@ defmodule Barytherium.TestBroker.Connection do
   def handle_info({:beat, every} = beat, state), do: again(beat, every, write("\n", state))
 
   # Sends all messages that are due since the subscription started, even if the timer is late.
-  def handle_info({:tick, id, destination, started, sent}, state)
-      when is_map_key(state.fed, id) do
+  def handle_info({:tick, id, ref, {destination, started, sent}}, %{fed: fed} = state)
+      when :erlang.map_get(id, fed) == ref do
     due = div((now() - started) * state.rate, 1000)
     own = [{"subscription", id}, {"destination", destination}]
     ids = &[{"message-id", "tick-#{&1}"}, {"ack", "tick-#{&1}"}]
     batch = for n <- sent..(due - 1)//1, do: {:frame, :message, own ++ ids.(n), state.body}
-    again({:tick, id, destination, started, due}, @tick, act(batch, [], state))
+    again({:tick, id, ref, {destination, started, due}}, @tick, act(batch, [], state))
   end
 
-  def handle_info({:tick, _id, _destination, _started, _sent}, state), do: {:noreply, state}
+  def handle_info(:due, state), do: write_due(now(), state)
+  # The ticks of a subscription that has ended, and strays.
+  def handle_info(_other, state), do: {:noreply, state}
 
-  def handle_info(:due, state) do
-    {{:value, data}, delayed} = :queue.out(state.delayed)
-    write_now(data, %{state | delayed: delayed})
-  end
+  @impl true
+  def terminate(_reason, state), do: for({_id, feed} <- state.fed, do: stop_feed(feed))
+
+  defp stop_feed(replay) when is_pid(replay), do: Replay.stop(replay)
+  defp stop_feed(_ticks), do: true
 
   # Returns when these messages are written, so that a recording cannot flood the connection.
-  defp play(connection, messages), do: GenServer.call(connection, {:play, messages}, :infinity)
+  defp play(connection, id, messages),
+    do: GenServer.call(connection, {:play, id, messages}, :infinity)
 
   defp again(event, after_ms, {:noreply, _state} = going_on) do
     Process.send_after(self(), event, after_ms)
@@ -124,18 +130,20 @@ defmodule Barytherium.TestBroker.Connection do
        when command in [:connect, :stomp] do
     version = negotiate(Frame.header(frame, "accept-version") || "1.0")
 
-    case GenServer.call(state.broker, {:connect, version}) do
-      nil ->
+    case version && GenServer.call(state.broker, {:connect, version}) do
+      :ok ->
         connected = connect(frame, %{state | version: version})
         with {:noreply, state} <- connected, do: handle_frames(frames, state)
 
-      message ->
-        act([{:frame, :error, [{"message", message}], ""}, :close], [], state)
+      nil ->
+        refuse("Supported protocol versions are 1.0, 1.1, 1.2", state)
+
+      {:error, message} ->
+        refuse(message, state)
     end
   end
 
-  defp handle_frames(_frames, %{version: nil} = state),
-    do: act([{:frame, :error, [{"message", "not connected"}], ""}, :close], [], state)
+  defp handle_frames(_frames, %{version: nil} = state), do: refuse("not connected", state)
 
   # The broker's answer ends with `:more`.
   defp handle_frames(frames, state) do
@@ -152,8 +160,13 @@ defmodule Barytherium.TestBroker.Connection do
     act([{:frame, :connected, headers, ""}], [], watch(%{state | silence: silence}))
   end
 
-  defp negotiate(accepted),
-    do: Enum.find(["1.2", "1.1"], "1.0", &(&1 in String.split(accepted, ",", trim: true)))
+  defp negotiate(accepted) do
+    accepted = accepted |> String.split(",") |> Enum.map(&String.trim/1)
+    Enum.find(["1.2", "1.1", "1.0"], &(&1 in accepted))
+  end
+
+  defp refuse(message, state),
+    do: act([{:frame, :error, [{"message", message}], ""}, :close], [], state)
 
   # Frames collect in `data`, the latest first, so that they are written at once.
   defp act(_actions, _data, %{silent: true} = state), do: {:noreply, state}
@@ -162,25 +175,19 @@ defmodule Barytherium.TestBroker.Connection do
 
   defp act([:close | _actions], data, state) do
     # What waits is written before.
-    waiting = :queue.to_list(state.delayed)
+    waiting = for {_due, data} <- :queue.to_list(state.delayed), do: data
 
-    with {:noreply, state} <- flush([data | Enum.reverse(waiting)], %{state | delay: 0}),
+    with {:noreply, state} <- write_now([waiting | Enum.reverse(data)], state),
          do: {:stop, :normal, state}
   end
 
   defp act([{:subscribed, id, destination} | actions], data, state) do
-    if state.rate > 0, do: send(self(), {:tick, id, destination, now(), 0})
-    connection = self()
-
-    replay =
-      if state.replay, do: Replay.start(id, destination, state.replay, &play(connection, &1))
-
-    act(actions, data, put_in(state.fed[id], replay))
+    act(actions, data, put_in(state.fed[id], feed(id, destination, state)))
   end
 
   defp act([{:unsubscribed, id} | actions], data, state) do
-    {replay, fed} = Map.pop(state.fed, id)
-    if replay, do: Replay.stop(replay)
+    {feed, fed} = Map.pop(state.fed, id)
+    stop_feed(feed)
     act(actions, data, %{state | fed: fed})
   end
 
@@ -195,14 +202,40 @@ defmodule Barytherium.TestBroker.Connection do
     end
   end
 
+  # What sends messages to a subscription, besides its queue.
+  defp feed(id, destination, %{replay: %{} = replay}) do
+    connection = self()
+    Replay.start(id, destination, replay, &play(connection, id, &1))
+  end
+
+  defp feed(id, destination, %{rate: rate}) do
+    ref = make_ref()
+    if rate > 0, do: send(self(), {:tick, id, ref, {destination, now(), 0}})
+    ref
+  end
+
   defp flush([], state), do: {:noreply, state}
   defp flush(data, state), do: data |> Enum.reverse() |> write(state)
 
-  defp write(data, %{delay: 0} = state), do: write_now(data, state)
+  defp write(data, %{delay: delay, delayed: delayed} = state) do
+    if delay == 0 and :queue.is_empty(delayed) do
+      write_now(data, state)
+    else
+      due = now() + delay
+      Process.send_after(self(), :due, due, abs: true)
+      {:noreply, %{state | delayed: :queue.in({due, data}, delayed)}}
+    end
+  end
 
-  defp write(data, state) do
-    Process.send_after(self(), :due, state.delay)
-    {:noreply, %{state | delayed: :queue.in(data, state.delayed)}}
+  # In order, whatever the delay was when each was to be written.
+  defp write_due(now, %{delayed: delayed} = state) do
+    with {:value, {due, data}} when due <= now <- :queue.peek(delayed),
+         {:noreply, state} <- write_now(data, %{state | delayed: :queue.drop(delayed)}) do
+      write_due(now, state)
+    else
+      {:stop, reason, state} -> {:stop, reason, state}
+      _nothing_due -> {:noreply, state}
+    end
   end
 
   defp write_now(data, state) do

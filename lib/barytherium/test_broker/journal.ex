@@ -1,45 +1,47 @@
 defmodule Barytherium.TestBroker.Journal do
   @moduledoc false
-  # What clients have published and acknowledged, as a value, for the assertions. Each entry has a number, and can be taken
-  # once.
+  # What clients have published and acknowledged, as a value, for the assertions. Each entry has a number in its
+  # destination, and can be taken once.
 
   alias Barytherium.Frame
 
-  # Entries of each kind that are remembered: enough for a test, and nothing to a benchmark that sends for hours.
+  # Entries that are remembered of each kind and destination: enough for a test, and nothing to a benchmark that sends for
+  # hours.
   @limit 10_000
 
   @type kind :: :published | :acked
   @type entry :: {number :: pos_integer(), Frame.t()}
-
-  defstruct published: :queue.new(), acked: :queue.new(), next: 1
-
-  @type t :: %__MODULE__{}
+  @typep key :: {kind(), destination :: binary()}
+  @type t :: %{key() => {:queue.queue(entry()), last :: non_neg_integer()}}
 
   @spec note(t(), kind(), [Frame.t()]) :: t()
   def note(journal, kind, frames), do: Enum.reduce(frames, journal, &note_one(&2, kind, &1))
 
-  @doc "The entries for `destination` with a number above `seen`, the oldest first."
-  @spec since(t(), kind(), binary(), non_neg_integer()) :: [entry()]
-  def since(%{next: next}, _kind, _destination, seen) when seen + 1 == next, do: []
+  @doc "The entries with a number above `seen`, the oldest first."
+  @spec since(t(), key(), non_neg_integer()) :: [entry()]
+  def since(journal, key, seen) do
+    case journal do
+      %{^key => {entries, last}} when last > seen ->
+        for {number, _frame} = entry <- :queue.to_list(entries), number > seen, do: entry
 
-  def since(journal, kind, destination, seen) do
-    for {number, frame} <- :queue.to_list(Map.fetch!(journal, kind)),
-        number > seen,
-        Frame.header(frame, "destination") == destination,
-        do: {number, frame}
+      _nothing_new ->
+        []
+    end
   end
 
   @doc "Takes an entry away, and says whether it was there."
-  @spec take(t(), kind(), pos_integer()) :: {boolean(), t()}
-  def take(journal, kind, number) do
-    entries = Map.fetch!(journal, kind)
+  @spec take(t(), key(), pos_integer()) :: {boolean(), t()}
+  def take(journal, key, number) do
+    {entries, last} = Map.fetch!(journal, key)
     rest = :queue.filter(fn {other, _frame} -> other != number end, entries)
-    {:queue.len(rest) < :queue.len(entries), Map.put(journal, kind, rest)}
+    {:queue.len(rest) < :queue.len(entries), Map.put(journal, key, {rest, last})}
   end
 
   defp note_one(journal, kind, frame) do
-    entries = :queue.in({journal.next, frame}, Map.fetch!(journal, kind))
-    %{Map.put(journal, kind, limit(entries, journal.next)) | next: journal.next + 1}
+    key = {kind, Frame.header(frame, "destination")}
+    {entries, last} = Map.get(journal, key, {:queue.new(), 0})
+    entries = :queue.in({last + 1, frame}, entries)
+    Map.put(journal, key, {limit(entries, last + 1), last + 1})
   end
 
   # A length takes as long as the queue is, so it is looked at now and then only.

@@ -83,9 +83,13 @@ defmodule Barytherium.TestBroker.Queues do
   @doc "Ends a subscription, but leaves what it has not acknowledged with the connection, as RabbitMQ does."
   @spec retire(t(), subscription()) :: t()
   def retire(state, key) do
-    {%{queue: queue}, state} = pop_in(state.subscriptions[key])
-    state = update_in(state.order[queue], &List.delete(&1, key))
-    if queue == key, do: drop(state, queue), else: state
+    {%{queue: queue, destination: destination}, state} = pop_in(state.subscriptions[key])
+
+    case List.delete(state.order[queue], key) do
+      _none when queue == key -> drop(state, queue, destination)
+      [] -> %{state | order: Map.delete(state.order, queue)}
+      others -> put_in(state.order[queue], others)
+    end
   end
 
   @doc "Ends all subscriptions of a connection. What it has not acknowledged waits again."
@@ -115,16 +119,33 @@ defmodule Barytherium.TestBroker.Queues do
 
   @doc "The deliveries that `connection` has not acknowledged, the oldest first."
   @spec unacknowledged(t(), connection()) :: [delivery()]
-  def unacknowledged(state, connection),
-    do:
-      state.unacknowledged
-      |> Map.get(connection, %{})
-      |> Map.values()
-      |> Enum.sort_by(& &1.number)
+  def unacknowledged(state, connection), do: state |> tree(connection) |> :gb_trees.values()
+
+  @doc "Those of them up to this number."
+  @spec through(t(), connection(), pos_integer()) :: [delivery()]
+  def through(state, connection, number),
+    do: state |> tree(connection) |> :gb_trees.iterator() |> take_through(number)
+
+  defp take_through(iterator, last) do
+    case :gb_trees.next(iterator) do
+      {number, delivery, iterator} when number <= last ->
+        [delivery | take_through(iterator, last)]
+
+      _later_or_none ->
+        []
+    end
+  end
+
+  defp tree(state, connection), do: Map.get(state.unacknowledged, connection, :gb_trees.empty())
 
   @doc "The delivery with this number, or nil."
   @spec delivery(t(), connection(), pos_integer()) :: delivery() | nil
-  def delivery(state, connection, number), do: state.unacknowledged[connection][number]
+  def delivery(state, connection, number) do
+    case :gb_trees.lookup(number, tree(state, connection)) do
+      {:value, delivery} -> delivery
+      :none -> nil
+    end
+  end
 
   @doc "These deliveries are over."
   @spec settle(t(), [delivery()]) :: t()
@@ -152,31 +173,32 @@ defmodule Barytherium.TestBroker.Queues do
   @doc "Are all messages to `destination` acknowledged or refused? False if there was none."
   @spec settled?(t(), binary()) :: boolean()
   def settled?(state, destination),
-    do: destination in state.settled and state.open[destination] == 0
+    do: destination in state.settled and not is_map_key(state.open, destination)
 
   defp topic?(destination), do: String.starts_with?(destination, "/topic/")
 
   defp queues(deliveries), do: deliveries |> Enum.map(& &1.message.queue) |> Enum.uniq()
 
   # A topic's subscription that has ended has no queue any more: its messages are lost.
-  defp wait(state, %{queue: queue})
+  defp wait(state, %{queue: queue, destination: destination})
        when is_tuple(queue) and not is_map_key(state.order, queue),
-       do: state
+       do: gone(state, destination, 1)
 
   defp wait(state, %{queue: queue, place: place} = message) do
     waiting = Map.get(state.waiting, queue, :gb_trees.empty())
     put_in(state.waiting[queue], :gb_trees.insert(place, message, waiting))
   end
 
-  defp drop(state, queue),
-    do: %{
-      state
-      | waiting: Map.delete(state.waiting, queue),
-        order: Map.delete(state.order, queue)
-    }
+  # The queue of a topic's subscription.
+  defp drop(state, queue, destination) do
+    {waiting, rest} = Map.pop(state.waiting, queue, :gb_trees.empty())
+    state = %{state | waiting: rest, order: Map.delete(state.order, queue)}
+    lost = :gb_trees.size(waiting)
+    if lost > 0, do: gone(state, destination, lost), else: state
+  end
 
   defp release(state, %{number: number, subscription: {connection, _id} = key}) do
-    {_delivery, state} = pop_in(state.unacknowledged[connection][number])
+    state = update_in(state.unacknowledged[connection], &:gb_trees.delete(number, &1))
 
     if is_map_key(state.subscriptions, key),
       do: update_in(state.subscriptions[key].held, &(&1 - 1)) |> has_room(key),
@@ -198,8 +220,16 @@ defmodule Barytherium.TestBroker.Queues do
   defp has_room(state, _key), do: state
 
   defp done(state, %{destination: destination}) do
-    open = Map.update!(state.open, destination, &(&1 - 1))
-    %{state | open: open, settled: MapSet.put(state.settled, destination)}
+    state = gone(state, destination, 1)
+    %{state | settled: MapSet.put(state.settled, destination)}
+  end
+
+  # So many messages to this destination are handled, or lost.
+  defp gone(state, destination, count) do
+    case state.open[destination] - count do
+      0 -> %{state | open: Map.delete(state.open, destination)}
+      left -> put_in(state.open[destination], left)
+    end
   end
 
   # Gives what waits to the subscriptions in turn, as long as one has room.
@@ -218,10 +248,17 @@ defmodule Barytherium.TestBroker.Queues do
 
       [key | others] ->
         {_place, message, waiting} = :gb_trees.take_smallest(waiting)
-        state = put_in(state.waiting[queue], waiting)
+        state = put_waiting(state, queue, waiting)
         state = put_in(state.order[queue], full ++ others ++ [key])
         state |> deliver(key, message) |> dispatch(queue)
     end
+  end
+
+  # Nothing is kept of a queue that is empty.
+  defp put_waiting(state, queue, waiting) do
+    if :gb_trees.is_empty(waiting),
+      do: %{state | waiting: Map.delete(state.waiting, queue)},
+      else: put_in(state.waiting[queue], waiting)
   end
 
   defp room?(state, key) do
@@ -244,12 +281,10 @@ defmodule Barytherium.TestBroker.Queues do
     state = %{state | next: state.next + 1, deliveries: [delivery | state.deliveries]}
 
     if ack == "auto" do
-      update_in(state.open[message.destination], &(&1 - 1))
+      gone(state, message.destination, 1)
     else
-      mine =
-        state.unacknowledged |> Map.get(connection, %{}) |> Map.put(delivery.number, delivery)
-
-      state = put_in(state.unacknowledged[connection], mine)
+      tree = :gb_trees.insert(delivery.number, delivery, tree(state, connection))
+      state = put_in(state.unacknowledged[connection], tree)
       update_in(state.subscriptions[key].held, &(&1 + 1))
     end
   end

@@ -116,11 +116,11 @@ defmodule Barytherium.TestBroker.Session do
         {:error, "There is a subscription #{id}"}
 
       true ->
-        state = out(state, connection, {:subscribed, id, destination})
-        options = subscription(state.like, headers)
-
-        {:ok,
-         deliver(state, Queues.subscribe(state.queues, {connection, id}, destination, options))}
+        with {:ok, options} <- options(state.like, headers) do
+          state = out(state, connection, {:subscribed, id, destination})
+          queues = Queues.subscribe(state.queues, {connection, id}, destination, options)
+          {:ok, deliver(state, queues)}
+        end
     end
   end
 
@@ -198,28 +198,38 @@ defmodule Barytherium.TestBroker.Session do
   defp transaction(:rabbitmq), do: []
   defp transaction(_other), do: ["transaction"]
 
-  defp subscription(like, headers) do
+  defp options(like, headers) do
     dead_letters =
       with %{"x-dead-letter-exchange" => "", "x-dead-letter-routing-key" => name} <- headers,
            do: "/queue/" <> name,
            else: (_none -> nil)
 
-    %{
-      ack: headers["ack"] || "auto",
-      prefetch: prefetch(headers["prefetch-count"], headers["activemq.prefetchSize"], like),
-      dead_letters: dead_letters
-    }
+    with {:ok, ack} <- ack(headers["ack"], like),
+         {:ok, prefetch} <-
+           prefetch(headers["prefetch-count"], headers["activemq.prefetchSize"], like),
+         do: {:ok, %{ack: ack, prefetch: prefetch, dead_letters: dead_letters}}
   end
 
+  defp ack(nil, _like), do: {:ok, "auto"}
+  defp ack(ack, _like) when ack in ["auto", "client", "client-individual"], do: {:ok, ack}
+  defp ack(_unknown, :activemq), do: {:ok, "auto"}
+  defp ack(unknown, _like), do: {:error, "Unknown ack mode: #{unknown}"}
+
   # ActiveMQ's own limit, if there is no other.
-  defp prefetch(_count, nil, :activemq), do: 1_000
+  defp prefetch(_count, nil, :activemq), do: {:ok, 1_000}
   defp prefetch(_count, size, :activemq), do: limit(size)
   defp prefetch(count, _size, :rabbitmq), do: limit(count)
   defp prefetch(count, size, nil), do: limit(count || size)
 
-  defp limit(nil), do: :infinity
-  defp limit("0"), do: :infinity
-  defp limit(text), do: String.to_integer(text)
+  defp limit(nil), do: {:ok, :infinity}
+
+  defp limit(text) do
+    case Integer.parse(text) do
+      {0, ""} -> {:ok, :infinity}
+      {limit, ""} when limit > 0 -> {:ok, limit}
+      _other -> {:error, "Not a prefetch limit: #{text}"}
+    end
+  end
 
   defp end_transaction(%{"transaction" => id}, connection, state) do
     case pop_in(state.connections[connection].transactions[id]) do
@@ -241,8 +251,7 @@ defmodule Barytherium.TestBroker.Session do
   # refuses only the one.
   defp covered(command, %{subscription: {connection, _id} = key} = delivery, state) do
     if delivery.ack == "client" and {state.like, command} != {:activemq, :nack} do
-      for one <- Queues.unacknowledged(state.queues, connection),
-          one.number <= delivery.number,
+      for one <- Queues.through(state.queues, connection, delivery.number),
           state.like == :rabbitmq or one.subscription == key,
           do: one
     else
@@ -281,8 +290,10 @@ defmodule Barytherium.TestBroker.Session do
   defp bury(state, deliveries, destination) do
     state = deliver(state, Queues.settle(state.queues, deliveries))
 
+    # What is refused there too is gone.
     for %{message: message} = delivery <- deliveries,
         to = destination.(delivery),
+        to != message.destination,
         reduce: state do
       state -> publish(state, to, message.headers ++ death(state.like, message), message.body)
     end

@@ -26,7 +26,7 @@ pub struct Route {
 /// What the message to the recipient says about where its frames come from.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
-    /// As in every message of a connection: a cast that names the sender.
+    /// A cast that names the sender, as every message of a connection, and when the first frame was read.
     Sender(LocalPid),
     /// A plain message that names the subscription: its client, and its number there.
     Subscription(LocalPid, u64),

@@ -312,7 +312,7 @@ defmodule Barytherium.Network.InflateTest do
 
     for {subscription, body} <- [{"raw", gzip}, {"inflated", "text"}, {"default", "text"}] do
       Peer.send(peer, message(gzip, "subscription:#{subscription}\n"))
-      assert_receive {:"$gen_cast", {:barytherium, :frames, {[%Frame{body: ^body}], ^sender}}}
+      assert_receive {:"$gen_cast", {:barytherium, :frames, {[%Frame{body: ^body}], ^sender, _}}}
     end
 
     Peer.close(peer)

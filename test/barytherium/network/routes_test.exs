@@ -36,7 +36,9 @@ defmodule Barytherium.Network.RoutesTest do
 
   defp pass_on(test) do
     receive do
-      {:"$gen_cast", {:barytherium, :frames, {frames, sender}}} ->
+      # The time is that of the first frame.
+      {:"$gen_cast", {:barytherium, :frames, {frames, sender, read_at}}} ->
+        true = read_at in 1..Native.clock()
         send(test, {self(), for(frame <- frames, do: {frame.body, frame.headers}), sender})
 
       {:fence, _term} = fence ->

@@ -1,7 +1,7 @@
 # `Barytherium.Client` and `Barytherium.Consumer` with every broker.
 for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
   defmodule Module.concat(kind, ClientTest) do
-    use Barytherium.BrokerCase, async: false, broker: kind
+    use Barytherium.BrokerCase, async: true, broker: kind
 
     import Barytherium.ReceiverCase, only: [eventually: 2]
 

@@ -2,6 +2,8 @@ defmodule Barytherium.DemoTest do
   @moduledoc "script/demo, as a pipe sees it. A terminal gets the board instead of the lines."
   use ExUnit.Case, async: false
 
+  # It waits for other programs most of the time, see `script/test`.
+  @moduletag :programs
   @moduletag timeout: 60_000
 
   defp demo(args) do

@@ -4,6 +4,8 @@ defmodule Barytherium.ExamplesTest do
 
   alias Barytherium.{Recording, TestBroker}
 
+  # It waits for other programs most of the time, see `script/test`.
+  @moduletag :programs
   @moduletag timeout: 60_000
   @examples ~w(supervised_consumer darwin_feed ordered_fan_out publisher)
 

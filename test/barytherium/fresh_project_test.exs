@@ -2,6 +2,8 @@ defmodule Barytherium.FreshProjectTest do
   # As for an existing user, one line of mix.exs has to be enough.
   use ExUnit.Case, async: false
 
+  # It waits for other programs most of the time, see `script/test`.
+  @moduletag :programs
   @moduletag timeout: 180_000
   @sources File.cwd!()
   @fixtures Path.join(@sources, "test/fixtures")

@@ -6,6 +6,8 @@ defmodule Barytherium.PackageTest do
   alias Barytherium.{Certificates, HttpsServer, WithoutCargo}
 
   @moduletag :tmp_dir
+  # It waits for other programs most of the time, see `script/test`.
+  @moduletag :programs
   @moduletag timeout: 180_000
   @library "_build/prod/lib/barytherium/priv/native/libbarytherium_nif.so"
 

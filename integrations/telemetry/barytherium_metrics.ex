@@ -6,11 +6,11 @@ defmodule BarytheriumMetrics do
 
   The state of the feeds is no event of the library, because somebody has to ask for it. `telemetry_poller` can:
 
-      {:telemetry_poller, measurements: [{BarytheriumMetrics, :poll, [[MyApp.Stomp]]}], period: 10_000}
+      {:telemetry_poller, measurements: [{BarytheriumMetrics, :poll, [[MyApp.Stomp], [MyApp.Trains]]}], period: 10_000}
   """
   import Telemetry.Metrics
 
-  alias Barytherium.{Client, Histogram}
+  alias Barytherium.{Client, Consumer, Histogram}
 
   @milliseconds {:native, :millisecond}
 
@@ -62,18 +62,22 @@ defmodule BarytheriumMetrics do
     do: Map.put(metadata, :reason, reason)
 
   @doc """
-  Emits `[:barytherium, :feed]` for each subscription of `clients`, with what `Barytherium.Client.feeds/1` returns of it:
-  times in milliseconds; and of the delays the median and the 99th percentile since the process that calls this has done it
-  before, in microseconds. A client that is not there is left out.
+  Emits `[:barytherium, :feed]` for each subscription of `clients` and `consumers`, which are names or pids, with what
+  `Barytherium.Client.feeds/1` returns of it: times in milliseconds; and of the delays the median and the 99th percentile
+  since the process that calls this has done it before, in microseconds. Whoever is not there is left out.
   """
-  def poll(clients) do
-    for client <- clients, feed <- feeds_of(client) do
+  def poll(clients, consumers \\ []) do
+    of_consumers =
+      for name <- consumers, client <- ask(&Consumer.clients/1, name), do: {name, client}
+
+    for {name, client} <- Enum.map(clients, &{&1, &1}) ++ of_consumers,
+        {feed, number} <- Enum.with_index(ask(&Client.feeds/1, client)) do
       {destination, counters} = Map.pop!(feed, :destination)
       {delays, counters} = Map.split(counters, [:to_start, :to_ack])
-      measurements = Map.merge(counters, quantiles(delays, {client, destination}))
+      measurements = Map.merge(counters, quantiles(delays, {client, number}))
       known = Map.reject(measurements, fn {_name, value} -> value == nil end)
 
-      :telemetry.execute([:barytherium, :feed], known, %{client: client, destination: destination})
+      :telemetry.execute([:barytherium, :feed], known, %{client: name, destination: destination})
     end
 
     :ok
@@ -91,8 +95,8 @@ defmodule BarytheriumMetrics do
         do: {name, Histogram.quantile(recent, part)}
   end
 
-  defp feeds_of(client) do
-    Client.feeds(client)
+  defp ask(question, name) do
+    question.(name)
   catch
     :exit, _reason -> []
   end

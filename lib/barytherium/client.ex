@@ -434,7 +434,7 @@ defmodule Barytherium.Client do
   Options:
 
     * `:receipt` - with `true`, `:ok` means that the broker has read it: it has answered with a receipt. `:unconfirmed`
-      or `:timeout`: it may have. A transaction has the receipt of its COMMIT instead; and `:unsupported` is for handlers
+      or `:timeout`: it may have; `:unconfirmed` is also for messages that were acknowledged before. A transaction has the receipt of its COMMIT instead; and `:unsupported` is for handlers
       that share messages by a key, with `ack: :client`. Default: `false`;
     * `:timeout` - milliseconds that the receipt may take. Default: 5,000.
 
@@ -519,8 +519,8 @@ defmodule Barytherium.Client do
     * `:repeats` - messages whose number is not after that of the one before;
     * `:to_start` - how long messages take from the socket to their callback, a `t:Barytherium.Histogram.t/0`, in
       microseconds. Of each list of messages that a handler gets, the first one is counted;
-    * `:to_ack` - the same, to the writing of their acknowledgement. Both are `nil` without handlers, which only consumers
-      have.
+    * `:to_ack` - the same, to the writing of their acknowledgement; not if that waits for other handlers (`key:` with
+      `ack: :client`). Both are `nil` without handlers, which only consumers have.
   """
   @type feed :: %{
           destination: String.t(),

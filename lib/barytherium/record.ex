@@ -114,8 +114,7 @@ defmodule Barytherium.Record do
         if state.messages == options.count, do: ended(0, state), else: loop(state)
 
       {:error, reason} ->
-        stop(state)
-        cannot_write(reason, options)
+        failed(reason, state)
     end
   end
 
@@ -136,7 +135,7 @@ defmodule Barytherium.Record do
 
     case append(beginning(info, state.options), state) do
       {:ok, state} -> loop(state)
-      {:error, reason} -> cannot_write(reason, state.options)
+      {:error, reason} -> failed(reason, state)
     end
   end
 
@@ -154,7 +153,7 @@ defmodule Barytherium.Record do
 
     case Writer.sync(state.writer) do
       :ok -> loop(state)
-      {:error, reason} -> cannot_write(reason, state.options)
+      {:error, reason} -> failed(reason, state)
     end
   end
 
@@ -175,6 +174,11 @@ defmodule Barytherium.Record do
     Client.close(state.client, @close_timeout)
     Writer.sync(state.writer)
     Writer.close(state.writer)
+  end
+
+  defp failed(reason, state) do
+    stop(state)
+    cannot_write(reason, state.options)
   end
 
   defp cannot_write(reason, options) do

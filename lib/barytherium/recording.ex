@@ -147,16 +147,23 @@ defmodule Barytherium.Recording do
     size = File.stat!(path).size
     entries = entries(path)
     state = %{path: path, file: file, size: size, entries: entries, buffer: <<>>, offset: 0}
-    known = for {time, offset} <- Enum.reverse(entries), time <= from, do: offset
+    # Records before that of an entry may have the same time.
+    known = for {time, offset} <- Enum.reverse(entries), time < from, do: offset
 
     # An index may be of another file.
     Enum.find_value(known ++ [byte_size(@magic)], &begins(&1, state)) ||
       at(byte_size(@magic), state)
   end
 
-  defp begins(offset, state) do
-    state = offset |> at(state) |> fill()
-    if match?({[_ | _], _state}, records(state, [])), do: state
+  # The state there, if a record begins there.
+  defp begins(offset, state), do: offset |> at(state) |> with_record()
+
+  defp with_record(state) do
+    case records(state, []) do
+      {[_ | _], _state} -> state
+      {[], %{buffer: :damaged}} -> nil
+      {[], _state} -> if at_end?(state), do: nil, else: state |> fill() |> with_record()
+    end
   end
 
   defp at(offset, state) do
@@ -211,12 +218,17 @@ defmodule Barytherium.Recording do
     case :file.read(file, wanted) do
       {:ok, bytes} -> %{state | buffer: buffer <> bytes}
       :eof -> %{state | size: state.offset + byte_size(buffer)}
+      {:error, reason} -> raise File.Error, reason: reason, action: "read", path: state.path
     end
   end
 
   # The records that are in the buffer.
   defp records(%{buffer: buffer, offset: offset, size: size} = state, records) do
     case buffer do
+      # What was written since the reading began.
+      _more when offset >= size ->
+        {Enum.reverse(records), %{state | buffer: <<>>}}
+
       <<length::32, _rest::binary>> when length > @max_record or offset + 16 + length > size ->
         {Enum.reverse(records), %{state | buffer: :damaged}}
 

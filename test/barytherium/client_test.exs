@@ -83,6 +83,11 @@ defmodule Barytherium.ClientTest do
       assert {headers, "many"} = expect(peer, :send)
       refute is_map_key(headers, "content-length")
 
+      opts = [headers: [{"content-length", "4"}]]
+      set = ~r/"content-length" of this send is set by the client/
+      assert_raise ArgumentError, set, fn -> Client.publish(client, "/queue/a", "text", opts) end
+      opts = [content_length: false]
+
       assert_raise ArgumentError, ~r/has a NUL/, fn ->
         Client.publish(client, "/queue/a", <<0>>, opts)
       end

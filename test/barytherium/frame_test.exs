@@ -32,6 +32,14 @@ defmodule Barytherium.FrameTest do
     without = %Frame{command: :send, headers: [{"content-length", false}, {"a", "b"}], body: "c"}
     assert format(without) == "SEND\na:b\n\nc\0"
     assert_raise ArgumentError, ~r/has a NUL/, fn -> format(%{without | body: "a\0b"}) end
+
+    twice = %{
+      without
+      | headers: [{"content-length", false}, {"content-length", "1"}],
+        body: "long"
+    }
+
+    assert format(twice) == "SEND\n\nlong\0"
     mistake = %{without | headers: [{"content-length", nil}]}
 
     assert_raise ArgumentError, ~r/the content-length of this send is "nil"/, fn ->

@@ -285,6 +285,40 @@ defmodule Barytherium.HealthTest do
     if count(to_start) == 3, do: assert(longest(to_start) >= 60_000 and longest(to_ack) >= 90_000)
   end
 
+  test "each subscription has its own delays, and one without acknowledgements none to them" do
+    broker = start_supervised!({TestBroker, rate: 200})
+    url = "stomp://127.0.0.1:#{TestBroker.port(broker)}"
+    {:ok, consumer} = Timed.start_link(url: url, init_arg: self())
+    for name <- ["a", "b"], do: TestBroker.await_subscription(broker, "/queue/#{name}")
+    # While one is handled, those of both subscriptions come together.
+    assert_receive {:handling, _body, handler}
+    Process.sleep(100)
+    send(handler, :go_on)
+    for _ <- 1..30, do: assert_receive({:handling, _, _}) && send(handler, :go_on)
+    [client] = Consumer.clients(consumer)
+    assert [%{to_start: a, to_ack: [_ | _]}, %{to_start: b, to_ack: []}] = Client.feeds(client)
+    assert count(a) > 0 and count(b) > 0
+    assert abs(count(a) - count(b)) <= 3
+  end
+
+  test "after a lost connection there are no times of what was not handled" do
+    broker = start_supervised!(TestBroker)
+    url = "stomp://127.0.0.1:#{TestBroker.port(broker)}"
+    {:ok, consumer} = Timed.start_link(url: url, init_arg: self(), backoff: {60_000, 60_000})
+    TestBroker.await_subscription(broker, "/queue/a")
+    for n <- 1..3, do: TestBroker.publish(broker, "/queue/a", "#{n}")
+    assert_receive {:handling, "1", handler}
+    [client] = Consumer.clients(consumer)
+    TestBroker.fault(broker, :close)
+    eventually(fn -> Client.status(client).state != :connected end)
+    send(handler, :go_on)
+    # The handler has done what it had when it answers.
+    :sys.get_state(handler)
+    assert [%{to_start: to_start, to_ack: []}, _other] = Client.feeds(client)
+    assert count(to_start) == 1
+    refute_received {:handling, _more, _handler}
+  end
+
   test "a connection whose consumer is slow does not end" do
     subscribe = {"/queue/a", max_silence: 1_500, on_silence: :reconnect}
 

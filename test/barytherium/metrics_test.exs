@@ -121,7 +121,9 @@ defmodule Barytherium.MetricsTest do
     refute is_map_key(second, :to_start_p50)
     handled(broker)
     module.poll([client])
-    assert_receive {[:barytherium, :feed], %{to_start_p50: _}, _metadata}
+    assert_receive {[:barytherium, :feed], %{to_start_p50: _}, %{client: ^client}}
+    module.poll([], [Trains, :not_there])
+    assert_receive {[:barytherium, :feed], %{messages: 2}, %{client: Trains}}
   end
 
   # Stands for `Phoenix.LiveDashboard.PageBuilder`: a template is its text.

@@ -117,6 +117,37 @@ defmodule Barytherium.RecordingTest do
     assert [{1, _}, {2, _}] = read(path)
   end
 
+  test "large records are found behind damage and by their time", %{path: path} do
+    entries = for time <- 1..12, do: {time, message(:binary.copy(<<time>>, 600_000))}
+    record(path, entries)
+    <<before::binary-size(700_000), _byte, rest::binary>> = File.read!(path)
+    File.write!(path, [before, 0, rest])
+    assert [1, next | _] = times = for({time, _frame} <- read(path), do: time)
+    assert next in 3..4 and times == [1 | Enum.to_list(next..12)]
+    assert for({time, _frame} <- read(path, 9), do: time) == Enum.to_list(9..12)
+  end
+
+  test "messages that came together have the same time, and none is left out", %{path: path} do
+    early = for time <- 1..10, do: {time, message(:binary.copy("x", 100_000))}
+    record(path, early ++ for(n <- 1..40, do: {200, message(:binary.copy(<<n>>, 100_000))}))
+    assert length(read(path, 200)) == 40
+  end
+
+  test "a recording can be read while it grows", %{path: path} do
+    {:ok, writer} = Writer.open(path, 1_000 * @mib)
+    {:ok, writer} = Writer.append(writer, for(n <- 1..5, do: {n, message("#{n}")}))
+
+    {frames, log} =
+      with_log(fn ->
+        path
+        |> Recording.stream()
+        |> Enum.map(fn {time, _frame} -> {time, Writer.append(writer, [{9, message("more")}])} end)
+      end)
+
+    assert Enum.map(frames, &elem(&1, 0)) == Enum.to_list(1..5)
+    assert log == ""
+  end
+
   test "a file that has its size is followed by others, and so is each run", %{path: path} do
     entries = for time <- 1..30, do: {time, message("number #{time}")}
     {:ok, writer} = Writer.open(path, 500)

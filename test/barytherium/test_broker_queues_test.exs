@@ -331,6 +331,18 @@ defmodule Barytherium.TestBrokerQueuesTest do
     assert Frame.header(message, "subscription") == "/queue/a"
   end
 
+  test "an acknowledgement that was not confirmed in time is not said to be, when it is asked for again" do
+    broker = broker(like: :rabbitmq)
+    {client, subscription} = subscribed(broker, "/queue/a", ack: :client)
+    publish(broker, "/queue/a", ["1", "2"])
+    [_one, two] = messages(subscription, 2)
+    :ok = TestBroker.fault(broker, {:delay, 500})
+    assert {:error, %{reason: :timeout}} = Client.ack(client, two, receipt: true, timeout: 50)
+    assert {:error, %{reason: :unconfirmed}} = Client.ack(client, two, receipt: true)
+    # It was written for certain.
+    assert TestBroker.await_acknowledgements(broker, "/queue/a") == :ok
+  end
+
   test "a message that is refused as a dead letter too is gone" do
     broker = broker()
     {client, subscription} = subscribed(broker, "/queue/DLQ", ack: :client_individual)

@@ -241,8 +241,13 @@ defmodule Barytherium.Client.Exchange do
 
   defp done(_no_transaction, _data), do: {:ok, []}
 
-  defp write_acknowledgements([_ | _] = frames, {:receipt, timeout}, from, data),
-    do: Writing.submit(frames, {:caller, from}, Deadline.in_ms(timeout), data)
+  # Of what was acknowledged before nothing is known.
+  defp write_acknowledgements([], {:receipt, _timeout}, from, data),
+    do: reply(from, {:error, :unconfirmed, []}, data)
+
+  # They are written for certain, as those without a receipt: nothing else could be said of them later.
+  defp write_acknowledgements(frames, {:receipt, timeout}, from, data),
+    do: Writing.write_now(frames, {:caller, from}, timeout, data)
 
   defp write_acknowledgements(frames, _no_receipt, from, data) do
     if frames != [], do: Sender.write(data.connection.sender, frames)

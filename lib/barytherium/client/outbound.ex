@@ -8,7 +8,7 @@ defmodule Barytherium.Client.Outbound do
   # Headers that the client sets itself. Of repeated headers only the first would count.
   @reserved %{
     connect: ~w(accept-version host heart-beat login passcode),
-    send: ~w(destination receipt transaction),
+    send: ~w(destination receipt transaction content-length),
     subscribe: ~w(id destination ack receipt),
     nack: ~w(id message-id subscription receipt transaction)
   }
@@ -49,8 +49,15 @@ defmodule Barytherium.Client.Outbound do
   @doc "Checks headers that are added to those of a frame that the client makes."
   @spec check_headers!(:connect | :send | :subscribe | :nack, term()) :: :ok
   def check_headers!(command, headers) do
-    {%Frame{headers: headers}, _cost} = Frame.prepare(%Frame{command: command, headers: headers})
+    # Before the check of a length, which is not that of this body.
+    if is_list(headers) and List.keymember?(headers, "content-length", 0),
+      do: reserved!(headers, command)
 
+    {%Frame{headers: headers}, _cost} = Frame.prepare(%Frame{command: command, headers: headers})
+    reserved!(headers, command)
+  end
+
+  defp reserved!(headers, command) do
     for {name, _value} <- headers, name in @reserved[command] do
       raise ArgumentError, "the header #{inspect(name)} of this #{command} is set by the client"
     end

@@ -117,14 +117,9 @@ defmodule Barytherium.Consumer.Decisions do
   @spec flush(Handler.t()) :: Handler.t()
   def flush(%{acks: []} = handler), do: handler
 
-  def flush(%{timed: {to_ack, read_at}} = handler) do
-    Feed.delayed(to_ack, read_at)
-    flush(%{handler | timed: nil})
-  end
-
   def flush(%{session: %Session{sender: sender}, acks: acks, partition: nil} = handler) do
     Sender.write(sender, Enum.reverse(acks))
-    %{handler | acks: []}
+    timed(%{handler | acks: []})
   end
 
   def flush(%{session: %Session{sender: sender}, acks: acks, partition: partition} = handler) do
@@ -135,6 +130,17 @@ defmodule Barytherium.Consumer.Decisions do
       # See `Barytherium.Consumer.Partition.settle/2`.
       do: GenServer.cast(partition, {:settle, for({:settle, one} <- decisions, do: one)})
 
-    %{handler | acks: []}
+    # When those are written is known to nobody here.
+    if frames == [], do: %{handler | acks: []}, else: timed(%{handler | acks: []})
+  end
+
+  defp timed(%{timed: []} = handler), do: handler
+
+  defp timed(%{timed: timed, session: %Session{sender: sender}} = handler) do
+    # After the end of a connection nothing is written.
+    if Process.alive?(sender),
+      do: for({to_ack, read_at} <- timed, do: Feed.delayed(to_ack, read_at))
+
+    %{handler | timed: []}
   end
 end

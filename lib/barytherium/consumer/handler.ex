@@ -47,8 +47,8 @@ defmodule Barytherium.Consumer.Handler do
     # The mode of the subscription, and its delays, or nil if there are several.
     mode: nil,
     delays: nil,
-    # The message whose acknowledgement is to be timed: where, and when it was read.
-    timed: nil,
+    # The messages whose acknowledgement is to be timed: where, and when they were read.
+    timed: [],
     # The sender of the connection that the messages come from, and whether that is the session's and
     # still exists.
     sender: nil,
@@ -112,12 +112,12 @@ defmodule Barytherium.Consumer.Handler do
 
   @doc """
   Handles messages in order, and writes their acknowledgements. `:stop`: a callback raised, and the
-  consumer is to end. The first one was read at `read_at`, and stands for all in the delays of its subscription.
+  consumer is to end. The first one was read at `read_at`.
   """
   @spec handle(t(), [Frame.t()], pid(), read_at :: non_neg_integer()) :: {:ok | :stop, t()}
   def handle(%__MODULE__{} = handler, [], _sender, _read_at), do: {:ok, handler}
 
-  def handle(%__MODULE__{} = handler, [first | _] = messages, sender, read_at) do
+  def handle(%__MODULE__{} = handler, messages, sender, read_at) do
     now = System.monotonic_time()
     working(handler.working, now)
 
@@ -128,9 +128,10 @@ defmodule Barytherium.Consumer.Handler do
           observed: Telemetry.observed?(),
           flushed: now,
           checked: now,
-          stride: 1,
-          timed: timed(delays(handler, first), read_at)
+          stride: 1
       })
+
+    handler = %{handler | timed: timed(handler, firsts(handler, messages), read_at)}
 
     {next, handler} =
       if function_exported?(handler.module, :handle_batch, 2),
@@ -141,11 +142,24 @@ defmodule Barytherium.Consumer.Handler do
     {next, Decisions.flush(handler)}
   end
 
-  defp timed(nil, _read_at), do: nil
+  # The first message of each subscription, which stands for all.
+  defp firsts(%{mode: nil, session: %Session{} = session}, messages),
+    do: Enum.uniq_by(messages, &Session.subscription_id(session, &1))
 
-  defp timed(delays, read_at) do
-    Feed.delayed(delays.to_start, read_at)
-    {delays.to_ack, read_at}
+  defp firsts(_handler, [first | _]), do: [first]
+
+  defp timed(handler, firsts, read_at) do
+    for message <- firsts,
+        wanted?(handler, message),
+        delays = delays(handler, message),
+        reduce: [] do
+      timed ->
+        Feed.delayed(delays.to_start, read_at)
+
+        if Decisions.mode(handler, message) == :auto,
+          do: timed,
+          else: [{delays.to_ack, read_at} | timed]
+    end
   end
 
   defp delays(%{mode: nil, session: %Session{delays: delays} = session}, message),

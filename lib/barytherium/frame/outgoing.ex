@@ -23,7 +23,7 @@ defmodule Barytherium.Frame.Outgoing do
           {Frame.frame_headers(), Frame.frame_body(), pos_integer()}
   def prepare(command, headers, body) do
     command in @commands || raise ArgumentError, unknown_command(command)
-    headers = headers(headers, command)
+    headers = headers |> headers(command) |> without_lengths()
     body = body(body, command)
     check_length(List.keyfind(headers, "content-length", 0), body, command)
     check_line_ends(headers, command)
@@ -63,6 +63,14 @@ defmodule Barytherium.Frame.Outgoing do
 
   defp headers(_other, command),
     do: raise(ArgumentError, "the headers of this #{command} are not a list of {name, value}")
+
+  # None, if the first is none.
+  defp without_lengths(headers) do
+    case List.keyfind(headers, "content-length", 0) do
+      {_name, ""} = none -> [none | Enum.reject(headers, &(elem(&1, 0) == "content-length"))]
+      _one_or_nil -> headers
+    end
+  end
 
   defp plain?({name, value}), do: is_binary(name) and name != "" and is_binary(value)
   defp plain?(_other), do: false

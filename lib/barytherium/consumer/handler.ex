@@ -2,8 +2,6 @@ defmodule Barytherium.Consumer.Handler do
   @moduledoc false
   # Runs the callbacks of a consumer on messages, and acknowledges them.
 
-  require Logger
-
   alias Barytherium.Client.{Feed, Outbound, Session}
   alias Barytherium.Connection.Deadline
   alias Barytherium.Consumer.{Decisions, FailureLog}

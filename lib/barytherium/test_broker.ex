@@ -29,8 +29,8 @@ defmodule Barytherium.TestBroker do
 
     * it has no wildcards, exchanges, durable subscriptions, temporary queues, selectors, priorities and expiry;
     * texts of errors, and ids. Its message ids change with each delivery, ActiveMQ's do not;
-    * RabbitMQ sends receipts when it is ready, and gives back what a cumulative NACK covers subscription by
-      subscription;
+    * RabbitMQ sends receipts when it is ready, and takes what a cumulative ACK or NACK covers subscription by
+      subscription, so that another one may have room first;
     * in ActiveMQ an acknowledgement makes room for the next message before its transaction is committed. It keeps
       persistent messages of a queue and others apart. If a connection ends that is subscribed to a queue twice, one
       subscription gets what the other had.

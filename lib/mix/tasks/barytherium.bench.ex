@@ -7,11 +7,5 @@ defmodule Mix.Tasks.Barytherium.Bench do
   use Mix.Task
 
   @impl true
-  def run(argv) do
-    # The project's own application is not started.
-    Mix.Task.run("app.config")
-    {:ok, _started} = Application.ensure_all_started(:barytherium)
-    status = Barytherium.Bench.run(argv, "mix barytherium.bench")
-    if status != 0, do: exit({:shutdown, status})
-  end
+  def run(argv), do: Barytherium.MixTask.run(Barytherium.Bench, argv, "mix barytherium.bench")
 end

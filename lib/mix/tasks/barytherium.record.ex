@@ -7,11 +7,5 @@ defmodule Mix.Tasks.Barytherium.Record do
   use Mix.Task
 
   @impl true
-  def run(argv) do
-    # The project's own application is not started.
-    Mix.Task.run("app.config")
-    {:ok, _started} = Application.ensure_all_started(:barytherium)
-    status = Barytherium.Record.run(argv, "mix barytherium.record")
-    if status != 0, do: exit({:shutdown, status})
-  end
+  def run(argv), do: Barytherium.MixTask.run(Barytherium.Record, argv, "mix barytherium.record")
 end

@@ -7,11 +7,5 @@ defmodule Mix.Tasks.Barytherium.Send do
   use Mix.Task
 
   @impl true
-  def run(argv) do
-    # The project's own application is not started.
-    Mix.Task.run("app.config")
-    {:ok, _started} = Application.ensure_all_started(:barytherium)
-    status = Barytherium.Send.run(argv, "mix barytherium.send")
-    if status != 0, do: exit({:shutdown, status})
-  end
+  def run(argv), do: Barytherium.MixTask.run(Barytherium.Send, argv, "mix barytherium.send")
 end

@@ -7,11 +7,5 @@ defmodule Mix.Tasks.Barytherium.Tail do
   use Mix.Task
 
   @impl true
-  def run(argv) do
-    # The project's own application is not started: its consumers would take messages.
-    Mix.Task.run("app.config")
-    {:ok, _started} = Application.ensure_all_started(:barytherium)
-    status = Barytherium.Tail.run(argv, "mix barytherium.tail")
-    if status != 0, do: exit({:shutdown, status})
-  end
+  def run(argv), do: Barytherium.MixTask.run(Barytherium.Tail, argv, "mix barytherium.tail")
 end

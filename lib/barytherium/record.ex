@@ -21,14 +21,13 @@ defmodule Barytherium.Record do
   defp start(options) do
     passcode = Login.passcode(options.target)
     trapped = Process.flag(:trap_exit, true)
-    {:ok, client} = Client.start_link([listener: self()] ++ Login.client(options, passcode))
 
     status =
-      receive do
-        {:barytherium, :client, {{:connected, info}, ^client}} ->
+      case options |> Login.client(passcode) |> Login.connect(:infinity) do
+        {:ok, client, info} ->
           begin(info, %{options: options, client: client, messages: 0, bytes: 0, started: now()})
 
-        {:barytherium, :client, {{:connection_failure, error}, ^client}} ->
+        {:error, error} ->
           CommandLine.complain(Login.failure(error, options.target))
           1
       end
@@ -172,7 +171,6 @@ defmodule Barytherium.Record do
 
   defp stop(state) do
     Client.close(state.client, @close_timeout)
-    Writer.sync(state.writer)
     Writer.close(state.writer)
   end
 

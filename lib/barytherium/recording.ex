@@ -59,12 +59,14 @@ defmodule Barytherium.Recording do
 
   def stream(path, from) when is_integer(from) do
     check!(path)
+    # Its options are checked here, and not for each frame.
+    start = Frame.parse_state(@no_limits)
 
     path
     |> parts()
     |> Stream.flat_map(&part(&1, from))
     |> Stream.filter(fn {time, _payload} -> time >= from end)
-    |> Stream.map(fn {time, payload} -> {time, decode(payload)} end)
+    |> Stream.map(fn {time, payload} -> {time, decode(payload, start)} end)
   end
 
   @doc "Whether `path` is a recording."
@@ -132,8 +134,8 @@ defmodule Barytherium.Recording do
     end
   end
 
-  defp decode(payload) do
-    {:ok, [frame], _state} = Frame.parse_all(payload, Frame.parse_state(@no_limits))
+  defp decode(payload, start) do
+    {:ok, [frame], _state} = Frame.parse_all(payload, start)
     frame
   end
 

@@ -51,8 +51,7 @@ defmodule Barytherium.Recording.Writer do
   @spec append(t(), [{Recording.time(), Frame.t()}]) ::
           {:ok, t()} | {:error, Recording.reason() | :orphans}
   def append(%{size: size, limit: limit} = writer, entries) when size >= limit do
-    with :ok <- sync(writer),
-         :ok <- close(writer),
+    with :ok <- close(writer),
          {:ok, writer} <- open(writer.path, limit),
          do: append(writer, entries)
   end
@@ -78,9 +77,11 @@ defmodule Barytherium.Recording.Writer do
   @spec sync(t()) :: :ok | {:error, File.posix()}
   def sync(writer), do: :file.datasync(writer.file)
 
-  @spec close(t()) :: :ok
+  @doc "Closes the files, after `sync/1`, whose result it returns."
+  @spec close(t()) :: :ok | {:error, File.posix()}
   def close(writer) do
+    synced = sync(writer)
     for file <- [writer.file, writer.index], do: :file.close(file)
-    :ok
+    synced
   end
 end

@@ -37,18 +37,20 @@ defmodule Barytherium.Tail.Login do
   end
 
   @doc """
-  Connects once: whoever waits for this wants to know. The calling process traps exits, and is the
-  listener of the client.
+  Connects. If the first attempt fails the client ends: whoever waits for this wants to know. A connection that is lost
+  later is made again `max_attempts` times. The calling process traps exits, and is the listener of the client.
   """
-  @spec connect(keyword()) :: {:ok, pid(), map()} | {:error, Error.t()}
-  def connect(client) do
-    {:ok, client} = Client.start_link([max_attempts: 1, listener: self()] ++ client)
+  @spec connect(keyword(), pos_integer() | :infinity) :: {:ok, pid(), map()} | {:error, Error.t()}
+  def connect(client, max_attempts \\ 1) do
+    opts = [max_attempts: max_attempts, listener: self()] ++ client
+    {:ok, client} = Client.start_link(opts)
 
     receive do
       {:barytherium, :client, {{:connected, info}, ^client}} ->
         {:ok, client, info}
 
       {:barytherium, :client, {{:connection_failure, error}, ^client}} ->
+        Process.exit(client, :shutdown)
         receive do: ({:EXIT, ^client, _reason} -> {:error, error})
     end
   end

@@ -2,6 +2,8 @@ defmodule Barytherium.RecordTest do
   # It changes the level of the log and the handling of signals, and captures stderr.
   use ExUnit.Case, async: false
 
+  import Barytherium.ClientCase, only: [receive_messages: 2]
+  import Barytherium.ReceiverCase, only: [eventually: 1]
   import ExUnit.CaptureIO
 
   alias Barytherium.{Client, Directory, Frame, Record, Recording, Replay, TestBroker}
@@ -106,13 +108,6 @@ defmodule Barytherium.RecordTest do
     {:ok, other} = Client.subscribe(client, "/queue/b", ack: :auto)
     :ok = Client.publish(client, "/queue/b", "live", wait: true)
     assert [%Frame{body: "live"}] = receive_messages(other, 1)
-  end
-
-  defp receive_messages(_subscription, 0), do: []
-
-  defp receive_messages(subscription, count) do
-    assert_receive {:barytherium, :messages, {frames, ^subscription}}, 5_000
-    frames ++ receive_messages(subscription, count - length(frames))
   end
 
   defp without_subscription(%Frame{headers: headers} = frame),
@@ -256,20 +251,13 @@ defmodule Barytherium.RecordTest do
 
           for n <- 1..4 do
             TestBroker.publish(broker, "/topic/a", body)
-            await_recorded(path, n)
+            eventually(fn -> length(messages(read(path))) >= n end)
           end
         end
       )
 
     assert stderr =~ "4 messages"
     assert [_, _] = Recording.parts(path)
-  end
-
-  defp await_recorded(path, count) do
-    if length(messages(read(path))) < count do
-      Process.sleep(5)
-      await_recorded(path, count)
-    end
   end
 
   test "mistakes are told", %{path: path} do

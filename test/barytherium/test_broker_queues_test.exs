@@ -1,6 +1,7 @@
 defmodule Barytherium.TestBrokerQueuesTest do
   use ExUnit.Case, async: true
 
+  import Barytherium.ClientCase, only: [receive_messages: 2]
   import Barytherium.ReceiverCase, only: [eventually: 1]
 
   alias Barytherium.{BrokerScript, Client, Frame, TestBroker}
@@ -36,14 +37,6 @@ defmodule Barytherium.TestBrokerQueuesTest do
     {client, subscription}
   end
 
-  # The next `count` messages of a subscription, each with whether it was delivered before.
-  defp messages(_subscription, 0), do: []
-
-  defp messages(subscription, count) do
-    assert_receive {:barytherium, :messages, {frames, ^subscription}}, 5_000
-    frames ++ messages(subscription, count - length(frames))
-  end
-
   defp bodies(frames), do: for(frame <- frames, do: {frame.body, redelivered?(frame)})
   defp redelivered?(frame), do: Frame.header(frame, "redelivered") == "true"
 
@@ -56,46 +49,46 @@ defmodule Barytherium.TestBrokerQueuesTest do
     {_client, queue} = subscribed(broker, "/queue/a")
     {_client, topic} = subscribed(broker, "/topic/a")
     publish(broker, "/topic/a", ["after"])
-    assert [{"before", false}] = bodies(messages(queue, 1))
-    assert [{"after", false}] = bodies(messages(topic, 1))
+    assert [{"before", false}] = bodies(receive_messages(queue, 1))
+    assert [{"after", false}] = bodies(receive_messages(topic, 1))
   end
 
   test "subscriptions to a queue compete, and all to a topic get a copy" do
     broker = broker()
     [{_, one}, {_, other}] = for _ <- 1..2, do: subscribed(broker, "/queue/a")
     publish(broker, "/queue/a", ["1", "2", "3", "4"])
-    assert [{"1", _}, {"3", _}] = bodies(messages(one, 2))
-    assert [{"2", _}, {"4", _}] = bodies(messages(other, 2))
+    assert [{"1", _}, {"3", _}] = bodies(receive_messages(one, 2))
+    assert [{"2", _}, {"4", _}] = bodies(receive_messages(other, 2))
 
     topics = for _ <- 1..2, do: subscribed(broker, "/topic/a")
     publish(broker, "/topic/a", ["5"])
-    for {_client, topic} <- topics, do: assert([{"5", _}] = bodies(messages(topic, 1)))
+    for {_client, topic} <- topics, do: assert([{"5", _}] = bodies(receive_messages(topic, 1)))
   end
 
   test "a subscription gets no more than its prefetch limit before it acknowledges" do
     broker = broker()
     {client, subscription} = subscribed(broker, "/queue/a", ack: :client, prefetch: 2)
     publish(broker, "/queue/a", ["1", "2", "3", "4", "5"])
-    assert [_one, two] = messages(subscription, 2)
+    assert [_one, two] = receive_messages(subscription, 2)
     refute_receive {:barytherium, :messages, _more}, 50
     :ok = Client.ack(client, two)
-    assert [{"3", false}, {"4", false}] = bodies(messages(subscription, 2))
+    assert [{"3", false}, {"4", false}] = bodies(receive_messages(subscription, 2))
   end
 
   test "what is not acknowledged goes to others when the connection or the subscription ends" do
     broker = broker()
     {client, first} = subscribed(broker, "/queue/a", ack: :client_individual, prefetch: 10)
     publish(broker, "/queue/a", ["1", "2", "3"])
-    [_one, two, _three] = messages(first, 3)
+    [_one, two, _three] = receive_messages(first, 3)
     :ok = Client.ack(client, two)
     TestBroker.assert_acked(broker, "/queue/a", "2")
     :ok = Client.unsubscribe(client, first)
 
     {_client, second} = subscribed(broker, "/queue/a", ack: :client_individual, prefetch: 10)
-    assert [{"1", true}, {"3", true}] = bodies(messages(second, 2))
+    assert [{"1", true}, {"3", true}] = bodies(receive_messages(second, 2))
     # The client subscribes again.
     :ok = TestBroker.fault(broker, :close)
-    assert [{"1", true}, {"3", true}] = bodies(messages(second, 2))
+    assert [{"1", true}, {"3", true}] = bodies(receive_messages(second, 2))
   end
 
   test "a refused message goes to the queue for dead letters" do
@@ -107,8 +100,8 @@ defmodule Barytherium.TestBrokerQueuesTest do
       {client, subscription} = subscribed(broker, "/queue/a", ack: :client_individual)
       {_client, dead} = subscribed(broker, destination)
       TestBroker.publish(broker, "/queue/a", "no", headers)
-      :ok = Client.nack(client, messages(subscription, 1))
-      assert [%Frame{body: "no"} = letter] = messages(dead, 1)
+      :ok = Client.nack(client, receive_messages(subscription, 1))
+      assert [%Frame{body: "no"} = letter] = receive_messages(dead, 1)
       assert Frame.header(letter, "original-destination") == "/queue/a"
       GenServer.stop(broker)
     end
@@ -121,11 +114,11 @@ defmodule Barytherium.TestBrokerQueuesTest do
     {client, subscription} = subscribed(broker, "/queue/a", opts)
     {_client, dead} = subscribed(broker, "/queue/dead")
     publish(broker, "/queue/a", ["no"])
-    :ok = Client.nack(client, messages(subscription, 1))
-    assert [%Frame{body: "no"} = again] = messages(subscription, 1)
+    :ok = Client.nack(client, receive_messages(subscription, 1))
+    assert [%Frame{body: "no"} = again] = receive_messages(subscription, 1)
     assert redelivered?(again)
     :ok = Client.nack(client, again, [{"requeue", "false"}])
-    assert [%Frame{body: "no"} = letter] = messages(dead, 1)
+    assert [%Frame{body: "no"} = letter] = receive_messages(dead, 1)
     assert Frame.header(letter, "x-first-death-queue") == "a"
   end
 
@@ -160,7 +153,7 @@ defmodule Barytherium.TestBrokerQueuesTest do
     broker = broker()
     {client, subscription} = subscribed(broker, "/queue/a", ack: :client_individual)
     publish(broker, "/queue/a", ["1", "2"])
-    [one, two] = messages(subscription, 2)
+    [one, two] = receive_messages(subscription, 2)
     :ok = Client.ack(client, one)
 
     assert %Frame{command: :message, body: "1"} =
@@ -206,7 +199,7 @@ defmodule Barytherium.TestBrokerQueuesTest do
     publish(broker, "/queue/a", ["1", "2", "3"])
 
     assert [{"1", false}, {"2", false}, {"1", true}, {"2", true}, {"3", true}] =
-             bodies(messages(subscription, 5))
+             bodies(receive_messages(subscription, 5))
   end
 
   test "everything comes later on demand" do
@@ -215,7 +208,7 @@ defmodule Barytherium.TestBrokerQueuesTest do
     :ok = TestBroker.fault(broker, {:delay, 100})
     started = System.monotonic_time(:millisecond)
     publish(broker, "/topic/a", ["1", "2"])
-    assert [{"1", _}, {"2", _}] = bodies(messages(subscription, 2))
+    assert [{"1", _}, {"2", _}] = bodies(receive_messages(subscription, 2))
     assert System.monotonic_time(:millisecond) - started >= 100
   end
 
@@ -226,13 +219,13 @@ defmodule Barytherium.TestBrokerQueuesTest do
     client = start_supervised!({Client, opts})
     {:ok, subscription} = Client.subscribe(client, "/queue/a", ack: :client_individual)
     publish(broker, "/queue/a", ["1"])
-    assert [{"1", false}] = bodies(messages(subscription, 1))
+    assert [{"1", false}] = bodies(receive_messages(subscription, 1))
     :ok = TestBroker.fault(broker, :silence)
 
     assert_receive {:barytherium, :client, {{:disconnected, %{reason: :timeout}}, _client}},
                    10_000
 
-    assert [{"1", true}] = bodies(messages(subscription, 1))
+    assert [{"1", true}] = bodies(receive_messages(subscription, 1))
   end
 
   test "an ERROR comes on demand" do
@@ -335,7 +328,7 @@ defmodule Barytherium.TestBrokerQueuesTest do
     broker = broker(like: :rabbitmq)
     {client, subscription} = subscribed(broker, "/queue/a", ack: :client)
     publish(broker, "/queue/a", ["1", "2"])
-    [_one, two] = messages(subscription, 2)
+    [_one, two] = receive_messages(subscription, 2)
     :ok = TestBroker.fault(broker, {:delay, 500})
     assert {:error, %{reason: :timeout}} = Client.ack(client, two, receipt: true, timeout: 50)
     assert {:error, %{reason: :unconfirmed}} = Client.ack(client, two, receipt: true)
@@ -347,7 +340,7 @@ defmodule Barytherium.TestBrokerQueuesTest do
     broker = broker()
     {client, subscription} = subscribed(broker, "/queue/DLQ", ack: :client_individual)
     publish(broker, "/queue/DLQ", ["no"])
-    :ok = Client.nack(client, messages(subscription, 1))
+    :ok = Client.nack(client, receive_messages(subscription, 1))
     TestBroker.await_acknowledgements(broker, "/queue/DLQ")
     refute_receive {:barytherium, :messages, _again}, 50
   end
@@ -356,11 +349,11 @@ defmodule Barytherium.TestBrokerQueuesTest do
     broker = broker()
     {client, subscription} = subscribed(broker, "/topic/a", ack: :client_individual, prefetch: 1)
     publish(broker, "/topic/a", ["1", "2"])
-    messages(subscription, 1)
+    receive_messages(subscription, 1)
     :ok = Client.unsubscribe(client, subscription)
     {client, subscription} = subscribed(broker, "/topic/a", ack: :client_individual)
     publish(broker, "/topic/a", ["3"])
-    :ok = Client.ack(client, messages(subscription, 1))
+    :ok = Client.ack(client, receive_messages(subscription, 1))
     assert TestBroker.await_acknowledgements(broker, "/topic/a") == :ok
   end
 
@@ -396,7 +389,7 @@ defmodule Barytherium.TestBrokerQueuesTest do
     publish(broker, "/topic/a", ["1"])
     :ok = TestBroker.fault(broker, {:delay, 0})
     publish(broker, "/topic/a", ["2"])
-    assert [{"1", _}, {"2", _}] = bodies(messages(subscription, 2))
+    assert [{"1", _}, {"2", _}] = bodies(receive_messages(subscription, 2))
   end
 
   test "a connection whose client does not read can be closed" do

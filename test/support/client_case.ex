@@ -52,6 +52,14 @@ defmodule Barytherium.ClientCase do
     end
   end
 
+  @doc "The next `count` messages of a subscription of this process."
+  def receive_messages(_subscription, 0), do: []
+
+  def receive_messages(subscription, count) do
+    assert_receive {:barytherium, :messages, {frames, ^subscription}}, 5_000
+    frames ++ receive_messages(subscription, count - length(frames))
+  end
+
   @doc "The next frame, which must have this command. Returns its headers as a map, and its body."
   def expect(peer, command) do
     frame = next_frame(peer)

@@ -434,8 +434,9 @@ defmodule Barytherium.Client do
   Options:
 
     * `:receipt` - with `true`, `:ok` means that the broker has read it: it has answered with a receipt. `:unconfirmed`
-      or `:timeout`: it may have; `:unconfirmed` is also for messages that were acknowledged before. A transaction has the receipt of its COMMIT instead; and `:unsupported` is for handlers
-      that share messages by a key, with `ack: :client`. Default: `false`;
+      or `:timeout`: it may have; `:unconfirmed` is also for messages that were acknowledged before. A transaction has
+      the receipt of its COMMIT instead. `:unsupported` is for handlers that share messages by a key, with
+      `ack: :client`. Default: `false`;
     * `:timeout` - milliseconds that the receipt may take. Default: 5,000.
 
   Raises `ArgumentError` for a message of a subscription with `ack: :auto`.

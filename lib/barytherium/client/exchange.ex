@@ -196,7 +196,10 @@ defmodule Barytherium.Client.Exchange do
   defp error(frame, data),
     do: Writing.hang_up(frame, fail_all(frame, put_in(data.connection.verdict, frame)))
 
-  @doc "Acknowledges messages: in a transaction, or answers when the broker has sent receipts, or when they are about to be written."
+  @doc """
+  Acknowledges messages: in a transaction, or answers when the broker has sent receipts, or when they are about to be
+  written.
+  """
   @spec acknowledge(
           {:ack | :nack, [Frame.t()], Frame.frame_headers()},
           {:transaction, String.t()} | {:receipt, timeout()} | :written,

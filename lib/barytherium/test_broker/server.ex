@@ -2,7 +2,7 @@ defmodule Barytherium.TestBroker.Server do
   @moduledoc false
   # The process of a `Barytherium.TestBroker`: accepts connections, hands their frames to the session, and tells them what
   # to do.
-  use GenServer, restart: :temporary
+  use GenServer
 
   alias Barytherium.TestBroker.{Connection, Journal, Queues, Session}
 

@@ -1,14 +1,14 @@
 defmodule Barytherium.Connection do
   @moduledoc """
-  Opens and uses passive, binary, raw sockets over TCP or TLS.
+  Opens and uses passive, binary, raw sockets over TCP or TLS, or WebSockets.
 
-  `connect/3` returns a socket of `:gen_tcp`, or with `secure: true` one of this library or of `:ssl`.
+  `connect/3` returns a socket of `:gen_tcp`, or with `secure: true` or `:websocket` one of this library or of `:ssl`.
   All functions here and `Barytherium.Network.Receiver` take each of them.
   """
 
   require Logger
 
-  alias Barytherium.Connection.{Deadline, Options, Tls, TlsSocket}
+  alias Barytherium.Connection.{Deadline, Http, Options, Tls, TlsSocket, Transport, WebSocket}
 
   # The size of a TLS record. With the driver's default of 1,460 bytes `:ssl` reads in such small
   # pieces that it reaches only a quarter of the throughput.
@@ -21,7 +21,7 @@ defmodule Barytherium.Connection do
   @longest_path 103
 
   @type host :: :inet.hostname() | String.t() | :inet.socket_address()
-  @type socket :: :gen_tcp.socket() | :ssl.sslsocket() | TlsSocket.t()
+  @type socket :: Transport.socket() | WebSocket.t()
 
   @typedoc "An option of `connect/3`, see `Barytherium.Network.start_link/4`."
   @type option :: {atom(), term()} | atom()
@@ -32,8 +32,8 @@ defmodule Barytherium.Connection do
   `host` is a charlist, a string, an IP address or `{:local, path}`. If a name has several addresses,
   all of them are tried: first IPv4, then IPv6. The options `:inet` and `:inet6` restrict this.
 
-  Options are `:secure`, `:connect_timeout`, `:send_timeout`, `:buffer`, `:receive_buffer` and
-  `:send_buffer` as for `Barytherium.Network.start_link/4`, and those of `:gen_tcp.connect/3` and
+  Options are `:secure`, `:websocket`, `:upgrade_headers`, `:proxy`, `:connect_timeout`, `:send_timeout`, `:buffer`,
+  `:receive_buffer` and `:send_buffer` as for `Barytherium.Network.start_link/4`, and those of `:gen_tcp.connect/3` and
   `:ssl.connect/3`.
 
   With `secure: true` the server's certificate must be valid for the host's name or address, and the
@@ -43,8 +43,9 @@ defmodule Barytherium.Connection do
     * `:server_name_indication` - expect this name;
     * `verify: :verify_none` - do not verify the server. This is logged.
 
-  The error is an atom: a POSIX error, `:nxdomain`, `:timeout`, the name of a TLS alert, or
-  `:options` for TLS options that cannot be used. Further details are logged.
+  The error is an atom: a POSIX error, `:nxdomain`, `:timeout`, the name of a TLS alert,
+  `:options` for TLS options that cannot be used, `:proxy_refused` or `:upgrade_refused` if the proxy or the server
+  answers so. Further details are logged.
 
   Raises `ArgumentError` for an invalid option, host or port.
   """
@@ -53,11 +54,12 @@ defmodule Barytherium.Connection do
     {options, tcp, tls} = Options.split(opts)
     check_address!(host, port)
     deadline = Deadline.in_ms(options.connect_timeout)
+    {to_host, to_port} = via(options.proxy, host, port)
 
     result =
-      with {:ok, addresses} <- addresses(host, tcp, deadline),
-           {:ok, plan} <- plan(host, tls, options),
-           do: try_each(addresses, port, plan, &(socket_options(options, &1) ++ tcp), deadline)
+      with {:ok, addresses} <- addresses(to_host, tcp, deadline),
+           {:ok, plan} <- plan(host, port, tls, options),
+           do: try_each(addresses, to_port, plan, &(socket_options(options, &1) ++ tcp), deadline)
 
     with {:error, reason} <- result, do: {:error, reason(reason, peer(host, port))}
   end
@@ -149,9 +151,31 @@ defmodule Barytherium.Connection do
     if found == [], do: hd(results), else: {:ok, found}
   end
 
-  defp plan(_host, _tls, %{secure: false}), do: {:ok, :tcp}
+  defp via(nil, host, port), do: {host, port}
+  defp via(proxy, _host, _port), do: {proxy.host, proxy.port}
 
-  defp plan(host, tls, options) do
+  # What is done when there is a connection: a tunnel through a proxy, TLS, and a WebSocket.
+  defp plan(host, port, tls, options) do
+    with {:ok, tls} <- tls_plan(host, tls, options) do
+      name = host_name(host)
+      proxy = options.proxy && {options.proxy, Http.authority(name, port)}
+      default = if options.secure, do: 443, else: 80
+      headers = Options.upgrade_headers!(options.upgrade_headers)
+
+      websocket =
+        options.websocket && {Http.authority(name, port, default), options.websocket, headers}
+
+      {:ok, %{proxy: proxy, tls: tls, websocket: websocket}}
+    end
+  end
+
+  defp host_name({:local, _path}), do: "localhost"
+  defp host_name(address) when is_tuple(address), do: address |> :inet.ntoa() |> to_string()
+  defp host_name(host), do: to_string(host)
+
+  defp tls_plan(_host, _tls, %{secure: false}), do: {:ok, :tcp}
+
+  defp tls_plan(host, tls, options) do
     case Tls.plan(host, tls, options.tls) do
       {:error, reason} -> {:error, reason}
       plan -> {:ok, plan}
@@ -174,18 +198,54 @@ defmodule Barytherium.Connection do
     end
   end
 
-  defp connect_to(:tcp, address, port, opts, timeout),
-    do: connect_tcp(address, port, opts, timeout)
-
-  defp connect_to({:native, settings, name}, address, port, opts, timeout) do
+  defp connect_to(plan, address, port, opts, timeout) do
     deadline = Deadline.in_ms(timeout)
 
-    with {:ok, socket} <- connect_tcp(address, port, opts, timeout),
-         do: TlsSocket.handshake(socket, settings, name, deadline)
+    with {:ok, socket} <- connect_transport(plan, address, port, opts, timeout, deadline),
+         do: upgrade(socket, plan.websocket, deadline)
   end
 
-  defp connect_to({:otp, tls}, address, port, opts, timeout),
-    do: :ssl.connect(address, port(address, port), opts ++ tls, timeout)
+  defp connect_transport(
+         %{proxy: nil, tls: {:otp, tls}},
+         address,
+         port,
+         opts,
+         timeout,
+         _deadline
+       ),
+       do: :ssl.connect(address, port(address, port), opts ++ tls, timeout)
+
+  defp connect_transport(plan, address, port, opts, timeout, deadline) do
+    with {:ok, socket} <- connect_tcp(address, port, opts, timeout),
+         {:ok, socket} <- tunnel(socket, plan.proxy, deadline),
+         do: secure(socket, plan.tls, deadline)
+  end
+
+  defp tunnel(socket, nil, _deadline), do: {:ok, socket}
+
+  defp tunnel(socket, {proxy, authority}, deadline) do
+    case Http.tunnel(socket, proxy, authority, deadline) do
+      :ok ->
+        {:ok, socket}
+
+      {:error, reason} ->
+        :gen_tcp.close(socket)
+        {:error, reason}
+    end
+  end
+
+  defp secure(socket, :tcp, _deadline), do: {:ok, socket}
+
+  defp secure(socket, {:native, settings, name}, deadline),
+    do: TlsSocket.handshake(socket, settings, name, deadline)
+
+  defp secure(socket, {:otp, tls}, deadline),
+    do: :ssl.connect(socket, tls, Deadline.left(deadline))
+
+  defp upgrade(socket, nil, _deadline), do: {:ok, socket}
+
+  defp upgrade(socket, {authority, path, headers}, deadline),
+    do: WebSocket.open(socket, authority, path, headers, deadline)
 
   defp connect_tcp(address, port, opts, timeout) do
     # `:gen_tcp` wants `:inet_backend` to be the first option.
@@ -216,6 +276,16 @@ defmodule Barytherium.Connection do
   def reason({:options, _details} = reason, peer) do
     Logger.error("TLS: #{peer}: cannot use the options: #{Tls.describe(reason)}")
     :options
+  end
+
+  def reason({:proxy_refused, text}, peer) do
+    Logger.error("the proxy refuses a connection to #{peer}: #{text}")
+    :proxy_refused
+  end
+
+  def reason({:upgrade_refused, text}, peer) do
+    Logger.error("#{peer} refuses the WebSocket: #{text}")
+    :upgrade_refused
   end
 
   # A socket of `inet_backend: :socket` returns the data that was not written.
@@ -252,15 +322,43 @@ defmodule Barytherium.Connection do
   def recv(socket, length, timeout), do: transport(socket).recv(socket, length, timeout)
 
   @doc """
-  Sends all of `data`. With TLS, only one process at a time may send.
+  Sends all of `data`; in a WebSocket as a message. With TLS and in a WebSocket, only one process at a time may send.
   """
   @spec send(socket(), iodata()) :: :ok | {:error, term()}
   def send(socket, data), do: transport(socket).send(socket, data)
 
+  @doc false
+  # How `send_framed/2` wants its data: STOMP's frames one after the other, or each in a message.
+  @spec framing(socket()) :: :stream | :messages
+  def framing(%WebSocket{}), do: :messages
+  def framing(_socket), do: :stream
+
+  @doc false
+  @spec send_framed(socket(), iodata()) :: :ok | {:error, term()}
+  def send_framed(%WebSocket{} = socket, data), do: WebSocket.send_framed(socket, data)
+  def send_framed(socket, data), do: __MODULE__.send(socket, data)
+
+  @doc false
+  # Sends what has to come before framed data, and cannot be in the middle of it.
+  @spec send_owed(socket()) :: :ok | {:error, term()}
+  def send_owed(%WebSocket{} = socket), do: WebSocket.send_owed(socket)
+  def send_owed(_socket), do: :ok
+
+  @doc false
+  # Sends what the reading side owes the peer.
+  @spec flush(socket()) :: :ok | {:error, term()}
+  def flush(socket), do: with(:ok <- send_owed(socket), do: send_framed(socket, ""))
+
+  @doc false
+  # Whether the peer is to be told before the socket is closed.
+  @spec takes_leave?(socket()) :: boolean()
+  def takes_leave?(%WebSocket{}), do: true
+  def takes_leave?(socket), do: tls(socket) == :native
+
   @doc "Closes the socket. It may already be closed."
   @spec close(socket()) :: :ok
   def close(socket) do
-    if tls(socket),
+    if takes_leave?(socket) or tls(socket) == :otp,
       do: close_tls(fn -> transport(socket).close(socket) end),
       else: :gen_tcp.close(socket)
 
@@ -280,6 +378,7 @@ defmodule Barytherium.Connection do
   def discard(socket, timeout), do: discard_until(socket, Deadline.in_ms(timeout))
 
   defp discard_until(%TlsSocket{socket: socket}, deadline), do: discard_until(socket, deadline)
+  defp discard_until(%WebSocket{socket: socket}, deadline), do: discard_until(socket, deadline)
 
   defp discard_until(socket, deadline) do
     case recv(socket, 0, Deadline.left(deadline)) do
@@ -292,11 +391,12 @@ defmodule Barytherium.Connection do
   # Closes without waiting for unsent data. A peer that does not read could delay that for minutes.
   @spec abandon(socket()) :: :ok
   def abandon(%TlsSocket{socket: socket}), do: abandon(socket)
+  def abandon(%WebSocket{socket: socket}), do: abandon(socket)
 
   def abandon(socket) do
     linger = [linger: {true, 0}]
 
-    if otp_tls?(socket) do
+    if Transport.of(socket) == :ssl do
       close_tls(fn ->
         :ssl.setopts(socket, linger)
         :ssl.close(socket)
@@ -328,18 +428,18 @@ defmodule Barytherium.Connection do
   @doc false
   # Which side does the TLS of the socket: the native one, OTP's `:ssl`, or nil for plain TCP.
   @spec tls(socket()) :: nil | :native | :otp
+  def tls(%WebSocket{socket: socket}), do: tls(socket)
+
   def tls(socket) do
-    case transport(socket) do
+    case Transport.of(socket) do
       :gen_tcp -> nil
       :ssl -> :otp
       TlsSocket -> :native
     end
   end
 
-  defp transport(%TlsSocket{}), do: TlsSocket
-  defp transport(socket), do: if(otp_tls?(socket), do: :ssl, else: :gen_tcp)
-
-  defp otp_tls?(socket), do: is_tuple(socket) and elem(socket, 0) == :sslsocket
+  defp transport(%WebSocket{}), do: WebSocket
+  defp transport(socket), do: Transport.of(socket)
 
   defp socket_options(options, address) do
     sizes = [

@@ -63,7 +63,10 @@ defmodule Barytherium.Error do
     exception: "a callback raised",
     handler: "a handler has ended",
     closed: "the connection was closed",
-    parse_error: "the peer does not speak STOMP"
+    parse_error: "the peer does not speak STOMP",
+    protocol_error: "the peer breaks the protocol of WebSocket",
+    proxy_refused: "the proxy refuses the connection",
+    upgrade_refused: "the server refuses the WebSocket"
   }
 
   @impl true

@@ -15,7 +15,7 @@ defmodule Barytherium.Native do
   #   * `{:await_room, ms}` - `poll_room/2` after the message `{:barytherium, :room}`, or after this time;
   #   * `{:connected_frame, frame}` - tell the network, and `agree/2` with its answer;
   #   * `{:stop, reason, failure}` - it is over;
-  #   * `{:owed, next}` - have the sender send the TLS records that reading has made, then go on;
+  #   * `{:owed, next}` - have the sender send the TLS records, or the WebSocket frame, that reading has made, then go on;
   #   * `{:relay, casts, next}` - cast these to the listener, which is on another node, then go on.
 
   @on_load :load
@@ -35,6 +35,7 @@ defmodule Barytherium.Native do
         }
   @type tls_handshake :: reference()
   @type tls :: reference()
+  @type websocket :: reference()
   @typedoc "Certificates and keys are in DER, ciphers are the IANA's names."
   @type tls_settings :: %{
           trust: :anyone | {:authorities, [binary()]},
@@ -73,6 +74,7 @@ defmodule Barytherium.Native do
              | :panic
              | :truncated
              | {:tls, String.t()}
+             | {:websocket, String.t()}
              | {:refused, binary(), binary()}
              | {:unfinished_error, binary()}
              | failure()}
@@ -204,6 +206,22 @@ defmodule Barytherium.Native do
           {:ok, binary()} | :more | :closed | tls_failure()
   def tls_read(_tls, _bytes, _length), do: not_loaded()
 
+  @spec websocket_open(binary()) :: websocket()
+  def websocket_open(_bytes), do: not_loaded()
+
+  @spec websocket_message(iodata()) :: binary()
+  def websocket_message(_data), do: not_loaded()
+
+  @spec websocket_owed(websocket()) :: binary() | {:closed, binary()}
+  def websocket_owed(_websocket), do: not_loaded()
+
+  @spec websocket_close(websocket()) :: binary()
+  def websocket_close(_websocket), do: not_loaded()
+
+  @spec websocket_read(websocket(), binary(), non_neg_integer()) ::
+          {:ok, binary()} | :more | :closed | :protocol_error
+  def websocket_read(_websocket, _bytes, _length), do: not_loaded()
+
   @spec new_stats() :: stats()
   def new_stats, do: not_loaded()
 
@@ -234,11 +252,14 @@ defmodule Barytherium.Native do
   @spec parse_inline(binary(), Barytherium.Frame.parse_state()) :: parsed() | :dirty
   def parse_inline(_data, _parse_state), do: not_loaded()
 
-  @spec encode([Barytherium.Frame.t()], Barytherium.Frame.dialect()) :: encoded()
-  def encode(_frames, _dialect), do: not_loaded()
+  @typedoc "One frame after the other, or each in a message of a WebSocket."
+  @type framing :: :stream | :messages
 
-  @spec encode_large([Barytherium.Frame.t()], Barytherium.Frame.dialect()) :: encoded()
-  def encode_large(_frames, _dialect), do: not_loaded()
+  @spec encode([Barytherium.Frame.t()], Barytherium.Frame.dialect(), framing()) :: encoded()
+  def encode(_frames, _dialect, _framing), do: not_loaded()
+
+  @spec encode_large([Barytherium.Frame.t()], Barytherium.Frame.dialect(), framing()) :: encoded()
+  def encode_large(_frames, _dialect, _framing), do: not_loaded()
 
   @spec escape(binary()) :: binary()
   def escape(_text), do: not_loaded()

@@ -28,7 +28,7 @@ defmodule Barytherium.LimitsTest do
           {"max_body, declared", {:max_body, 4}, "MESSAGE\ncontent-length:4\n\n1234\0",
            "MESSAGE\ncontent-length:5\n"}
         ],
-        transport <- [:tcp, :tls, :ssl] do
+        transport <- [:tcp, :tls, :ssl, :ws, :wss] do
       test "#{transport}, #{name}: accepted at the limit, refused one over it while bytes arrive" do
         {_network, peer} = connect([unquote(option)], unquote(transport))
         Peer.send(peer, unquote(at))
@@ -90,7 +90,7 @@ defmodule Barytherium.LimitsTest do
     assert output =~ "left: 0"
   end
 
-  for transport <- [:tcp, :tls, :ssl] do
+  for transport <- [:tcp, :tls, :ssl, :ws, :wss] do
     describe "#{transport}: resident memory stays bounded under" do
       @transport transport
 
@@ -160,7 +160,7 @@ defmodule Barytherium.LimitsTest do
     listener = Peer.listen(transport)
     opts = opts ++ Peer.options(transport)
     {:ok, network} = Network.start_link(self(), "127.0.0.1", Peer.port(listener), opts)
-    peer = Peer.accept(listener)
+    peer = Peer.accept(listener, transport)
     assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, _sender}}}
     Peer.send(peer, "CONNECTED\nversion:1.2\n\n\0")
     assert_receive {:"$gen_cast", {:barytherium, :frames, {[%Frame{command: :connected}], _}}}
@@ -172,7 +172,7 @@ defmodule Barytherium.LimitsTest do
 
     log =
       capture_log(fn ->
-        grown = growth(fn -> Connection.send(peer, head) && flood(peer, endless, @flood) end)
+        grown = growth(fn -> Peer.try_send(peer, head) && flood(peer, endless, @flood) end)
         assert grown < @most_growth
         assert_disconnect(:parse_error, receiver)
       end)
@@ -217,7 +217,7 @@ defmodule Barytherium.LimitsTest do
   defp flood(_peer, _bytes, left) when left <= 0, do: flunk("the peer was never refused")
 
   defp flood(peer, bytes, left) do
-    case Connection.send(peer, bytes) do
+    case Peer.try_send(peer, bytes) do
       :ok -> flood(peer, bytes, left - byte_size(bytes))
       {:error, _closed} -> :ok
     end

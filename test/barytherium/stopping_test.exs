@@ -48,7 +48,7 @@ defmodule Barytherium.StoppingTest do
 
       peer =
         Task.async(fn ->
-          peer = Peer.accept(listener)
+          peer = Peer.accept(listener, transport)
           Peer.send(peer, "CONNECTED\nversion:1.2\n\n\0")
           feeder = spawn_link(fn -> receive do: (:feed -> feed(peer, 0)) end)
           send(test, {:feeder, feeder})
@@ -62,10 +62,10 @@ defmodule Barytherium.StoppingTest do
     # The body of each frame repeats its number, so a cut frame can be recognised.
     defp feed(peer, n) do
       bodies = for n <- n..(n + 99), do: ["MESSAGE\n\n", String.duplicate("#{n},", 200), 0]
-      if Connection.send(peer, bodies) == :ok, do: feed(peer, n + 100)
+      if Peer.try_send(peer, bodies) == :ok, do: feed(peer, n + 100)
     end
 
-    for transport <- [:tcp, :tls, :ssl], ending <- [:stop, :kill] do
+    for transport <- [:tcp, :tls, :ssl, :ws, :wss], ending <- [:stop, :kill] do
       test "all written frames arrive, and no received frame is cut (#{transport}, #{ending})" do
         {port, peer} = feeding_peer(unquote(transport))
         opts = Peer.options(unquote(transport))
@@ -360,7 +360,7 @@ defmodule Barytherium.StoppingTest do
   for transport <- Peer.transports() do
     test "close/2 before CONNECTED ends the connection at once (#{transport})" do
       listener = Peer.listen(unquote(transport))
-      accepting = Task.async(fn -> accept_for_test(listener) end)
+      accepting = Task.async(fn -> accept_for_test(listener, unquote(transport)) end)
       opts = Peer.options(unquote(transport))
       {:ok, network} = Network.start_link(self(), "127.0.0.1", Peer.port(listener), opts)
       _peer = Task.await(accepting)
@@ -371,7 +371,7 @@ defmodule Barytherium.StoppingTest do
 
     test "a peer that was heard is not late, however late it is heard (#{transport})" do
       listener = Peer.listen(unquote(transport))
-      accepting = Task.async(fn -> accept_for_test(listener) end)
+      accepting = Task.async(fn -> accept_for_test(listener, unquote(transport)) end)
       opts = [heartbeat_receive_allowance: 100] ++ Peer.options(unquote(transport))
       {:ok, network} = Network.start_link(self(), "127.0.0.1", Peer.port(listener), opts)
       peer = Task.await(accepting)
@@ -391,12 +391,12 @@ defmodule Barytherium.StoppingTest do
   end
 
   # An alert is behind it. What is read of a record at a time must not be dropped with the rest.
-  for transport <- [:tls, :ssl] do
+  for transport <- [:tls, :ssl, :ws, :wss, :wss_otp] do
     test "what the peer sent in one segment with its end is delivered (#{transport})" do
       listener = Peer.listen(unquote(transport))
       {proxy, port} = Barytherium.FaultProxy.start!(Peer.port(listener))
       opts = Peer.options(unquote(transport))
-      accepting = Task.async(fn -> accept_for_test(listener) end)
+      accepting = Task.async(fn -> accept_for_test(listener, unquote(transport)) end)
       {:ok, network} = Network.start_link(self(), "127.0.0.1", port, opts)
       peer = Task.await(accepting)
       connected(network, peer)
@@ -408,10 +408,10 @@ defmodule Barytherium.StoppingTest do
     end
   end
 
-  defp accept_for_test(listener) do
+  defp accept_for_test(listener, transport) do
     [owner | _] = Process.get(:"$callers")
-    peer = Peer.accept(listener)
-    :ok = Barytherium.Connection.give(peer, owner)
+    peer = Peer.accept(listener, transport)
+    :ok = peer |> Peer.socket() |> Barytherium.Connection.give(owner)
     peer
   end
 

@@ -10,7 +10,7 @@ defmodule Barytherium.NetworkCase do
   def connect(callback \\ self(), opts \\ [], transport \\ :tcp) do
     listener = Peer.listen(transport)
     {:ok, network} = Network.start_link(callback, {127, 0, 0, 1}, Peer.port(listener), opts)
-    {network, Peer.accept(listener)}
+    {network, Peer.accept(listener, transport)}
   end
 
   @doc "Exchanges CONNECT and CONNECTED, for the calling callback process: `{network, sender}`."

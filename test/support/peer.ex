@@ -5,13 +5,13 @@ defmodule Barytherium.Peer do
 
   import Kernel, except: [send: 2]
 
-  alias Barytherium.{Certificates, Connection}
+  alias Barytherium.{Certificates, Connection, WebSocketPeer}
 
-  @transports [:tcp, :socket, :tls, :ssl]
+  @transports [:tcp, :socket, :tls, :ssl, :ws, :wss, :wss_otp]
 
   @doc """
-  The kinds of socket that the receive loop reads from: plain ones of both backends, native TLS, and
-  `:ssl`. The peer is one of `:ssl` in both cases.
+  The kinds of socket that the receive loop reads from: plain ones of both backends, native TLS,
+  `:ssl`, and WebSockets over three of these. With TLS the peer is one of `:ssl` in any case.
   """
   def transports, do: @transports
 
@@ -21,7 +21,7 @@ defmodule Barytherium.Peer do
   def pair(transport \\ :tcp, opts \\ []) do
     listener = listen(transport)
     port = port(listener)
-    accepting = Task.async(fn -> accept_for(self(), listener) end)
+    accepting = Task.async(fn -> accept_for(self(), listener, transport) end)
     {:ok, client} = connect(transport, port, opts)
     peer = Task.await(accepting)
     close(listener)
@@ -29,7 +29,7 @@ defmodule Barytherium.Peer do
   end
 
   @doc "Listens on a free port of the loopback interface."
-  def listen(transport) when transport in [:tls, :ssl] do
+  def listen(transport) when transport in [:tls, :ssl, :wss, :wss_otp] do
     {:ok, listener} =
       :ssl.listen(0, [ip: {127, 0, 0, 1}, reuseaddr: true] ++ certificate() ++ mode())
 
@@ -49,7 +49,12 @@ defmodule Barytherium.Peer do
   end
 
   @doc "Accepts a connection. The calling process owns the socket."
-  def accept(listener) do
+  def accept(listener, transport \\ :tcp)
+
+  def accept(listener, transport) when transport in [:ws, :wss, :wss_otp],
+    do: listener |> accept() |> WebSocketPeer.accept()
+
+  def accept(listener, _transport) do
     if tls_listener?(listener) do
       {:ok, socket} = :ssl.transport_accept(listener)
       {:ok, socket} = :ssl.handshake(socket)
@@ -60,30 +65,37 @@ defmodule Barytherium.Peer do
     end
   end
 
-  defp accept_for(_task, listener) do
+  defp accept_for(_task, listener, transport) do
     [owner | _] = Process.get(:"$callers")
-    socket = accept(listener)
-
-    :ok = Connection.give(socket, owner)
-
-    socket
+    peer = accept(listener, transport)
+    :ok = peer |> socket() |> Connection.give(owner)
+    peer
   end
 
-  defp connect(transport, port, opts) when transport in [:tls, :ssl],
-    do: Connection.connect("127.0.0.1", port, options(transport) ++ opts)
-
-  defp connect(:tcp, port, opts), do: Connection.connect({127, 0, 0, 1}, port, opts)
+  @doc "The socket of a peer."
+  def socket(%WebSocketPeer{socket: socket}), do: socket
+  def socket(socket), do: socket
 
   defp connect(:socket, port, opts) do
     :gen_tcp.connect({127, 0, 0, 1}, port, [{:inet_backend, :socket}] ++ opts ++ mode())
   end
 
+  defp connect(transport, port, opts),
+    do: Connection.connect("127.0.0.1", port, options(transport) ++ opts)
+
   @doc "The options that a client needs for this transport."
   def options(:tls), do: [secure: true, verify: :verify_none]
   def options(:ssl), do: [tls: :otp] ++ options(:tls)
+  def options(:ws), do: [websocket: "/ws"]
+  def options(:wss), do: options(:ws) ++ options(:tls)
+  def options(:wss_otp), do: options(:ws) ++ options(:ssl)
   def options(_plain), do: []
 
-  def send(peer, data), do: :ok = Connection.send(peer, data)
+  def send(peer, data), do: :ok = try_send(peer, data)
+
+  @doc "The same, but returns the error."
+  def try_send(%WebSocketPeer{} = peer, data), do: WebSocketPeer.send(peer, data)
+  def try_send(peer, data), do: Connection.send(peer, data)
 
   @doc "Sends `data`, and closes."
   def send_all(peer, data) do
@@ -92,11 +104,16 @@ defmodule Barytherium.Peer do
   end
 
   @doc "Receives `length` bytes, or with 0 what has arrived, waiting for at least one byte."
-  def recv(peer, length \\ 0), do: Connection.recv(peer, length, 2_000)
+  def recv(peer, length \\ 0, timeout \\ 2_000)
+
+  def recv(%WebSocketPeer{} = peer, length, timeout),
+    do: WebSocketPeer.recv(peer, length, timeout)
+
+  def recv(peer, length, timeout), do: Connection.recv(peer, length, timeout)
 
   @doc "Everything until the connection ends, and the reason of the end."
   def read_all(peer, read \\ []) do
-    case Connection.recv(peer, 0, 5_000) do
+    case recv(peer, 0, 5_000) do
       {:ok, data} -> read_all(peer, [read, data])
       {:error, reason} -> {IO.iodata_to_binary(read), reason}
     end
@@ -109,16 +126,16 @@ defmodule Barytherium.Peer do
 
   @doc "Waits until the other end has closed. Drops what it sent before."
   def assert_closed(peer) do
-    case Connection.recv(peer, 0, 2_000) do
+    case recv(peer) do
       {:ok, _data} -> assert_closed(peer)
       {:error, reason} when reason in [:closed, :econnreset] -> :ok
     end
   end
 
-  def close(peer), do: Connection.close(peer)
+  def close(peer), do: peer |> socket() |> Connection.close()
 
   @doc "Closes with a reset (RST) instead of FIN."
-  def reset(peer), do: Connection.abandon(peer)
+  def reset(peer), do: peer |> socket() |> Connection.abandon()
 
   defp mode, do: [mode: :binary, active: false]
 

@@ -44,6 +44,7 @@ defmodule Barytherium.ReceiverCase do
         last_receipt: nil,
         routes: nil,
         tls: nil,
+        websocket: nil,
         show_econnreset: false,
         inflate: false,
         max_inflated: 0,

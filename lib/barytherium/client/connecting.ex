@@ -16,7 +16,7 @@ defmodule Barytherium.Client.Connecting do
     Transactions
   }
 
-  alias Barytherium.{Frame, Native, Network, Secret}
+  alias Barytherium.{Frame, Native, Network}
   alias Barytherium.Network.Sender
 
   @doc "Begins with the first broker, or a random one."
@@ -84,9 +84,13 @@ defmodule Barytherium.Client.Connecting do
   @spec greeted(:ready | :failed, State.t()) :: :gen_statem.event_handler_result(atom())
   def greeted(:failed, data), do: ended(:credentials, data)
 
-  def greeted(:ready, %{endpoint: %{host: host, port: port, opts: opts}} = data) do
+  def greeted(
+        :ready,
+        %{settings: settings, endpoint: %{host: host, port: port} = endpoint} = data
+      ) do
     routes = Native.new_routes()
-    {:ok, network} = Network.start_link(self(), host, port, Secret.reveal(opts), routes)
+    opts = Options.network(settings, endpoint)
+    {:ok, network} = Network.start_link(self(), host, port, opts, routes)
     connection = %{data.connection | network: network, routes: routes}
     {:keep_state, %{data | connection: connection}, {{:timeout, :credentials}, :cancel}}
   end

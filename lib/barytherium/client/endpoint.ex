@@ -4,16 +4,19 @@ defmodule Barytherium.Client.Endpoint do
 
   alias Barytherium.{Network, Schema, Secret}
 
-  @form "stomp://user:pass@host:port/vhost, or stomp+ssl://... for TLS"
-  @ports %{"stomp" => 61_613, "stomp+ssl" => 61_614}
+  @form "stomp://user:pass@host:port/vhost, or stomp+ssl://... for TLS, ws://... and wss://... for a WebSocket"
+  @ports %{"stomp" => 61_613, "stomp+ssl" => 61_614, "ws" => 80, "wss" => 443}
+  @secure ["stomp+ssl", "wss"]
 
-  @enforce_keys [:host, :port, :secure, :vhost, :credentials, :opts]
+  # `websocket` is its path, with the query.
+  @enforce_keys [:host, :port, :secure, :websocket, :vhost, :credentials, :opts]
   defstruct @enforce_keys
 
   @type t :: %__MODULE__{
           host: String.t(),
           port: :inet.port_number(),
           secure: boolean(),
+          websocket: nil | String.t(),
           vhost: nil | String.t(),
           credentials: Secret.t({nil | String.t(), nil | String.t()}),
           opts: Secret.t([Barytherium.Connection.option()])
@@ -36,16 +39,17 @@ defmodule Barytherium.Client.Endpoint do
     with {:ok, scheme} <- scheme(url),
          {:ok, %URI{host: host, fragment: nil} = uri}
          when is_binary(host) and host != "" <- URI.new(url),
-         :ok <- query(uri.query),
+         websocket = websocket(uri),
          :ok <- authority(url),
-         :ok <- escapes(uri),
-         :ok <- path(uri.path) do
+         :ok <- escapes(uri, websocket),
+         :ok <- virtual_host(uri, websocket) do
       {:ok,
        %__MODULE__{
          host: host,
          port: uri.port || @ports[scheme],
-         secure: scheme == "stomp+ssl",
-         vhost: vhost(uri.path),
+         secure: scheme in @secure,
+         websocket: websocket,
+         vhost: if(websocket, do: nil, else: vhost(uri.path)),
          credentials: Secret.new(credentials(uri.userinfo)),
          opts: Secret.new([])
        }}
@@ -63,7 +67,7 @@ defmodule Barytherium.Client.Endpoint do
         {:ok, scheme}
 
       [scheme, _rest] ->
-        schemes = @ports |> Map.keys() |> Enum.join(" and ")
+        schemes = @ports |> Map.keys() |> Enum.join(", ")
         {:wrong, "there is no scheme #{inspect(scheme)}, but #{schemes}: #{@form}"}
 
       _none ->
@@ -89,15 +93,22 @@ defmodule Barytherium.Client.Endpoint do
   end
 
   # `URI.decode/1` leaves a % as it is.
-  defp escapes(%URI{userinfo: userinfo, path: path}) do
-    if "#{userinfo} #{path}" =~ ~r/%(?![0-9A-Fa-f]{2})/,
+  defp escapes(%URI{userinfo: userinfo, path: path}, websocket) do
+    # The server decodes the path of a WebSocket.
+    if "#{userinfo} #{unless websocket, do: path}" =~ ~r/%(?![0-9A-Fa-f]{2})/,
       do: {:wrong, "a % that encodes nothing: write %25"},
       else: :ok
   end
 
-  defp query(nil), do: :ok
+  defp websocket(%URI{scheme: scheme} = uri) when scheme in ["ws", "wss"],
+    do: (uri.path || "/") <> if(uri.query, do: "?" <> uri.query, else: "")
 
-  defp query(_tools),
+  defp websocket(_uri), do: nil
+
+  defp virtual_host(_uri, websocket) when websocket != nil, do: :ok
+  defp virtual_host(%URI{query: nil, path: path}, nil), do: path(path)
+
+  defp virtual_host(_tools, nil),
     do:
       {:wrong,
        "only URLs of the command-line tools have a query: here the virtual host is the path, stomp://host/vhost"}
@@ -144,11 +155,14 @@ defmodule Barytherium.Client.Endpoint do
     names = Enum.map(own, &Schema.name/1)
     common = if endpoint.secure, do: common ++ ssl, else: common
 
-    if :secure in Enum.map(own ++ common, &Schema.name/1) do
-      raise ArgumentError, "option :secure: the scheme of the URL decides about TLS: stomp+ssl://"
+    for name <- [:secure, :websocket], name in Enum.map(own ++ common, &Schema.name/1) do
+      raise ArgumentError, "option #{inspect(name)}: the scheme of the URL decides: #{@form}"
     end
 
-    opts = [{:secure, endpoint.secure} | own] ++ Enum.reject(common, &(Schema.name(&1) in names))
+    not_ours = if endpoint.websocket, do: names, else: [:upgrade_headers | names]
+    common = Enum.reject(common, &(Schema.name(&1) in not_ours))
+    websocket = if endpoint.websocket, do: [websocket: endpoint.websocket], else: []
+    opts = [{:secure, endpoint.secure}] ++ websocket ++ own ++ common
     Network.Options.check!(opts)
     Barytherium.Connection.check_address!(endpoint.host, endpoint.port)
     %{endpoint | opts: Secret.new(opts)}
@@ -157,8 +171,13 @@ defmodule Barytherium.Client.Endpoint do
   @doc "The endpoint for logs and metadata. It shows no credentials."
   @spec to_string(t()) :: String.t()
   def to_string(%__MODULE__{} = endpoint) do
-    scheme = if endpoint.secure, do: "stomp+ssl", else: "stomp"
+    scheme = scheme_of(endpoint)
     host = if String.contains?(endpoint.host, ":"), do: "[#{endpoint.host}]", else: endpoint.host
     "#{scheme}://#{host}:#{endpoint.port}"
   end
+
+  defp scheme_of(%{websocket: nil, secure: secure}),
+    do: if(secure, do: "stomp+ssl", else: "stomp")
+
+  defp scheme_of(%{secure: secure}), do: if(secure, do: "wss", else: "ws")
 end

@@ -3,7 +3,8 @@ defmodule Barytherium.Client.Options do
   # The options of `Barytherium.Client.start_link/1` and of `Barytherium.Client.subscribe/3`.
 
   alias Barytherium.Client.{Backoff, Endpoint, Feed, Outbound}
-  alias Barytherium.{Network, Schema, Secret}
+  alias Barytherium.{Connection, Network, Schema, Secret}
+  alias Barytherium.Connection.Http
 
   @secret {:secret,
            {:is, &__MODULE__.secret?/1,
@@ -15,7 +16,8 @@ defmodule Barytherium.Client.Options do
       nil,
       "The broker: `stomp://user:pass@host:port/vhost`, or `stomp+ssl://` for TLS. The port " <>
         "defaults to 61613, with TLS to 61614. User, password and virtual host are " <>
-        "percent-encoded, so the virtual host `/a` is written `/%2Fa`."
+        "percent-encoded, so the virtual host `/a` is written `/%2Fa`. `ws://user:pass@host:port/path?query`, or " <>
+        "`wss://` with TLS, is a WebSocket: the port defaults to 80 and 443, and the virtual host is in `:vhost`."
     },
     urls: {
       {:secret, {:is, &__MODULE__.urls?/1, "a list of URLs: " <> Endpoint.form()}},
@@ -29,6 +31,12 @@ defmodule Barytherium.Client.Options do
        "The login, unless it is in the URL: a string, a function without arguments, or " <>
          "`{module, function, arguments}`. A function is called for each connection."},
     passcode: {@secret, nil, "The password, likewise. It appears in no log and no state."},
+    login_in: {
+      {:one_of, [:connect, :upgrade]},
+      :connect,
+      "With `:upgrade`, a WebSocket's opening handshake has login and passcode (`authorization: Basic`), and CONNECT " <>
+        "has not."
+    },
     credentials_timeout:
       {:time, 30_000, "Milliseconds that a function for the login or the passcode may take."},
     vhost:
@@ -156,6 +164,7 @@ defmodule Barytherium.Client.Options do
           versions: [String.t(), ...],
           max_attempts: pos_integer() | :infinity,
           credentials_timeout: non_neg_integer(),
+          login_in: :connect | :upgrade,
           connect: Secret.t(map()),
           backoff: Backoff.t(),
           listener: nil | pid()
@@ -193,6 +202,7 @@ defmodule Barytherium.Client.Options do
       versions: options.versions,
       max_attempts: options.max_attempts,
       credentials_timeout: options.credentials_timeout,
+      login_in: options.login_in,
       connect: Secret.new(Map.take(options, [:login, :passcode, :vhost, :headers, :heart_beat])),
       backoff: Backoff.new(options.backoff),
       listener: options.listener
@@ -236,7 +246,20 @@ defmodule Barytherium.Client.Options do
     if options.ssl != [] and not Enum.any?(endpoints, & &1.secure),
       do: raise(ArgumentError, "option :ssl is given, and no URL begins with stomp+ssl://")
 
+    check_websocket!(options, network, Enum.any?(endpoints, & &1.websocket))
+
     Enum.map(endpoints, &Endpoint.complete!(&1, network, options.ssl))
+  end
+
+  defp check_websocket!(_options, _network, true), do: :ok
+
+  defp check_websocket!(options, network, false) do
+    if options.login_in == :upgrade or Enum.any?(network, &(Schema.name(&1) == :upgrade_headers)),
+      do:
+        raise(
+          ArgumentError,
+          "there are options for a WebSocket, and no URL begins with ws:// or wss://"
+        )
   end
 
   defp parsed(url) do
@@ -251,16 +274,49 @@ defmodule Barytherium.Client.Options do
   def connect_headers(settings, endpoint) do
     options = Secret.reveal(settings.connect)
     {sends, wants} = options.heart_beat
-    {login, passcode} = Secret.reveal(endpoint.credentials)
-    login = login || reveal(options.login)
-    passcode = passcode || reveal(options.passcode)
+
+    login =
+      case logs_in(settings, endpoint) do
+        :upgrade -> []
+        :connect -> login_headers(credentials(options, endpoint))
+      end
 
     [
       {"host", endpoint.vhost || options.vhost || "/"},
       {"accept-version", settings.versions |> Enum.sort() |> Enum.join(",")},
       {"heart-beat", "#{sends},#{wants}"}
-    ] ++ header("login", login) ++ header("passcode", passcode) ++ options.headers
+    ] ++ login ++ options.headers
   end
+
+  @doc "The options for the connection to an endpoint."
+  @spec network(settings(), Endpoint.t()) :: [term()]
+  def network(settings, endpoint) do
+    opts = Secret.reveal(endpoint.opts)
+
+    case logs_in(settings, endpoint) do
+      :connect -> opts
+      :upgrade -> [{:upgrade_headers, fn -> upgrade_headers(settings, endpoint, opts) end} | opts]
+    end
+  end
+
+  # Runs in the process that connects.
+  defp upgrade_headers(settings, endpoint, opts) do
+    {login, passcode} = settings.connect |> Secret.reveal() |> credentials(endpoint)
+    authorization = {"authorization", Http.basic(login || "", passcode || "")}
+    {_name, others} = List.keyfind(opts, :upgrade_headers, 0, {:upgrade_headers, nil})
+    [authorization | Connection.Options.upgrade_headers!(others)]
+  end
+
+  defp logs_in(%{login_in: :upgrade}, %{websocket: path}) when path != nil, do: :upgrade
+  defp logs_in(_settings, _endpoint), do: :connect
+
+  defp credentials(options, endpoint) do
+    {login, passcode} = Secret.reveal(endpoint.credentials)
+    {login || reveal(options.login), passcode || reveal(options.passcode)}
+  end
+
+  defp login_headers({login, passcode}),
+    do: header("login", login) ++ header("passcode", passcode)
 
   defp header(_name, nil), do: []
   defp header(name, value), do: [{name, value}]

@@ -6,6 +6,7 @@ defmodule Barytherium.Connection.Options do
 
   import Barytherium.Schema, only: [name: 1, raise_unknown: 2]
 
+  alias Barytherium.Connection.{Http, WebSocket}
   alias Barytherium.Schema
 
   @schema [
@@ -14,9 +15,22 @@ defmodule Barytherium.Connection.Options do
       {{:one_of, [:native, :otp]}, :native,
        "`:otp` uses `:ssl` of OTP for TLS. It is slower. It is used in any case for options " <>
          "that only `:ssl` knows, and `stats/1` tells which one is in use."},
+    websocket:
+      {{:is, &__MODULE__.path?/1, "a path that begins with a slash"}, nil,
+       "Speak STOMP in a WebSocket, at this path: `\"/ws\"`, or `\"/ws?client=a\"`."},
+    upgrade_headers:
+      {{:secret,
+        {:is, &__MODULE__.upgrade_headers?/1,
+         "a list of {name, value} that the handshake does not set itself, a function that returns one, or {module, " <>
+           "function, arguments}"}}, nil,
+       "Headers for the opening handshake of a WebSocket: `authorization`, or `cookie`. A list of `{name, value}`, " <>
+         "or a function (or `{module, function, arguments}`) that returns one and is called for each connection."},
+    proxy:
+      {{:secret, {:is, &__MODULE__.proxy?/1, "http://user:pass@host:port"}}, nil,
+       "An HTTP proxy to connect through: `\"http://user:pass@host:port\"`. It looks up the server's name."},
     connect_timeout:
       {:timeout, 10_000,
-       "Milliseconds that connecting may take: name lookup, TCP and TLS together."},
+       "Milliseconds that connecting may take: name lookup, proxy, TCP, TLS and WebSocket together."},
     send_timeout:
       {:timeout, 10_000, "Milliseconds that a write may take, a large one for each MiB."},
     buffer:
@@ -69,20 +83,56 @@ defmodule Barytherium.Connection.Options do
   @spec split([term()]) :: {%{atom() => term()}, [term()], keyword()}
   def split(opts) do
     {options, others} = Schema.split(opts, @schema)
-    check_transport!(others, options.secure, names())
+    check_transport!(others, options, names())
+    options = Map.update!(options, :proxy, &(&1 && elem(Http.proxy(&1), 1)))
     {tls, tcp} = others |> Enum.reject(&(&1 in @settled)) |> Enum.split_with(&(name(&1) in @tls))
     {options, tcp, tls}
   end
 
+  @doc "The headers for the opening handshake of a WebSocket. Calls the function for them."
+  @spec upgrade_headers!(term()) :: Http.headers()
+  def upgrade_headers!(nil), do: []
+
+  def upgrade_headers!(given) do
+    headers = reveal(given)
+
+    # The message does not show them.
+    unless WebSocket.headers?(headers),
+      do: raise(ArgumentError, "the function for :upgrade_headers returned no such headers")
+
+    headers
+  end
+
+  defp reveal(function) when is_function(function), do: function.()
+  defp reveal({module, function, args}), do: apply(module, function, args)
+  defp reveal(headers), do: headers
+
+  @doc false
+  def path?(path), do: is_binary(path) and path =~ ~r{\A/[!-~]*\z} and not (path =~ "#")
+
+  @doc false
+  def upgrade_headers?({module, function, args}),
+    do: is_atom(module) and is_atom(function) and is_list(args)
+
+  def upgrade_headers?(given), do: is_function(given, 0) or WebSocket.headers?(given)
+
+  @doc false
+  def proxy?(url), do: Http.proxy(url) != :error
+
   @doc """
-  Raises `ArgumentError` unless all of `opts` are valid options for the transport. The message about
+  Raises `ArgumentError` unless all of `opts` are valid options for the transport, with `options` of our own. The message about
   an unknown one names the nearest of `known`.
   """
-  @spec check_transport!([term()], boolean(), [atom()]) :: :ok
-  def check_transport!(opts, secure, known) do
+  @spec check_transport!([term()], %{atom() => term()}, [atom()]) :: :ok
+  def check_transport!(opts, options, known) do
     for option <- opts, option not in @settled do
       validate!(option, known)
-      secure || refuse_tls!(option)
+      options.secure || refuse_tls!(option)
+    end
+
+    if options.upgrade_headers && !options.websocket do
+      raise ArgumentError,
+            "option :upgrade_headers is for a WebSocket, and websocket: \"/path\" is missing"
     end
 
     :ok

@@ -31,9 +31,14 @@ defmodule Barytherium.Frame.Outgoing do
   end
 
   @doc "Encodes prepared frames. `cost` is the sum of their costs."
-  @spec encode([Frame.t()], non_neg_integer(), Frame.dialect()) :: Native.encoded()
-  def encode(frames, cost, dialect) when cost > @large, do: Native.encode_large(frames, dialect)
-  def encode(frames, _cost, dialect), do: Native.encode(frames, dialect)
+  @spec encode([Frame.t()], non_neg_integer(), Frame.dialect(), Native.framing()) ::
+          Native.encoded()
+  def encode(frames, cost, dialect, framing \\ :stream)
+
+  def encode(frames, cost, dialect, framing) when cost > @large,
+    do: Native.encode_large(frames, dialect, framing)
+
+  def encode(frames, _cost, dialect, framing), do: Native.encode(frames, dialect, framing)
 
   @doc "A message about a frame that could not be encoded. It shows no header values."
   @spec refusal(Frame.t(), atom(), non_neg_integer()) :: String.t()

@@ -16,6 +16,7 @@ defmodule Barytherium.Network.ConnectionLog do
           | :panic
           | :truncated
           | {:tls, String.t()}
+          | {:websocket, String.t()}
           | {:refused, binary(), binary()}
           | {:unfinished_error, binary()}
           | Native.failure(),
@@ -33,6 +34,9 @@ defmodule Barytherium.Network.ConnectionLog do
   end
 
   def failure({:tls, details}, loop), do: Logger.error("TLS: #{peer(loop)}: #{details}")
+
+  def failure({:websocket, details}, loop),
+    do: Logger.error("WebSocket: #{peer(loop)}: #{details}")
 
   def failure({:refused, message, line}, loop) do
     Logger.error("#{peer(loop)} refused the connection: #{Error.said(message, line)}")

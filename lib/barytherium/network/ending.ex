@@ -5,7 +5,7 @@ defmodule Barytherium.Network.Ending do
   alias Barytherium.Connection
   alias Barytherium.Network.Sender
 
-  # How long the alert that ends a TLS connection may take to be sent, in milliseconds.
+  # How long the alert that ends a TLS connection, or the close frame of a WebSocket, may take to be sent, in milliseconds.
   @longest_hang_up 100
 
   # How long the peer may take to read what was written and to close, in milliseconds.
@@ -17,11 +17,11 @@ defmodule Barytherium.Network.Ending do
 
   @doc """
   Closes the socket of a connection that has ended, and stops the sender. This also ends the receiver,
-  if it has not ended yet. With TLS the peer is told first, unless it does not read.
+  if it has not ended yet. With TLS, and in a WebSocket, the peer is told first, unless it does not read.
   """
   @spec hang_up(map()) :: true
   def hang_up(%{socket: socket, sender_pid: sender}) do
-    if Connection.tls(socket) == :native and
+    if Connection.takes_leave?(socket) and
          Sender.shutdown(sender, @longest_hang_up) == {:error, :timeout},
        do: Connection.abandon(socket),
        else: Connection.close(socket)

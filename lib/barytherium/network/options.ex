@@ -4,6 +4,7 @@ defmodule Barytherium.Network.Options do
   # its own in `@own`.
 
   alias Barytherium.{Connection, Frame, Schema}
+  alias Barytherium.Network.Socket
 
   @own [
     max_send_queue:
@@ -57,7 +58,7 @@ defmodule Barytherium.Network.Options do
   @spec check!([term()]) :: %{atom() => term()}
   def check!(opts) do
     {options, transport} = Schema.split(opts, @schema)
-    Connection.Options.check_transport!(transport, options.secure, names())
+    Connection.Options.check_transport!(transport, options, names())
     options
   end
 
@@ -72,8 +73,8 @@ defmodule Barytherium.Network.Options do
     do: opts |> Schema.effective() |> Enum.filter(&(Schema.name(&1) in @receiving))
 
   @doc "The options of the native connection, from the state of a receive loop."
-  @spec connection(map(), boolean(), nil | reference()) :: map()
-  def connection(%{options: options, hb_recv: hb_recv} = loop, show_econnreset, tls) do
+  @spec connection(map(), Connection.socket()) :: map()
+  def connection(%{options: options, hb_recv: hb_recv} = loop, socket) do
     options
     |> Map.take([
       :first_frame_timeout,
@@ -85,8 +86,9 @@ defmodule Barytherium.Network.Options do
       hb_recv: hb_recv,
       last_receipt: loop[:last_receipt],
       routes: loop[:routes],
-      tls: tls,
-      show_econnreset: show_econnreset,
+      tls: Socket.tls(socket),
+      websocket: Socket.websocket(socket),
+      show_econnreset: Socket.show_econnreset?(socket),
       high_water_mark: high_water_mark(loop)
     })
   end

@@ -11,7 +11,8 @@ defmodule Barytherium.Network.Outbox do
   @batch 64 * 1024
 
   # The latest write of the batch comes first. `requested` is the part of the bytes whose callers wait.
-  defstruct batch: [],
+  defstruct framing: :stream,
+            batch: [],
             batch_cost: 0,
             batch_requested: 0,
             encoded: :queue.new(),
@@ -40,6 +41,7 @@ defmodule Barytherium.Network.Outbox do
   @type refused :: {write(), Frame.t(), reason :: atom(), header :: non_neg_integer()}
 
   @type t :: %__MODULE__{
+          framing: Barytherium.Native.framing(),
           batch: [write()],
           batch_cost: non_neg_integer(),
           batch_requested: non_neg_integer(),
@@ -94,7 +96,8 @@ defmodule Barytherium.Network.Outbox do
 
   defp encode(outbox, dialect) do
     %{batch: batch, batch_cost: cost, batch_requested: requested} = outbox
-    {writes, data, refused} = batch |> Enum.reverse() |> encode(cost, dialect)
+    how = {dialect, outbox.framing}
+    {writes, data, refused} = batch |> Enum.reverse() |> encode(cost, how)
 
     bytes = IO.iodata_length(data)
     # The size of an encoded frame is not its cost.
@@ -119,18 +122,18 @@ defmodule Barytherium.Network.Outbox do
      }, refused}
   end
 
-  defp encode(writes, cost, dialect) do
+  defp encode(writes, cost, {dialect, framing} = how) do
     frames = Enum.flat_map(writes, fn {frames, _cost, _from} -> frames end)
 
-    case Outgoing.encode(frames, cost, dialect) do
+    case Outgoing.encode(frames, cost, dialect, framing) do
       {:ok, data} ->
         {writes, data, []}
 
       # The frames before this one can be encoded.
       {:error, {index, reason, header}} ->
         {before, [write | others]} = split(writes, index)
-        {^before, data, []} = encode(before, cost, dialect)
-        {others, more, refused} = encode(others, cost, dialect)
+        {^before, data, []} = encode(before, cost, how)
+        {others, more, refused} = encode(others, cost, how)
         refusal = {write, Enum.at(frames, index), reason, header}
         {before ++ others, [data | more], [refusal | refused]}
     end

@@ -5,7 +5,7 @@ defmodule Barytherium.Network.Parser do
   # `t:Barytherium.Native.next/0`.
 
   alias Barytherium.Native
-  alias Barytherium.Network.{Options, Socket}
+  alias Barytherium.Network.Options
 
   # A TLS record. The native side decodes some 600 of the smallest frames at once, which takes about
   # 0.4 ms. A hop to another thread would cost more than most records.
@@ -26,8 +26,7 @@ defmodule Barytherium.Network.Parser do
   """
   @spec open(nil | non_neg_integer(), binary(), map()) :: {:ok, t()} | {:error, atom()}
   def open(descriptor, pending, loop) do
-    options =
-      Options.connection(loop, Socket.show_econnreset?(loop.socket), Socket.tls(loop.socket))
+    options = Options.connection(loop, loop.socket)
 
     recipients = {loop.listener_pid, loop.sender_pid}
 

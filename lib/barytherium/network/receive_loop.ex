@@ -67,6 +67,8 @@ defmodule Barytherium.Network.ReceiveLoop do
     # An idle connection keeps this, so it holds nothing that is not needed any more.
     loop = %{
       socket: socket,
+      # The `:gen_tcp` or `:ssl` socket in it.
+      transport: Socket.transport(socket),
       ssl: ssl,
       # What an active `:ssl` socket has sent, the latest first, whether it sends more, and how it has ended.
       inbox: [],
@@ -82,7 +84,7 @@ defmodule Barytherium.Network.ReceiveLoop do
       monitors: %{
         listener: Process.monitor(state.listener_pid),
         caller: caller,
-        socket: unless(ssl?, do: Socket.monitor(Socket.tcp(socket)))
+        socket: unless(ssl?, do: Socket.monitor(Socket.transport(socket)))
       },
       parser: nil,
       # When the timer for the deadline goes off, in milliseconds; nil without one.
@@ -95,7 +97,7 @@ defmodule Barytherium.Network.ReceiveLoop do
   end
 
   defp open_tcp(state, loop) do
-    socket = Socket.tcp(state.socket)
+    socket = loop.transport
 
     with {:ok, bytes} <- Socket.leftover(state.socket),
          {:ok, descriptor} <- Socket.descriptor(socket),
@@ -200,7 +202,7 @@ defmodule Barytherium.Network.ReceiveLoop do
   end
 
   # Our network may still have to write, and `:ssl` closes a socket whose owner has ended.
-  defp give_back(%{socket: socket, network_pid: network}) do
+  defp give_back(%{transport: socket, network_pid: network}) do
     :ssl.setopts(socket, active: false)
     :ssl.controlling_process(socket, network)
   end
@@ -230,7 +232,7 @@ defmodule Barytherium.Network.ReceiveLoop do
     loop.parser |> Parser.feed(bytes) |> next(%{loop | inbox: []})
   end
 
-  defp read({:recv, timeout}, %{parser: parser, socket: socket} = loop) do
+  defp read({:recv, timeout}, %{parser: parser, transport: socket} = loop) do
     case :ssl.recv(socket, 0, min(timeout, @longest_ssl_wait)) do
       {:ok, bytes} -> parser |> Parser.feed(IO.iodata_to_binary(bytes)) |> next(loop)
       {:error, :timeout} -> read(:read_inline, loop)
@@ -252,7 +254,7 @@ defmodule Barytherium.Network.ReceiveLoop do
 
   defp next({:await_input, timeout}, %{ssl: :active, active: false} = loop) do
     # It fails if the connection has ended while the socket was passive.
-    case :ssl.setopts(loop.socket, active: @ssl_records) do
+    case :ssl.setopts(loop.transport, active: @ssl_records) do
       :ok -> next({:await_input, timeout}, %{loop | active: true})
       {:error, _reason} -> next({:await_input, timeout}, %{loop | ended: :closed})
     end

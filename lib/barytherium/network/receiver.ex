@@ -99,7 +99,7 @@ defmodule Barytherium.Network.Receiver do
 
   # If the socket has been closed meanwhile, the receiver will notice.
   defp hand_over(socket, receiver) do
-    :ssl.controlling_process(socket, receiver)
+    Connection.give(socket, receiver)
     ReceiveLoop.open(receiver)
   end
 

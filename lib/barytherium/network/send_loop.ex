@@ -15,9 +15,6 @@ defmodule Barytherium.Network.SendLoop do
   alias Barytherium.Frame.Outgoing
   alias Barytherium.Network.{Admission, HeartBeat, Outbox, WriteCounters, Writer}
 
-  # Between frames an EOL is a heart-beat.
-  @beat "\n"
-
   # Bytes of the writes that can wait for room. There is always another batch for the writer to take, and
   # an acknowledgement does not wait behind more than this.
   @window 1024 * 1024
@@ -48,7 +45,7 @@ defmodule Barytherium.Network.SendLoop do
        held_cost: 0,
        # Writes that wait for room in the outbox, and all other writes that wait.
        admission: %Admission{},
-       outbox: %Outbox{},
+       outbox: %Outbox{framing: Connection.framing(socket)},
        # Callers that wait for the write in progress; nil if there is none.
        writing: nil,
        writing_bytes: 0,
@@ -181,7 +178,7 @@ defmodule Barytherium.Network.SendLoop do
         {:noreply, state}
 
       true ->
-        Writer.write(state.writer, @beat)
+        Writer.beat(state.writer)
         schedule_beat(interval)
         {:noreply, %{state | writing: []}}
     end

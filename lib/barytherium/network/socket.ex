@@ -1,11 +1,11 @@
 defmodule Barytherium.Network.Socket do
   @moduledoc false
   # Differences between the kinds of sockets that the receive loop takes: a `:gen_tcp` port, a
-  # `:gen_tcp` socket with `inet_backend: :socket`, native TLS over either of them, and an `:ssl`
-  # socket.
+  # `:gen_tcp` socket with `inet_backend: :socket`, native TLS over either of them, an `:ssl`
+  # socket, and a WebSocket over any of these.
 
   alias Barytherium.{Connection, Native}
-  alias Barytherium.Connection.TlsSocket
+  alias Barytherium.Connection.{TlsSocket, WebSocket}
 
   # The names of ports that are sockets for TCP, or local ones.
   @tcp_drivers [~c"tcp_inet", ~c"local_tcp", ~c"afunix_inet"]
@@ -17,6 +17,8 @@ defmodule Barytherium.Network.Socket do
   closed socket passes; the loop reports that it is closed.
   """
   @spec check!(Connection.socket()) :: :ok
+  def check!(%WebSocket{socket: socket}), do: check!(socket)
+
   def check!(socket) do
     check_kind!(socket)
 
@@ -59,21 +61,28 @@ defmodule Barytherium.Network.Socket do
 
   defp getopts(socket, names) do
     if otp_tls?(socket),
-      do: :ssl.getopts(socket, names),
-      else: :inet.getopts(tcp(socket), names)
+      do: :ssl.getopts(transport(socket), names),
+      else: :inet.getopts(transport(socket), names)
   end
 
   defp otp_tls?(socket), do: Connection.tls(socket) == :otp
 
   @doc "The TLS session of the native side, if it has one."
   @spec tls(Connection.socket()) :: nil | Native.tls()
+  def tls(%WebSocket{socket: socket}), do: tls(socket)
   def tls(%TlsSocket{tls: tls}), do: tls
   def tls(_socket), do: nil
 
-  @doc "The `:gen_tcp` socket that is read from. An `:ssl` socket hides its own."
-  @spec tcp(Connection.socket()) :: Connection.socket()
-  def tcp(%TlsSocket{socket: socket}), do: socket
-  def tcp(socket), do: socket
+  @doc "The WebSocket of the native side, if it has one."
+  @spec websocket(Connection.socket()) :: nil | Native.websocket()
+  def websocket(%WebSocket{websocket: websocket}), do: websocket
+  def websocket(_socket), do: nil
+
+  @doc "The `:gen_tcp` socket that is read from, or the `:ssl` socket, which hides its own."
+  @spec transport(Connection.socket()) :: :gen_tcp.socket() | :ssl.sslsocket()
+  def transport(%WebSocket{socket: socket}), do: transport(socket)
+  def transport(%TlsSocket{socket: socket}), do: socket
+  def transport(socket), do: socket
 
   @doc "Whether the socket has this option, with which `:gen_tcp` tells a reset from a close."
   @spec show_econnreset?(Connection.socket()) :: boolean()
@@ -87,7 +96,7 @@ defmodule Barytherium.Network.Socket do
   def peer(socket) do
     peername = if otp_tls?(socket), do: &:ssl.peername/1, else: &:inet.peername/1
 
-    case peername.(tcp(socket)) do
+    case peername.(transport(socket)) do
       {:ok, {address, port}} when is_tuple(address) -> "#{:inet.ntoa(address)}:#{port}"
       _other -> "the peer"
     end
@@ -104,7 +113,8 @@ defmodule Barytherium.Network.Socket do
   Bytes that the driver has already read from the socket. Call this before `descriptor/1`: after an
   error the driver closes the descriptor.
   """
-  @spec leftover(:gen_tcp.socket() | TlsSocket.t()) :: {:ok, binary()} | {:error, atom()}
+  @spec leftover(Connection.socket()) :: {:ok, binary()} | {:error, atom()}
+  def leftover(%WebSocket{socket: socket}), do: leftover(socket)
   # It asks the driver for all that there is, so nothing is left.
   def leftover(%TlsSocket{}), do: {:ok, ""}
 

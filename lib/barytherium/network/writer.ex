@@ -19,10 +19,15 @@ defmodule Barytherium.Network.Writer do
   end
 
   @doc "Writes `data`, then sends `{:written, :ok | {:error, reason}}` to the starting process."
+  # The data are framed as the socket wants it, see `Connection.framing/1`.
   @spec write(pid(), iodata()) :: :ok
   def write(writer, data), do: GenServer.cast(writer, {:write, data})
 
-  @doc "Writes what the native side of TLS owes the peer. No message follows."
+  @doc "Writes a heart-beat, then sends the same message."
+  @spec beat(pid()) :: :ok
+  def beat(writer), do: GenServer.cast(writer, :beat)
+
+  @doc "Writes what the native side owes the peer: an alert of TLS, for example. No message follows."
   @spec flush(pid()) :: :ok
   def flush(writer), do: GenServer.cast(writer, :flush)
 
@@ -35,13 +40,21 @@ defmodule Barytherium.Network.Writer do
 
   @impl true
   def handle_cast({:write, data}, {sender, socket} = state) do
-    send(sender, {:written, data |> parts() |> send_parts(socket)})
+    # Nothing may come between the parts of a frame.
+    written = with :ok <- Connection.send_owed(socket), do: data |> parts() |> send_parts(socket)
+    send(sender, {:written, written})
+    {:noreply, state}
+  end
+
+  # Between frames an EOL is a heart-beat.
+  def handle_cast(:beat, {sender, socket} = state) do
+    send(sender, {:written, Connection.send(socket, "\n")})
     {:noreply, state}
   end
 
   # Nobody waits for the result.
   def handle_cast(:flush, {_sender, socket} = state) do
-    Connection.send(socket, "")
+    Connection.flush(socket)
     {:noreply, state}
   end
 
@@ -75,7 +88,7 @@ defmodule Barytherium.Network.Writer do
   defp send_parts([], _socket), do: :ok
 
   defp send_parts([part | parts], socket) do
-    with :ok <- Connection.send(socket, part), do: send_parts(parts, socket)
+    with :ok <- Connection.send_framed(socket, part), do: send_parts(parts, socket)
   end
 
   @impl true

@@ -44,6 +44,8 @@ rustler::atoms! {
     refused,
     unfinished_error,
     truncated,
+    websocket,
+    protocol_error,
     tls,
     // Why a body is as it was sent.
     compressed,

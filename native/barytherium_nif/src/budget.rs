@@ -20,6 +20,9 @@ const DECRYPTING_WORK: usize = 1;
 /// The work of a TLS record besides its bytes: about 0.25 us.
 const RECORD_WORK: usize = 1024;
 
+/// The work of a WebSocket frame besides its bytes: about 20 ns.
+const UNFRAMING_WORK: usize = 80;
+
 /// The work of a nanosecond. How long inflating takes cannot be told from the bytes: a peer can make each of them cost
 /// twenty times as much as those of text.
 const NANOSECOND_WORK: usize = 4;
@@ -112,6 +115,11 @@ impl Budget {
     /// `bytes` in `records` records were decrypted.
     pub fn decrypted(&mut self, bytes: usize, records: usize) {
         self.work += DECRYPTING_WORK * bytes + RECORD_WORK * records;
+    }
+
+    /// The headers of so many WebSocket frames were read.
+    pub fn unframed(&mut self, frames: usize) {
+        self.work += UNFRAMING_WORK * frames;
     }
 
     /// A frame with `headers` headers was made. The terms of those that are not headers of the frame

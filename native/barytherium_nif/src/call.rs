@@ -1,12 +1,12 @@
 //! A call: what a connection does when its process calls it.
 //!
-//! Each layer of a call uses the next one: [`read`] and [`records`] get bytes from the socket, [`decode`] makes
+//! Each layer of a call uses the next one: [`read`] and [`layers`] get bytes from the socket, [`decode`] makes
 //! frames of them, and [`Delivery`] sends these. A function that finds out what comes next breaks the flow with
 //! it.
 
 mod decode;
+mod layers;
 mod read;
-mod records;
 mod state;
 
 pub use read::Buffers;
@@ -45,7 +45,7 @@ pub struct Call<'a, 's> {
     started: Duration,
     /// Whether it may wait for the lock of a TLS session: it reads on a dirty thread.
     may_wait: bool,
-    /// Whether reading has made TLS records that the sender has to send.
+    /// Whether reading has made TLS records, or a WebSocket frame, that the sender has to send.
     owes: bool,
 }
 
@@ -110,10 +110,17 @@ impl<'a, 's> Call<'a, 's> {
         self.rest();
         self.state.session.decoder().release_memory();
         self.state.stats.waits.add(1);
+        if let Some(end) = self.websocket_end() {
+            return self.stop(end);
+        }
         match self.time_left() {
             Some(Duration::ZERO) => self.stop(Next::stop(atoms::timeout())),
             left => Next::AwaitInput(left),
         }
+    }
+
+    fn websocket_end(&self) -> Option<Next<'a>> {
+        self.state.layers.websocket.as_ref()?.end()
     }
 
     /// Gives back the grants and the turn.

@@ -4,7 +4,9 @@ use crate::atoms;
 use crate::next::parse_error;
 use crate::parse_state::ParseState;
 use crate::terms::{Batch, BinaryBody, BodyPlace, binary};
-use rustler::{Atom, Binary, Encoder, Env, Error, NifResult, NifStruct, Term};
+use crate::websocket;
+use ::websocket::encode_message;
+use rustler::{Atom, Binary, Encoder, Env, Error, NifResult, NifStruct, NifUnitEnum, Term};
 use stomp::{
     Command, Decoder, Dialect, EncodeError, Escapes, Escaping, ParseError, UndefinedEscapes,
 };
@@ -95,23 +97,69 @@ pub struct FrameTerm<'a> {
 /// Why frames cannot be encoded: the index of the frame, the reason, the index of its header.
 type Refused = (usize, Atom, usize);
 
+/// How frames are sent.
+#[derive(Clone, Copy, NifUnitEnum)]
+pub enum Framing {
+    /// One after the other.
+    Stream,
+    /// Each in a message of a WebSocket: some brokers read one frame of a message.
+    Messages,
+}
+
 /// The bytes of all frames, as iodata.
 pub fn encode<'a>(
+    env: Env<'a>,
+    frames: &[FrameTerm<'a>],
+    dialect: Option<Dialect>,
+    framing: Framing,
+) -> NifResult<Result<Vec<Term<'a>>, Refused>> {
+    match framing {
+        Framing::Stream => encode_stream(env, frames, dialect),
+        Framing::Messages => encode_messages(env, frames, dialect),
+    }
+}
+
+fn encode_head(
+    index: usize,
+    frame: &FrameTerm,
+    dialect: Option<Dialect>,
+    out: &mut Vec<u8>,
+) -> NifResult<Result<(), Refused>> {
+    let command = atoms::to_command(frame.command).ok_or(Error::BadArg)?;
+    let headers = frame.headers.iter();
+    let headers = headers.map(|(name, value)| (name.as_slice(), value.as_slice()));
+    let encoded = stomp::encode_head(command, headers, frame.body.len(), dialect, out);
+    Ok(encoded.map_err(|error| refused(index, error)))
+}
+
+fn encode_messages<'a>(
+    env: Env<'a>,
+    frames: &[FrameTerm<'a>],
+    dialect: Option<Dialect>,
+) -> NifResult<Result<Vec<Term<'a>>, Refused>> {
+    let (mut head, mut bytes) = (Vec::new(), Vec::new());
+    let keys = websocket::keys(frames.len())?;
+    for (index, (frame, key)) in frames.iter().zip(keys).enumerate() {
+        head.clear();
+        if let Err(refused) = encode_head(index, frame, dialect, &mut head)? {
+            return Ok(Err(refused));
+        }
+        encode_message(&[&head, &frame.body, b"\0"], key, &mut bytes);
+    }
+    Ok(Ok(vec![binary(env, &bytes)]))
+}
+
+fn encode_stream<'a>(
     env: Env<'a>,
     frames: &[FrameTerm<'a>],
     dialect: Option<Dialect>,
 ) -> NifResult<Result<Vec<Term<'a>>, Refused>> {
     let (mut parts, mut bytes) = (Vec::new(), Vec::new());
     for (index, frame) in frames.iter().enumerate() {
-        let command = atoms::to_command(frame.command).ok_or(Error::BadArg)?;
-        let headers = frame
-            .headers
-            .iter()
-            .map(|(n, v)| (n.as_slice(), v.as_slice()));
-        let length = frame.body.len();
-        if let Err(error) = stomp::encode_head(command, headers, length, dialect, &mut bytes) {
-            return Ok(Err(refused(index, error)));
+        if let Err(refused) = encode_head(index, frame, dialect, &mut bytes)? {
+            return Ok(Err(refused));
         }
+        let length = frame.body.len();
         if length < SEPARATE_BODY {
             bytes.extend_from_slice(&frame.body);
         } else {

@@ -9,7 +9,7 @@
 //! * [`delivery`] and [`batches`]: frames to messages; [`recipients`] and [`routes`]: who gets them;
 //!   [`account`]: what each of them has not taken yet;
 //! * [`terms`]: frames as terms, with the `unsafe` calls in `terms/raw.rs`;
-//! * [`tls`]: the TLS sessions of connections;
+//! * [`tls`] and [`websocket`]: what lies between the sockets of connections and STOMP;
 //! * [`socket`] and [`port`]: a socket's descriptor, and the VM's port, with all of the other `unsafe` code;
 //! * [`halt`]: connections that the VM closed while it halts;
 //! * [`parse_state`] and [`codec`]: parsing and formatting without a connection;
@@ -47,6 +47,7 @@ mod tls;
 mod transport;
 mod turn;
 mod undecoded;
+mod websocket;
 
 /// `schedulers` is how many the VM has online.
 fn load(env: rustler::Env, schedulers: rustler::Term) -> bool {

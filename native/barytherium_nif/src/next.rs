@@ -60,6 +60,8 @@ pub enum Failure {
     UnfinishedError(Vec<u8>),
     /// The TLS connection has failed, for a reason that this text explains.
     Tls(String),
+    /// The WebSocket has failed, or was closed for a reason that this text tells.
+    WebSocket(String),
     /// The peer closed its TLS connection without saying so (`close_notify`).
     Truncated,
     /// A bug of ours. It ends the connection that met it.
@@ -132,6 +134,7 @@ impl Failure {
             Failure::Panic => atoms::panic().encode(env),
             Failure::Truncated => atoms::truncated().encode(env),
             Failure::Tls(details) => (atoms::tls(), details).encode(env),
+            Failure::WebSocket(details) => (atoms::websocket(), details).encode(env),
             Failure::Parse(error) => parse_error(env, error),
             Failure::Refused(message, line) => {
                 (atoms::refused(), binary(env, message), binary(env, line)).encode(env)

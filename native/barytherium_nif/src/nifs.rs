@@ -9,7 +9,7 @@ use crate::account;
 use crate::atoms;
 use crate::call::State;
 use crate::clock::now;
-use crate::codec::{self, FrameTerm};
+use crate::codec::{self, FrameTerm, Framing};
 use crate::connection::Connection;
 use crate::delivery::Address;
 use crate::options::ConnectionOptions;
@@ -19,8 +19,9 @@ use crate::socket::{self, Ending, Socket};
 use crate::stats::{Counters, Stats};
 use crate::terms::Caller;
 use crate::tls::{self, Tls, TlsHandshake, TlsSettings};
-use crate::transport::Transport;
+use crate::transport::{Layers, Transport};
 use crate::turn::{self, Place};
+use crate::websocket::{self, WebSocket};
 use rustler::{Atom, Binary, Env, NifResult, Reference, ResourceArc, Term};
 use std::time::Duration;
 
@@ -36,7 +37,7 @@ fn is_abandoned(descriptor: i32) -> bool {
 }
 
 /// `{:ok, connection}`, `{:error, posix}`, or `{:error, :used}` if `parse_state` was used before.
-/// `descriptor` is the socket's, or nil. `pending` are bytes of plain TCP that were already
+/// `descriptor` is the socket's, or nil. `pending` are bytes without TLS that were already
 /// read from it.
 #[rustler::nif]
 fn open<'a>(
@@ -56,10 +57,11 @@ fn open<'a>(
         }
         return Err(atoms::used());
     };
-    let undecoded = match &options.tls {
-        None => pending.to_vec(),
-        Some(tls) => tls.take_plaintext(),
+    let layers = Layers {
+        tls: options.tls.clone(),
+        websocket: options.websocket.clone(),
     };
+    let undecoded = layers.start(&pending);
     let listener = to.local_listener();
     let place = listener.and(socket.as_ref());
     let place = place.map(|_| Place::new(env.pid()));
@@ -76,13 +78,13 @@ fn open<'a>(
         options.session(decoder, now()),
         socket.map(|socket| Transport {
             socket,
-            tls: options.tls,
+            show_econnreset: options.show_econnreset,
         }),
+        layers,
         undecoded,
         recipients,
         place,
         stats,
-        options.show_econnreset,
     );
     let connection = ResourceArc::new(Connection::new(state));
     env.monitor(&connection, &env.pid());
@@ -227,6 +229,37 @@ fn tls_read<'a>(env: Env<'a>, tls: ResourceArc<Tls>, bytes: Binary, length: usiz
     tls::read(env, &tls, &bytes, length)
 }
 
+/// A WebSocket that begins with bytes that came behind the opening handshake.
+#[rustler::nif]
+fn websocket_open(bytes: Binary) -> ResourceArc<WebSocket> {
+    ResourceArc::new(WebSocket::new(&bytes))
+}
+
+#[rustler::nif]
+fn websocket_owed<'a>(env: Env<'a>, websocket: ResourceArc<WebSocket>) -> NifResult<Term<'a>> {
+    websocket::owed(env, &websocket)
+}
+
+#[rustler::nif]
+fn websocket_close<'a>(env: Env<'a>, websocket: ResourceArc<WebSocket>) -> NifResult<Term<'a>> {
+    websocket::close(env, &websocket)
+}
+
+#[rustler::nif(schedule = "DirtyCpu")]
+fn websocket_message<'a>(env: Env<'a>, data: Term<'a>) -> NifResult<Term<'a>> {
+    websocket::message(env, &Binary::from_iolist(data)?)
+}
+
+#[rustler::nif(schedule = "DirtyCpu")]
+fn websocket_read<'a>(
+    env: Env<'a>,
+    websocket: ResourceArc<WebSocket>,
+    bytes: Binary,
+    length: usize,
+) -> Term<'a> {
+    websocket::read(env, &websocket, &bytes, length)
+}
+
 #[rustler::nif]
 fn new_stats() -> ResourceArc<Stats> {
     ResourceArc::new(Stats::default())
@@ -278,8 +311,9 @@ fn encode<'a>(
     env: Env<'a>,
     frames: Vec<FrameTerm<'a>>,
     version: Negotiated,
+    framing: Framing,
 ) -> NifResult<Result<Vec<Term<'a>>, (usize, Atom, usize)>> {
-    codec::encode(env, &frames, version.0)
+    codec::encode(env, &frames, version.0, framing)
 }
 
 /// The same on a dirty scheduler, for frames that take a millisecond or more.
@@ -288,8 +322,9 @@ fn encode_large<'a>(
     env: Env<'a>,
     frames: Vec<FrameTerm<'a>>,
     version: Negotiated,
+    framing: Framing,
 ) -> NifResult<Result<Vec<Term<'a>>, (usize, Atom, usize)>> {
-    codec::encode(env, &frames, version.0)
+    codec::encode(env, &frames, version.0, framing)
 }
 
 #[rustler::nif(schedule = "DirtyCpu")]

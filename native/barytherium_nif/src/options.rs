@@ -2,6 +2,7 @@
 
 use crate::routes::Routes;
 use crate::tls::Tls;
+use crate::websocket::WebSocket;
 use rustler::{NifMap, ResourceArc};
 use std::time::Duration;
 use stomp::{Decoder, Options, Session, Timing, UndefinedEscapes};
@@ -51,6 +52,8 @@ pub struct ConnectionOptions {
     pub routes: Option<ResourceArc<Routes>>,
     /// The TLS session of the socket; `None` for plain TCP.
     pub tls: Option<ResourceArc<Tls>>,
+    /// The WebSocket that is spoken on it; `None` for plain STOMP.
+    pub websocket: Option<ResourceArc<WebSocket>>,
 }
 
 impl ConnectionOptions {

@@ -51,7 +51,7 @@ defmodule Barytherium.Network.BackPressureTest do
 
     {sender, monitor} =
       spawn_monitor(fn ->
-        for _time <- 1..div(@frames, 100), do: Connection.send(peer, frames)
+        for _time <- 1..div(@frames, 100), do: Peer.try_send(peer, frames)
       end)
 
     Map.merge(connection, %{sender: sender, monitor: monitor})

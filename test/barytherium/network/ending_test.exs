@@ -38,13 +38,13 @@ defmodule Barytherium.Network.EndingTest do
     Process.sleep(:infinity)
   end
 
-  for transport <- [:tcp, :tls, :ssl] do
+  for transport <- [:tcp, :tls, :ssl, :ws, :wss] do
     test "what the peer sent before it closed is delivered, although sending heart-beats fails: #{transport}" do
       test = self()
       callback = spawn_link(fn -> slow_callback(test) end)
       opts = [high_water_mark: 2] ++ Peer.options(unquote(transport))
       {network, peer} = connect(callback, opts, unquote(transport))
-      assert {:ok, "CONNECT" <> _headers} = Connection.recv(peer, 0, 2_000)
+      assert {:ok, "CONNECT" <> _headers} = Peer.recv(peer, 0, 2_000)
       Peer.send(peer, "CONNECTED\nversion:1.2\nheart-beat:0,50\n\n\0")
       assert_receive {:sender, sender}
 
@@ -55,7 +55,7 @@ defmodule Barytherium.Network.EndingTest do
 
       Peer.send(peer, "ERROR\nmessage:bye\n\n\0")
       # Unread heart-beats would turn the close into a reset, which would discard the frames.
-      {:ok, _beats} = Connection.recv(peer, 0, 1_000)
+      {:ok, _beats} = Peer.recv(peer, 0, 1_000)
       Peer.close(peer)
       # Long enough for some heart-beats to fail. A call to the sender would delay them.
       assert Process.alive?(sender)
@@ -65,7 +65,7 @@ defmodule Barytherium.Network.EndingTest do
     end
   end
 
-  for transport <- [:tcp, :tls, :ssl] do
+  for transport <- [:tcp, :tls, :ssl, :ws, :wss] do
     test "a peer that does not read is a time-out, and no frame comes after it: #{transport}" do
       options = [send_timeout: 100, send_buffer: 4096, first_frame_timeout: 60_000]
       options = options ++ Peer.options(unquote(transport))
@@ -73,7 +73,7 @@ defmodule Barytherium.Network.EndingTest do
       sender = sender()
       Peer.send(peer, connected_bytes())
       frames = :binary.copy("MESSAGE\n\n" <> String.duplicate("x", 500) <> "\0", 100)
-      pump = fn pump -> if Connection.send(peer, frames) == :ok, do: pump.(pump) end
+      pump = fn pump -> if Peer.try_send(peer, frames) == :ok, do: pump.(pump) end
       spawn(fn -> pump.(pump) end)
       large = %Frame{command: :send, body: String.duplicate("x", 20_000_000)}
       # The socket's driver takes the first write. The next one waits for it, and times out.
@@ -85,7 +85,7 @@ defmodule Barytherium.Network.EndingTest do
     end
   end
 
-  for transport <- [:tcp, :tls, :ssl] do
+  for transport <- [:tcp, :tls, :ssl, :ws, :wss] do
     test "a peer that does not read does not block the network process: #{transport}" do
       options = [send_buffer: 4096, first_frame_timeout: 300]
       options = options ++ Peer.options(unquote(transport))
@@ -117,12 +117,12 @@ defmodule Barytherium.Network.EndingTest do
     Sender.write(sender, [%Frame{command: :send, headers: [{"x", "c"}]}])
     # When the sender answers, it has taken all of them.
     :sys.get_state(sender)
-    assert {:ok, "CONNECT\n\n\0"} = Connection.recv(peer, 0, 2_000)
-    assert {:error, :timeout} = Connection.recv(peer, 0, 50)
+    assert {:ok, "CONNECT\n\n\0"} = Peer.recv(peer, 0, 2_000)
+    assert {:error, :timeout} = Peer.recv(peer, 0, 50)
     Peer.send(peer, "CONNECTED\n\n\0")
     assert [%Frame{command: :connected}] = receive_any()
     written = "SEND\nx:a:b\n\n\0SEND\nx:a:b\n\n\0SEND\nx:c\n\n\0"
-    assert {:ok, ^written} = Connection.recv(peer, byte_size(written), 2_000)
+    assert {:ok, ^written} = Peer.recv(peer, byte_size(written), 2_000)
   end
 
   test "huge heart-beat values do not end the connection" do
@@ -130,7 +130,7 @@ defmodule Barytherium.Network.EndingTest do
       {network, peer} = connect()
       headers = [{"heart-beat", "5000,5000"}]
       Sender.write(sender(), [%Frame{command: :connect, headers: headers}])
-      assert {:ok, "CONNECT" <> _headers} = Connection.recv(peer, 0, 2_000)
+      assert {:ok, "CONNECT" <> _headers} = Peer.recv(peer, 0, 2_000)
       Peer.send(peer, "CONNECTED\nversion:1.2\nheart-beat:#{header}\n\n\0MESSAGE\n\n\0")
       assert [%Frame{command: :connected}] = receive_any()
       assert [%Frame{command: :message}] = receive_any()
@@ -280,7 +280,7 @@ defmodule Barytherium.Network.EndingTest do
       {:ok, other} = Connection.connect({127, 0, 0, 1}, port)
       peer = Peer.accept(listener)
       Peer.send(other, "MESSAGE\n\nnot yours\0")
-      assert {:ok, "MESSAGE\n\nnot yours\0"} = Connection.recv(peer, 0, 2_000)
+      assert {:ok, "MESSAGE\n\nnot yours\0"} = Peer.recv(peer, 0, 2_000)
       Task.await(loop)
       assert {0, :closed} = until_disconnect()
       Enum.each([other, peer], &Peer.close/1)

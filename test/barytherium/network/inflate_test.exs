@@ -31,7 +31,7 @@ defmodule Barytherium.Network.InflateTest do
 
   defp bodies(count), do: for(frame <- receive_frames(count), do: frame.body)
 
-  for transport <- [:tcp, :tls, :ssl] do
+  for transport <- [:tcp, :tls, :ssl, :ws, :wss] do
     test "all sizes and formats come out, in their order, over #{transport}" do
       transport = unquote(transport)
       {receiver, peer, _socket} = start_connected(transport, inflate: true)

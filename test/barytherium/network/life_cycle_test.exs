@@ -88,7 +88,7 @@ defmodule Barytherium.Network.LifeCycleTest do
         Process.exit(receiver, :kill)
         assert_receive {:EXIT, ^receiver, :killed}
         # Our duplicate was shut down. The socket itself is open.
-        assert {:error, :closed} = Connection.recv(peer, 0, 5_000)
+        assert {:error, :closed} = Peer.recv(peer, 0, 5_000)
         Process.exit(sender, :kill)
         Peer.close(peer)
         Connection.close(socket)
@@ -99,15 +99,15 @@ defmodule Barytherium.Network.LifeCycleTest do
   end
 
   defp flood(peer, head) do
-    Connection.send(peer, head)
+    Peer.try_send(peer, head)
     keep_sending(peer, String.duplicate("x", 1_000_000))
   end
 
   defp keep_sending(peer, bytes) do
-    if Connection.send(peer, bytes) == :ok, do: keep_sending(peer, bytes)
+    if Peer.try_send(peer, bytes) == :ok, do: keep_sending(peer, bytes)
   end
 
-  for transport <- [:tcp, :tls, :ssl] do
+  for transport <- [:tcp, :tls, :ssl, :ws, :wss] do
     test "150 connections, one after the other, leave no descriptor, whoever ends them: #{transport}" do
       assert_same_descriptors(150, fn n ->
         {receiver, peer, socket} = start_connected(unquote(transport))
@@ -146,7 +146,7 @@ defmodule Barytherium.Network.LifeCycleTest do
     eventually(fn -> Native.live_accounts() == before end)
   end
 
-  for transport <- [:tcp, :tls, :ssl] do
+  for transport <- [:tcp, :tls, :ssl, :ws, :wss] do
     test "150 connections at once leave no descriptor: #{transport}" do
       before = descriptors()
       connections = for _n <- 1..150, do: start_connected(unquote(transport))
@@ -162,7 +162,7 @@ defmodule Barytherium.Network.LifeCycleTest do
     end
   end
 
-  for transport <- [:tcp, :tls, :ssl] do
+  for transport <- [:tcp, :tls, :ssl, :ws, :wss] do
     test "killed receivers leave no descriptor, at any stage: #{transport}" do
       Process.flag(:trap_exit, true)
       body = String.duplicate("x", 1_000_000)
@@ -176,7 +176,7 @@ defmodule Barytherium.Network.LifeCycleTest do
         if rem(n, 3) == 2 do
           # The receiver is killed in a slice, or close to one.
           spawn_link(fn ->
-            Connection.send(peer, ["MESSAGE\ncontent-length:5000000\n\n", body])
+            Peer.try_send(peer, ["MESSAGE\ncontent-length:5000000\n\n", body])
           end)
         end
 
@@ -188,7 +188,7 @@ defmodule Barytherium.Network.LifeCycleTest do
     end
   end
 
-  for transport <- [:tcp, :tls] do
+  for transport <- [:tcp, :tls, :ws] do
     test "a killed receiver leaves nothing, even if a debugger keeps its state: #{transport}" do
       Process.flag(:trap_exit, true)
       before = descriptors()
@@ -198,14 +198,14 @@ defmodule Barytherium.Network.LifeCycleTest do
           {receiver, peer, socket} = start_connected(unquote(transport))
 
           spawn_link(fn ->
-            Connection.send(peer, ["MESSAGE\n\n", String.duplicate("x", 1_000_000)])
+            Peer.try_send(peer, ["MESSAGE\n\n", String.duplicate("x", 1_000_000)])
           end)
 
           state = :sys.get_state(receiver)
           Process.exit(receiver, :kill)
           assert_receive {:EXIT, ^receiver, :killed}
           # The end of our duplicate: the socket itself is open.
-          assert {:error, :closed} = Connection.recv(peer, 0, 5_000)
+          assert {:error, :closed} = Peer.recv(peer, 0, 5_000)
           Peer.close(peer)
           Connection.close(socket)
           state
@@ -217,7 +217,7 @@ defmodule Barytherium.Network.LifeCycleTest do
     end
   end
 
-  for transport <- [:tcp, :tls, :ssl] do
+  for transport <- [:tcp, :tls, :ssl, :ws, :wss] do
     test "killed networks leave nothing, at any stage: #{transport}" do
       Process.flag(:trap_exit, true)
       transport = unquote(transport)
@@ -227,7 +227,7 @@ defmodule Barytherium.Network.LifeCycleTest do
       for n <- 1..60 do
         options = Peer.options(transport)
         {:ok, network} = Network.start_link(self(), {127, 0, 0, 1}, Peer.port(listener), options)
-        peer = Peer.accept(listener)
+        peer = Peer.accept(listener, transport)
         if rem(n, 3) > 0, do: Peer.send(peer, connected_bytes())
         if rem(n, 3) > 1, do: assert_receive({:"$gen_cast", {:barytherium, :frames, _frames}})
         Process.exit(network, :kill)
@@ -306,7 +306,7 @@ defmodule Barytherium.Network.LifeCycleTest do
     # Each frame makes the peer send the next, so the loop finds one whenever it reads.
     listener =
       spawn_link(fn ->
-        Stream.repeatedly(fn -> receive(do: (_frames -> Connection.send(peer, frame))) end)
+        Stream.repeatedly(fn -> receive(do: (_frames -> Peer.try_send(peer, frame))) end)
         |> Stream.run()
       end)
 

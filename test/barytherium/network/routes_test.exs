@@ -15,7 +15,7 @@ defmodule Barytherium.Network.RoutesTest do
     routes = Native.new_routes()
     opts = Peer.options(transport) ++ opts
     {:ok, network} = Network.start_link(self(), {127, 0, 0, 1}, Peer.port(listener), opts, routes)
-    peer = Peer.accept(listener)
+    peer = Peer.accept(listener, transport)
     assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, sender}}}
     Sender.write(sender, [%Frame{command: :connect}])
     assert {:ok, "CONNECT\n\n\0"} = Peer.recv(peer)

@@ -183,7 +183,7 @@ defmodule Barytherium.Network.ServersTest do
   end
 
   describe "a server that does not close after the receipt of the DISCONNECT" do
-    for transport <- [:tcp, :tls, :ssl] do
+    for transport <- [:tcp, :tls, :ssl, :ws, :wss] do
       test "is closed by Network.close/2 (#{transport})" do
         log =
           capture_log(fn ->

@@ -18,7 +18,7 @@ impl<'a> Call<'a, '_> {
     pub fn feed_dirty(&mut self, bytes: &[u8]) -> Next<'a> {
         self.state.stats.slices.add(1);
         self.state.budget.start_dirty();
-        self.take(bytes)
+        self.unwrap(bytes, Self::take)
     }
 
     /// Takes bytes that were read elsewhere, on an ordinary scheduler. If they may complete a large
@@ -26,12 +26,33 @@ impl<'a> Call<'a, '_> {
     pub fn feed_inline(&mut self, bytes: &[u8]) -> Next<'a> {
         self.state.stats.slices.add(1);
         self.state.budget.start_inline();
-        if is_small(self.state.session.decoder()) {
-            return self.take(bytes);
-        }
-        self.has_read_elsewhere(bytes);
-        self.state.undecoded.append(bytes);
-        Next::ReadDirty
+        self.unwrap(bytes, |call, bytes| {
+            if is_small(call.state.session.decoder()) {
+                return call.take(bytes);
+            }
+            call.has_read_elsewhere(bytes);
+            call.state.undecoded.append(bytes);
+            Next::ReadDirty
+        })
+    }
+
+    /// Hands `bytes`, or if they are of a WebSocket the payload in them, to `take`.
+    fn unwrap(
+        &mut self,
+        bytes: &[u8],
+        take: impl FnOnce(&mut Self, &[u8]) -> Next<'a>,
+    ) -> Next<'a> {
+        let Some(websocket) = &self.state.layers.websocket else {
+            return take(self, bytes);
+        };
+        let mut payload = std::mem::take(&mut self.buffers.payload);
+        payload.clear();
+        let frames = websocket.decode(bytes, |part| payload.extend_from_slice(part));
+        self.owes |= websocket.owes();
+        self.state.budget.unframed(frames);
+        let next = take(self, &payload);
+        self.buffers.payload = payload;
+        next
     }
 
     fn take(&mut self, bytes: &[u8]) -> Next<'a> {

@@ -26,8 +26,8 @@ const LINGER: Duration = Duration::from_micros(100);
 #[derive(Default)]
 pub struct Buffers {
     pub(super) read: Vec<u8>,
-    /// What was read from a TLS connection, decrypted.
-    pub(super) plaintext: Vec<u8>,
+    /// What was in it, for a connection with TLS or WebSocket.
+    pub(super) payload: Vec<u8>,
 }
 
 /// Why reading stopped.
@@ -160,9 +160,8 @@ impl<'a> Call<'a, '_> {
     /// Reads once, into a buffer of `size` bytes, and decodes what was read. `None` if there is
     /// nothing to read.
     fn read(&mut self, size: usize) -> Flow<'a, Option<Read>> {
-        let tls = self.state.transport.as_ref().and_then(|t| t.tls.clone());
-        if let Some(tls) = tls {
-            return self.read_records(&tls, size);
+        if !self.state.layers.is_empty() {
+            return self.read_layers(size);
         }
         match self.receive_once(size) {
             Ok(read) if read.bytes() == 0 => Break(self.stop(Next::stop(atoms::closed()))),
@@ -208,10 +207,15 @@ impl<'a> Call<'a, '_> {
         Ok(read)
     }
 
+    fn shows_econnreset(&self) -> bool {
+        let transport = self.state.transport.as_ref();
+        transport.is_some_and(|transport| transport.show_econnreset)
+    }
+
     /// The reason that `gen_tcp` would give for `error`.
     fn reason(&self, error: &io::Error) -> Atom {
         match error.kind() {
-            ErrorKind::ConnectionReset if self.state.show_econnreset => atoms::econnreset(),
+            ErrorKind::ConnectionReset if self.shows_econnreset() => atoms::econnreset(),
             ErrorKind::TimedOut => atoms::etimedout(),
             ErrorKind::HostUnreachable => atoms::ehostunreach(),
             ErrorKind::NetworkUnreachable => atoms::enetunreach(),

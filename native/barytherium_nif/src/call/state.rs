@@ -7,7 +7,7 @@ use crate::recipients::Recipients;
 use crate::socket::Ending;
 use crate::stats::Stats;
 use crate::terms::BinaryBody;
-use crate::transport::Transport;
+use crate::transport::{Layers, Transport};
 use crate::turn::Place;
 use crate::undecoded::Undecoded;
 use rustler::{Env, ResourceArc, Term};
@@ -19,6 +19,7 @@ pub struct State {
     pub(super) session: Session<BinaryBody>,
     /// None if the bytes come from elsewhere.
     pub(super) transport: Option<Transport>,
+    pub(super) layers: Layers,
     pub(super) undecoded: Undecoded,
     /// The last frame that was decoded, if its body is a large one to be inflated.
     pub(super) inflating: Option<Box<Inflating>>,
@@ -29,8 +30,6 @@ pub struct State {
     /// sending to the listener may block its process.
     pub(super) place: Option<Place>,
     pub(super) stats: ResourceArc<Stats>,
-    /// The socket option: a reset is a reason of its own, and not `closed`.
-    pub(super) show_econnreset: bool,
     /// Whether the connection waits for a recipient.
     pub(super) is_paused: bool,
 }
@@ -40,11 +39,11 @@ impl State {
     pub fn new(
         session: Session<BinaryBody>,
         transport: Option<Transport>,
+        layers: Layers,
         undecoded: Vec<u8>,
         mut recipients: Recipients,
         place: Option<Place>,
         stats: ResourceArc<Stats>,
-        show_econnreset: bool,
     ) -> State {
         if !undecoded.is_empty() {
             stats.has_read(undecoded.len(), now());
@@ -53,13 +52,13 @@ impl State {
         State {
             session,
             transport,
+            layers,
             undecoded: undecoded.into(),
             inflating: None,
             budget: Budget::default(),
             recipients,
             place,
             stats,
-            show_econnreset,
             is_paused: false,
         }
     }
@@ -78,8 +77,7 @@ impl State {
 
     /// What becomes of the socket after an orderly end.
     pub fn ending(&self, ending: Ending) -> Ending {
-        let transport = self.transport.as_ref();
-        transport.map_or(ending, |transport| transport.ending(ending))
+        self.layers.ending(ending)
     }
 
     /// Closes the duplicate, and lets others that wait for a recipient or for a turn go on.

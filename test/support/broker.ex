@@ -5,8 +5,8 @@ defmodule Barytherium.Broker do
 
   alias Barytherium.{Certificates, Peer}
 
-  @enforce_keys [:kind, :port, :tls, :pid, :directory, :environment]
-  defstruct [:kind, :port, :tls, :pid, :directory, :environment]
+  @enforce_keys [:kind, :port, :tls, :web, :pid, :directory, :environment]
+  defstruct [:kind, :port, :tls, :web, :pid, :directory, :environment]
 
   # RabbitMQ takes about 12 s.
   @start_timeout 90_000
@@ -36,12 +36,15 @@ defmodule Barytherium.Broker do
     # The port and the certificates of a listener with TLS, see `Certificates.write!/2`.
     files = Certificates.make(["localhost", {127, 0, 0, 1}]) |> Certificates.write!(directory)
     tls = Map.put(files, :port, free_port())
-    environment = kind.prepare!(directory, port, tls)
+    # The ports of its WebSockets, without TLS and with it; nil if it has none here.
+    web = if kind.web?(), do: %{port: free_port(), tls_port: free_port()}
+    environment = kind.prepare!(directory, port, tls, web)
 
     %__MODULE__{
       kind: kind,
       port: port,
       tls: tls,
+      web: web,
       pid: nil,
       directory: directory,
       environment: environment
@@ -53,7 +56,8 @@ defmodule Barytherium.Broker do
     {command, args} = kind.command(directory)
     opened = open(command, args, broker.environment)
     # They are opened one after the other.
-    for port <- [broker.port, broker.tls.port], do: await_port(opened, port, deadline())
+    web = if broker.web, do: Map.values(broker.web), else: []
+    for port <- [broker.port, broker.tls.port | web], do: await_port(opened, port, deadline())
     %{broker | pid: kind.pid(opened, directory)}
   end
 

@@ -17,7 +17,13 @@ defmodule Barytherium.Brokers.ActiveMQ do
   # Not a secret: nobody else reads these key stores.
   @password "password"
 
-  def prepare!(directory, port, tls) do
+  # Debian's package has no WebSockets. `script/websocket` builds what is missing.
+  @web "_build/websocket/activemq/classpath"
+
+  @doc "Whether it has WebSockets here."
+  def web?, do: File.exists?(@web)
+
+  def prepare!(directory, port, tls, web) do
     key_store = key_store!(directory, tls.server)
     trust_store = trust_store!(directory, tls.client_cacertfile)
     jms = Broker.free_port()
@@ -46,12 +52,20 @@ defmodule Barytherium.Brokers.ActiveMQ do
           <transportConnector name="stomp" uri="stomp://127.0.0.1:#{port}"/>
           <transportConnector name="stomp+ssl"
             uri="stomp+ssl://127.0.0.1:#{tls.port}?transport.wantClientAuth=true"/>
+          #{web && web_connectors(web)}
         </transportConnectors>
       </broker>
     </beans>
     """)
 
     [{"HOME", directory}, {"JMS_URL", "tcp://127.0.0.1:#{jms}"}]
+  end
+
+  defp web_connectors(web) do
+    """
+    <transportConnector name="ws" uri="ws://127.0.0.1:#{web.port}"/>
+    <transportConnector name="wss" uri="wss://127.0.0.1:#{web.tls_port}"/>
+    """
   end
 
   defp user({name, passcode}) do
@@ -91,7 +105,10 @@ defmodule Barytherium.Brokers.ActiveMQ do
     for line <- String.split(output, "\n", trim: true), not (line =~ ~r/^log4j:/), do: line
   end
 
-  defp class_path, do: Enum.map_join([@jars, Path.join(@jars, "optional")], ":", &(&1 <> "/*"))
+  defp class_path do
+    jars = Enum.map_join([@jars, Path.join(@jars, "optional")], ":", &(&1 <> "/*"))
+    if web?(), do: jars <> ":" <> String.trim(File.read!(@web)), else: jars
+  end
 
   def command(directory) do
     configuration = "xbean:file:" <> Path.join(directory, "activemq.xml")

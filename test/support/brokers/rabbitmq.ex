@@ -12,8 +12,12 @@ defmodule Barytherium.Brokers.RabbitMQ do
       do: "RabbitMQ is not installed: run script/bootstrap brokers"
   end
 
-  def prepare!(directory, port, tls) do
-    File.write!(Path.join(directory, "enabled_plugins"), "[rabbitmq_stomp].\n")
+  @doc "Whether it has WebSockets here."
+  def web?, do: true
+
+  def prepare!(directory, port, tls, web) do
+    plugins = "[rabbitmq_stomp, rabbitmq_web_stomp].\n"
+    File.write!(Path.join(directory, "enabled_plugins"), plugins)
 
     File.write!(Path.join(directory, "rabbitmq.conf"), """
     listeners.tcp = none
@@ -25,6 +29,11 @@ defmodule Barytherium.Brokers.RabbitMQ do
     ssl_options.keyfile = #{tls.server[:keyfile]}
     ssl_options.verify = verify_peer
     ssl_options.fail_if_no_peer_cert = false
+    web_stomp.tcp.listener = 127.0.0.1:#{web.port}
+    web_stomp.ssl.ip = 127.0.0.1
+    web_stomp.ssl.port = #{web.tls_port}
+    web_stomp.ssl.certfile = #{tls.server[:certfile]}
+    web_stomp.ssl.keyfile = #{tls.server[:keyfile]}
     load_definitions = #{Path.join(directory, "definitions.json")}
     """)
 
@@ -83,6 +92,13 @@ defmodule Barytherium.Brokers.RabbitMQ do
   def cleanup(broker) do
     {"ERL_EPMD_PORT", port} = List.keyfind(broker.environment, "ERL_EPMD_PORT", 0)
     System.cmd("epmd", ["-port", port, "-kill"], stderr_to_stdout: true)
+  end
+
+  @doc "Has the broker take the login of a WebSocket from the opening handshake, or from CONNECT."
+  def take_http_login(broker, take) do
+    code = "application:set_env(rabbitmq_web_stomp, use_http_auth, #{take})."
+    {_output, 0} = System.cmd(launcher("rabbitmqctl"), ["eval", code], env: broker.environment)
+    :ok
   end
 
   @doc "The number of messages in `queue`, including those that wait for an acknowledgement."

@@ -7,11 +7,18 @@ defmodule Barytherium.AutobahnTest do
   use ExUnit.Case, async: true
 
   alias Barytherium.{Broker, Connection, Directory, Native}
+  alias Barytherium.Connection.{Http, WebSocket}
 
   @moduletag :websocket
   @moduletag timeout: 1_200_000
 
   @python "_build/websocket/autobahn/python/bin/python"
+
+  # Here a message of bytes holds what is text, or nothing, and is sent back as text.
+  @text ["1.2.1", "9.8.1"] ++ for(n <- 2..9, do: "9.4.#{n}")
+
+  # Here text is not UTF-8. A client has to refuse it, and this one does not.
+  @utf8 for(n <- [3, 4, 6, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21], do: "6.#{n}.")
 
   setup do
     File.exists?(@python) || raise "Autobahn is not installed: run script/websocket autobahn"
@@ -37,7 +44,7 @@ defmodule Barytherium.AutobahnTest do
     end
   end
 
-  test "all cases but those about UTF-8 in text", %{port: port, reports: reports} do
+  test "all cases but those with text that is not UTF-8", %{port: port, reports: reports} do
     {:ok, socket} = open(port, "/getCaseCount")
     {:ok, count} = Connection.recv(socket, 0, 5_000)
     Connection.close(socket)
@@ -46,71 +53,71 @@ defmodule Barytherium.AutobahnTest do
     {:error, :closed} = Connection.recv(socket, 0, 60_000)
 
     results = results(reports)
+    assert length(results) == String.to_integer(count)
 
-    IO.inspect(
-      for(
-        {id, r, c} <- results,
-        r not in ["OK", "NON-STRICT", "INFORMATIONAL"] or c not in ["OK", "INFORMATIONAL"],
-        do: {id, r, c}
-      ),
-      limit: :infinity
-    )
-
-    IO.inspect(Enum.frequencies_by(results, &elem(&1, 1)))
+    for {id, behaviour, at_close} <- results,
+        id not in @text and not String.starts_with?(id, @utf8) do
+      assert {id, behaviour} in [{id, "OK"}, {id, "INFORMATIONAL"}]
+      assert {id, at_close} in [{id, "OK"}, {id, "INFORMATIONAL"}]
+    end
   end
 
   defp open(port, path), do: Connection.connect("127.0.0.1", port, websocket: path)
 
+  # The opening handshake is this test's own, because it has to see what comes behind it.
   defp run(port, n) do
-    {:ok, connection} = open(port, "/runCase?case=#{n}&agent=barytherium")
-    echo(connection, {"", ""})
+    {:ok, socket} = :gen_tcp.connect({127, 0, 0, 1}, port, [:binary, active: false])
+
+    headers = [
+      {"host", "127.0.0.1:#{port}"},
+      {"upgrade", "websocket"},
+      {"connection", "upgrade"},
+      {"sec-websocket-version", "13"},
+      {"sec-websocket-key", Base.encode64("0123456789012345")}
+    ]
+
+    target = "GET /runCase?case=#{n}&agent=barytherium"
+    {:ok, {101, _phrase, _headers, rest}} = Http.request(socket, target, headers, :infinity)
+    connection = %WebSocket{socket: socket, websocket: Native.websocket_open("")}
+
+    with {:ok, state} <- take(connection, rest, {"", 0, ""}), do: echo(connection, state)
     Connection.close(connection)
   end
 
-  # The bytes of a frame, as far as they have come, and the payload of the message so far.
+  # The head of a frame as far as it has come, how many bytes of the frame have, and the payload of the message.
   defp echo(%{socket: socket} = connection, state) do
-    case :gen_tcp.recv(socket, 0, 10_000) do
-      {:ok, bytes} ->
-        with({:ok, state} <- take(connection, bytes, state), do: echo(connection, state))
-
-      {:error, _closed} ->
-        :ok
-    end
+    with {:ok, bytes} <- :gen_tcp.recv(socket, 0, 10_000),
+         {:ok, state} <- take(connection, bytes, state),
+         do: echo(connection, state)
   end
 
   defp take(_connection, "", state), do: {:ok, state}
 
-  defp take(connection, bytes, {head, payload}) do
-    missing = missing(head)
-    {part, rest} = :erlang.split_binary(bytes, min(missing, byte_size(bytes)))
-    head = head <> part
+  defp take(connection, bytes, {head, read, payload}) do
+    {part, rest} = :erlang.split_binary(bytes, min(size(head) - read, byte_size(bytes)))
+    head = if byte_size(head) < 10, do: head <> part, else: head
+    read = read + byte_size(part)
 
     with {:ok, payload} <- decode(connection, part, payload) do
-      if missing(head) == 0,
-        do: take(connection, rest, {"", answer(connection, head, payload)}),
-        else: take(connection, rest, {head, payload})
+      if read == size(head),
+        do: take(connection, rest, {"", 0, answer(connection, head, payload)}),
+        else: take(connection, rest, {head, read, payload})
     end
   end
 
-  # How many bytes of a frame are missing, as far as its head tells.
-  defp missing(<<_first, 0::1, 127::7, length::64, _rest::binary>> = read),
-    do: 10 + length - byte_size(read)
-
-  defp missing(<<_first, 0::1, 126::7, length::16, _rest::binary>> = read),
-    do: 4 + length - byte_size(read)
-
-  defp missing(<<_first, 0::1, length::7, _rest::binary>> = read) when length < 126,
-    do: 2 + length - byte_size(read)
-
-  defp missing(_head), do: 1
+  # The bytes of a frame; one more than there are, if its head does not tell.
+  defp size(<<_first, 0::1, 127::7, length::64, _rest::binary>>), do: 10 + length
+  defp size(<<_first, 0::1, 126::7, length::16, _rest::binary>>), do: 4 + length
+  defp size(<<_first, 0::1, length::7, _rest::binary>>) when length < 126, do: 2 + length
+  defp size(head), do: byte_size(head) + 1
 
   defp decode(connection, bytes, payload) do
     read = Native.websocket_read(connection.websocket, bytes, 0)
     # What reading owes is sent at once.
-    Connection.send_owed(connection)
+    Connection.flush(connection)
 
     case read do
-      {:ok, more} -> {:ok, payload <> more}
+      {:ok, more} -> {:ok, [payload, more]}
       :more -> {:ok, payload}
       _closed -> :closed
     end

@@ -60,6 +60,9 @@ defmodule Bench do
       {"TLS, 256 B", &tls(&1, Payload.new(256))},
       {@tls, &tls(&1, Payload.new(1_500))},
       {"TLS, 16 KB", &tls(&1, Payload.new(16_384))},
+      {"WebSocket, 256 B", &websocket(&1, 256)},
+      {"WebSocket, 1.5 KB", &websocket(&1, 1_500)},
+      {"WebSocket, 16 KB", &websocket(&1, 16_384)},
       {"Darwin", &inflated(&1, Payload.darwin())},
       {"latency, idle VM", &latency(&1, 0)},
       {"latency, busy VM", &latency(&1, busy)},
@@ -131,6 +134,21 @@ defmodule Bench do
           "of bare rustls": figures[:"frames/s"] * size / bare
         ]
     end)
+  end
+
+  # The same frames over TCP, and each in a message of a WebSocket, as brokers send them.
+  defp websocket(options, body) do
+    {tcp, plain} = Feed.start(:flood, elem(Payload.new(body), 0))
+
+    figures =
+      rounds(options, Feed.start(:websocket, Payload.messages(body)), fn port ->
+        web = Contender.measure(:ours, port, options.time, websocket: true)
+        ours = Contender.measure(:ours, plain, options.time)
+        ["frames/s": web.rate, "of TCP": web.rate / ours.rate, "CPU of TCP": web.cpu / ours.cpu]
+      end)
+
+    Feed.stop(tcp)
+    figures
   end
 
   # Compressed bodies: inflated here by the receive loop, and behind the Elixir loops by `:zlib` in the listener.

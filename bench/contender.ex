@@ -9,7 +9,7 @@ defmodule Bench.Contender do
     * `:raw` - `recv` that discards what it reads.
   """
 
-  alias Barytherium.{Connection, Frame, Network}
+  alias Barytherium.{Connection, Frame, Native, Network}
   alias Barytherium.Network.{Receiver, Sender, WriteCounters}
   alias Bench.Processor
 
@@ -26,7 +26,7 @@ defmodule Bench.Contender do
   `%{rate: units per second, cpu: microseconds of this VM a unit, allocations: of this VM's
   allocators, a unit, listener: microseconds that its listener took a unit}`; a unit is a frame, or a byte for `:raw`.
 
-  With the option `inflate: true` bodies are inflated: by our receive loop, or by the listener.
+  With `websocket: true` the feed sends frames of a WebSocket. With the option `inflate: true` bodies are inflated: by our receive loop, or by the listener.
 
   The option `:acknowledge` is `:each`, to acknowledge each frame in a `Sender.write/2` of its own
   and to count acknowledgements that are written, or `:last`, to acknowledge the last frame of each
@@ -193,6 +193,7 @@ defmodule Bench.Contender do
   def start(contender, port, opts \\ []) do
     {acknowledge, opts} = Keyword.pop(opts, :acknowledge)
     {inflate, opts} = Keyword.pop(opts, :inflate, false)
+    {websocket, opts} = Keyword.pop(opts, :websocket, false)
     # The first of a sender's counters is that of frames written.
     counter = if acknowledge, do: WriteCounters.new(), else: :counters.new(2, [])
     parent = self()
@@ -201,6 +202,7 @@ defmodule Bench.Contender do
       spawn_monitor(fn ->
         opts = options(contender, opts[:secure]) ++ opts
         {:ok, socket} = Connection.connect({127, 0, 0, 1}, port, opts)
+        socket = if websocket, do: websocket(socket), else: socket
         send(parent, {self(), :connected})
 
         if inflate,
@@ -223,6 +225,10 @@ defmodule Bench.Contender do
 
     {counter, stop}
   end
+
+  # The feed does no opening handshake.
+  defp websocket(socket),
+    do: %Connection.WebSocket{socket: socket, websocket: Native.websocket_open("")}
 
   def count(counter), do: :counters.get(counter, 1)
 

@@ -14,6 +14,16 @@ defmodule Bench.Payload do
     {bytes, count}
   end
 
+  @doc "The same for bodies of 126 bytes to 60 KB, each in a message of a WebSocket (RFC 6455, 5.2)."
+  def messages(body) do
+    count = max(div(@bytes, body), 8)
+
+    for n <- 1..count, into: "" do
+      frame = frame(n, body, :plain, true)
+      <<0x82, 126, byte_size(frame)::16, frame::binary>>
+    end
+  end
+
   # Kilobytes of XML of Darwin's messages, which are varied.
   @darwin [1, 1.5, 2, 3, 3, 4, 6, 10, 20]
 

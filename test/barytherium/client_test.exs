@@ -1031,7 +1031,7 @@ defmodule Barytherium.ClientTest do
           {[url: "stomp://h", urls: ["stomp://h"]], ~r/both given/},
           {[url: "stomp://h", passcode: :hunter2],
            ~r/invalid value for option :passcode, and not/},
-          {[url: "stomp://h", secure: true], ~r/the scheme of the URL decides about TLS/},
+          {[url: "stomp://h", secure: true], ~r/the scheme of the URL decides/},
           {[url: "stomp://h", ssl: [verify: :verify_none]], ~r/no URL begins with stomp\+ssl/},
           {[url: "stomp://h", cacertfile: "a"], ~r/secure: true is missing/},
           {[url: "stomp://h", backof: {1, 2}], ~r/unknown option :backof/},

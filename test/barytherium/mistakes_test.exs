@@ -235,7 +235,7 @@ defmodule Barytherium.MistakesTest do
 
   describe "a URL" do
     for {url, text} <- [
-          {"amqp://h", ~r/no scheme "amqp", but stomp and stomp\+ssl/},
+          {"amqp://h", ~r/no scheme "amqp", but stomp, stomp\+ssl, ws, wss/},
           {"stomps://h", ~r/no scheme "stomps"/},
           {"stomp+tls://h", ~r/no scheme "stomp\+tls"/},
           {"h:61613", ~r/not a URL: stomp:/},

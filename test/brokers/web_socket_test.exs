@@ -55,6 +55,31 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
       assert Client.close(client) == :ok
     end
 
+    test "the guide", %{broker: broker} do
+      text = File.read!("guides/websocket.md")
+      [client, network] = for [_all, code] <- Regex.scan(~r/```elixir\n(.*?)```/s, text), do: code
+
+      printed =
+        ExUnit.CaptureIO.capture_io(fn ->
+          {_result, binding} =
+            client
+            |> String.replace("localhost:15674/ws", "127.0.0.1:#{broker.web.port}#{@path}")
+            |> Code.eval_string()
+
+          assert Client.close(binding[:client]) == :ok
+        end)
+
+      assert printed == "on time\n"
+
+      {{:ok, _network}, _binding} =
+        network
+        |> String.replace("localhost\", 15674", "127.0.0.1\", #{broker.web.port}")
+        |> String.replace("/ws", @path)
+        |> Code.eval_string()
+
+      assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, _sender}}}
+    end
+
     test "large and many messages", %{broker: broker} do
       client = client(url: url(broker))
       {queue, subscription} = subscribed(client, prefetch: 2_000)

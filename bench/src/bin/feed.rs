@@ -4,7 +4,8 @@
 //! the mode decides:
 //!
 //! * `flood`: sends the file again and again, as fast as the client takes it;
-//! * `acknowledged`: the same, and reads what the client sends;
+//! * `websocket`: the same, and CONNECTED is in a WebSocket frame, as the file's frames have to be;
+//! * `acknowledged`: the same as `flood`, and reads what the client sends;
 //! * `subscribed`: waits for a SUBSCRIBE, confirms it, and goes on like `acknowledged`, with its id in the
 //!   messages;
 //! * `echo`: sends the file once for each read that returns bytes;
@@ -22,6 +23,9 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use std::{env, fs, process, thread};
 
 const CONNECTED: &[u8] = b"CONNECTED\nversion:1.2\nheart-beat:1000,0\n\n\0\n";
+
+/// The header of a message of bytes of that length (RFC 6455, 5.2).
+const WEBSOCKET_HEADER: [u8; 2] = [0x82, CONNECTED.len() as u8];
 
 /// Enough for a loop over `write`, and small enough for a thousand threads.
 const STACK: usize = 64 * 1024;
@@ -47,10 +51,13 @@ fn main() -> Result<()> {
     for stream in listener.incoming() {
         let mut stream = stream?;
         stream.set_nodelay(true)?;
+        if mode == "websocket" {
+            stream.write_all(&WEBSOCKET_HEADER)?;
+        }
         stream.write_all(CONNECTED)?;
         let payload = Arc::clone(&payload);
         match mode {
-            "flood" => spawn(move || flood(stream, &payload))?,
+            "flood" | "websocket" => spawn(move || flood(stream, &payload))?,
             "acknowledged" => {
                 let acknowledgements = stream.try_clone()?;
                 spawn(move || sink(acknowledgements))?;

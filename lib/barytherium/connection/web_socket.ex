@@ -40,13 +40,20 @@ defmodule Barytherium.Connection.WebSocket do
       {"sec-websocket-protocol", Enum.join(@subprotocols, ", ")}
     ]
 
-    with {:ok, answer} <- Http.request(socket, ["GET ", path], own ++ headers, deadline),
-         {:ok, rest} <- check(answer, key) do
-      {:ok, %__MODULE__{socket: socket, websocket: Native.websocket_open(rest)}}
-    else
+    result =
+      case Http.request(socket, ["GET ", path], own ++ headers, deadline) do
+        {:ok, answer} -> check(answer, key)
+        {:error, :no_http} -> {:error, refused("its answer is no HTTP")}
+        {:error, reason} -> {:error, reason}
+      end
+
+    case result do
+      {:ok, rest} ->
+        {:ok, %__MODULE__{socket: socket, websocket: Native.websocket_open(rest)}}
+
       {:error, reason} ->
         Transport.of(socket).close(socket)
-        {:error, if(reason == :no_http, do: refused("its answer is no HTTP"), else: reason)}
+        {:error, reason}
     end
   end
 

@@ -8,6 +8,7 @@ defmodule Barytherium.Connection do
 
   require Logger
 
+  alias Barytherium.Text
   alias Barytherium.Connection.{Deadline, Http, Options, Tls, TlsSocket, Transport, WebSocket}
 
   # The size of a TLS record. With the driver's default of 1,460 bytes `:ssl` reads in such small
@@ -16,6 +17,9 @@ defmodule Barytherium.Connection do
 
   # In milliseconds. This is enough to write an alert.
   @longest_tls_close 1_000
+
+  # Bytes of an answer of a proxy or server that are of use in a log.
+  @longest_text 200
 
   # `sun_path` has 104 bytes on macOS and 108 on Linux. This is the smaller one without its NUL.
   @longest_path 103
@@ -44,7 +48,7 @@ defmodule Barytherium.Connection do
     * `verify: :verify_none` - do not verify the server. This is logged.
 
   The error is an atom: a POSIX error, `:nxdomain`, `:timeout`, the name of a TLS alert,
-  `:options` for TLS options that cannot be used, `:proxy_refused` or `:upgrade_refused` if the proxy or the server
+  `:options` for TLS options that cannot be used, `:upgrade_headers` if the function for these has failed, `:proxy_refused` or `:upgrade_refused` if the proxy or the server
   answers so. Further details are logged.
 
   Raises `ArgumentError` for an invalid option, host or port.
@@ -53,6 +57,7 @@ defmodule Barytherium.Connection do
   def connect(host, port, opts \\ []) do
     {options, tcp, tls} = Options.split(opts)
     check_address!(host, port)
+    check_proxy!(host, options.proxy)
     deadline = Deadline.in_ms(options.connect_timeout)
     {to_host, to_port} = via(options.proxy, host, port)
 
@@ -96,10 +101,11 @@ defmodule Barytherium.Connection do
     :ok
   end
 
+  # A blank or a line end would be the end of it in a request to a proxy.
   defp host?(host) when is_binary(host),
-    do: host != "" and String.valid?(host) and not String.contains?(host, <<0>>)
+    do: host != "" and String.valid?(host) and not (host =~ ~r/[\x00-\x20\x7f]/)
 
-  defp host?([_ | _] = host), do: List.ascii_printable?(host)
+  defp host?([_ | _] = host), do: List.ascii_printable?(host) and host?(to_string(host))
   defp host?(host) when is_atom(host), do: host not in [nil, true, false]
   defp host?(host) when is_tuple(host), do: match?({:ok, _}, address_string(host))
 
@@ -151,16 +157,21 @@ defmodule Barytherium.Connection do
     if found == [], do: hd(results), else: {:ok, found}
   end
 
+  defp check_proxy!({:local, _path}, proxy) when proxy != nil,
+    do: raise(ArgumentError, "option :proxy: there is no proxy to a local socket")
+
+  defp check_proxy!(_host, _proxy), do: :ok
+
   defp via(nil, host, port), do: {host, port}
   defp via(proxy, _host, _port), do: {proxy.host, proxy.port}
 
   # What is done when there is a connection: a tunnel through a proxy, TLS, and a WebSocket.
   defp plan(host, port, tls, options) do
-    with {:ok, tls} <- tls_plan(host, tls, options) do
+    with {:ok, tls} <- tls_plan(host, tls, options),
+         {:ok, headers} <- Options.upgrade_headers(options.upgrade_headers) do
       name = host_name(host)
       proxy = options.proxy && {options.proxy, Http.authority(name, port)}
       default = if options.secure, do: 443, else: 80
-      headers = Options.upgrade_headers!(options.upgrade_headers)
 
       websocket =
         options.websocket && {Http.authority(name, port, default), options.websocket, headers}
@@ -178,6 +189,7 @@ defmodule Barytherium.Connection do
   defp tls_plan(host, tls, options) do
     case Tls.plan(host, tls, options.tls) do
       {:error, reason} -> {:error, reason}
+      {:otp, opts} when options.proxy != nil -> Tls.behind_proxy(host, opts)
       plan -> {:ok, plan}
     end
   end
@@ -239,8 +251,12 @@ defmodule Barytherium.Connection do
   defp secure(socket, {:native, settings, name}, deadline),
     do: TlsSocket.handshake(socket, settings, name, deadline)
 
-  defp secure(socket, {:otp, tls}, deadline),
-    do: :ssl.connect(socket, tls, Deadline.left(deadline))
+  defp secure(socket, {:otp, tls}, deadline) do
+    with {:error, reason} <- :ssl.connect(socket, tls, Deadline.left(deadline)) do
+      :gen_tcp.close(socket)
+      {:error, reason}
+    end
+  end
 
   defp upgrade(socket, nil, _deadline), do: {:ok, socket}
 
@@ -279,13 +295,18 @@ defmodule Barytherium.Connection do
   end
 
   def reason({:proxy_refused, text}, peer) do
-    Logger.error("the proxy refuses a connection to #{peer}: #{text}")
+    Logger.error("the proxy refuses a connection to #{peer}: #{said(text)}")
     :proxy_refused
   end
 
   def reason({:upgrade_refused, text}, peer) do
-    Logger.error("#{peer} refuses the WebSocket: #{text}")
+    Logger.error("#{peer} refuses the WebSocket: #{said(text)}")
     :upgrade_refused
+  end
+
+  def reason({:upgrade_headers, what}, peer) do
+    Logger.error("#{peer}: the function for :upgrade_headers failed (#{what})")
+    :upgrade_headers
   end
 
   # A socket of `inet_backend: :socket` returns the data that was not written.
@@ -296,6 +317,9 @@ defmodule Barytherium.Connection do
     Logger.error("the connection to #{peer} failed for a reason that is not known")
     :closed
   end
+
+  # Of what another says.
+  defp said(text), do: text |> binary_slice(0, @longest_text) |> Text.line()
 
   # What OTP's `:ssl` may accept. The text of native TLS is a string, and that of `:ssl` a charlist.
   @stricter [

@@ -20,10 +20,11 @@ defmodule Barytherium.Error do
     * `:unacknowledgeable` - the broker has left out the header of a message that an acknowledgement names;
     * `:unsupported` - STOMP 1.0 has no NACK;
     * `:not_subscribed` - the subscription has ended;
+    * `:no_reply_to` - the message to reply to has no header `reply-to`;
     * `:closing` - another process closes the client already;
     * `:unconfirmed` - the connection ended before the broker's receipt. The broker may have carried the
       request out;
-    * `:timeout` - no receipt within the time-out. The broker may have carried the request out, or may still do so;
+    * `:timeout` - no receipt, or no reply to a request, within the time-out. The broker may have carried the request out, or may still do so;
     * `:refused` - the broker answered with an ERROR frame, which is in `:frame`. If it does not say what it
       refused, and most brokers do not, all requests that wait get this answer, and the connection ends.
 
@@ -56,6 +57,7 @@ defmodule Barytherium.Error do
     unsupported: "STOMP 1.0 has no NACK",
     not_subscribed: "the subscription has ended",
     silent: "no message came for too long",
+    no_reply_to: "the message does not ask for a reply: it has no header reply-to",
     closing: "another process closes the client already",
     unconfirmed: "the connection ended before the broker's answer",
     timeout: "no answer in time",
@@ -66,6 +68,7 @@ defmodule Barytherium.Error do
     parse_error: "the peer does not speak STOMP",
     protocol_error: "the peer breaks the protocol of WebSocket",
     proxy_refused: "the proxy refuses the connection",
+    upgrade_headers: "the function for the headers of the opening handshake failed",
     upgrade_refused: "the server refuses the WebSocket"
   }
 

@@ -9,7 +9,7 @@ defmodule Barytherium.Network do
     * `{:barytherium, :connect, {:ok, sender_pid}}` - the connection is open. Write the CONNECT frame
       now, with `Barytherium.Network.Sender.write/2`;
     * `{:barytherium, :connect, {:error, reason}}` - connecting failed: `:econnrefused`,
-      `:nxdomain`, ...;
+      `:nxdomain`, ..., see `Barytherium.Connection.connect/3`;
     * `{:barytherium, :frames, {frames, sender_pid}}` - frames from the server, see
       `Barytherium.Network.Receiver`;
     * `{:barytherium, :disconnect, reason}` - the connection has ended. This is the last message. It

@@ -41,16 +41,34 @@ defmodule Barytherium.Client.Connecting do
     monitor = Process.monitor(client)
     headers = Options.connect_headers(settings, endpoint)
     {frame, _cost} = Frame.prepare(%Frame{command: :connect, headers: headers})
+    upgrade = Options.upgrade_headers(settings, endpoint)
     :gen_statem.cast(client, {:greeter, self(), :ready})
-
-    receive do
-      {:greet, sender} -> Sender.write(sender, [frame])
-      {:DOWN, ^monitor, :process, ^client, _reason} -> :ok
-    end
+    keep(frame, upgrade, monitor)
   catch
     kind, reason ->
       Events.no_credentials(kind, reason)
       :gen_statem.cast(client, {:greeter, self(), :failed})
+  end
+
+  defp keep(frame, upgrade, monitor) do
+    receive do
+      {:upgrade, pid, reference} ->
+        send(pid, {reference, upgrade})
+        keep(frame, upgrade, monitor)
+
+      {:greet, sender} ->
+        Sender.write(sender, [frame])
+
+      {:DOWN, ^monitor, :process, _client, _reason} ->
+        :ok
+    end
+  end
+
+  # Runs in the process that connects, as long as that may take. The client ends the greeter, and that process.
+  defp upgrade_headers(greeter) do
+    reference = make_ref()
+    send(greeter, {:upgrade, self(), reference})
+    receive do: ({^reference, headers} -> headers)
   end
 
   @doc "Writes CONNECT."
@@ -89,7 +107,8 @@ defmodule Barytherium.Client.Connecting do
         %{settings: settings, endpoint: %{host: host, port: port} = endpoint} = data
       ) do
     routes = Native.new_routes()
-    opts = Options.network(settings, endpoint)
+    greeter = data.connection.greeter
+    opts = Options.network(settings, endpoint, fn -> upgrade_headers(greeter) end)
     {:ok, network} = Network.start_link(self(), host, port, opts, routes)
     connection = %{data.connection | network: network, routes: routes}
     {:keep_state, %{data | connection: connection}, {{:timeout, :credentials}, :cancel}}

@@ -8,7 +8,7 @@ defmodule Barytherium.Client.Endpoint do
   @ports %{"stomp" => 61_613, "stomp+ssl" => 61_614, "ws" => 80, "wss" => 443}
   @secure ["stomp+ssl", "wss"]
 
-  # `websocket` is its path, with the query.
+  # `websocket` is its path, with the query, which may hold a token.
   @enforce_keys [:host, :port, :secure, :websocket, :vhost, :credentials, :opts]
   defstruct @enforce_keys
 
@@ -16,7 +16,7 @@ defmodule Barytherium.Client.Endpoint do
           host: String.t(),
           port: :inet.port_number(),
           secure: boolean(),
-          websocket: nil | String.t(),
+          websocket: nil | Secret.t(String.t()),
           vhost: nil | String.t(),
           credentials: Secret.t({nil | String.t(), nil | String.t()}),
           opts: Secret.t([Barytherium.Connection.option()])
@@ -40,7 +40,7 @@ defmodule Barytherium.Client.Endpoint do
          {:ok, %URI{host: host, fragment: nil} = uri}
          when is_binary(host) and host != "" <- URI.new(url),
          websocket = websocket(uri),
-         :ok <- authority(url),
+         :ok <- authority(url, websocket),
          :ok <- escapes(uri, websocket),
          :ok <- virtual_host(uri, websocket) do
       {:ok,
@@ -48,7 +48,7 @@ defmodule Barytherium.Client.Endpoint do
          host: host,
          port: uri.port || @ports[scheme],
          secure: scheme in @secure,
-         websocket: websocket,
+         websocket: websocket && Secret.new(websocket),
          vhost: if(websocket, do: nil, else: vhost(uri.path)),
          credentials: Secret.new(credentials(uri.userinfo)),
          opts: Secret.new([])
@@ -76,10 +76,14 @@ defmodule Barytherium.Client.Endpoint do
   end
 
   # What may be wrong with a user, a password, a host or a port, where `URI` sees nothing wrong.
-  defp authority(url) do
-    [authority | path] =
-      url |> String.split("//", parts: 2) |> List.last() |> String.split("/", parts: 2)
+  defp authority(url, websocket) do
+    # A WebSocket may have anything in its path and query, so a / in the password is not noticed there.
+    ends = if websocket, do: ["/", "?"], else: "/"
 
+    [authority | path] =
+      url |> String.split("//", parts: 2) |> List.last() |> String.split(ends, parts: 2)
+
+    path = if websocket, do: [], else: path
     ats = length(String.split(authority, "@")) - 1
     no_port? = String.ends_with?(authority, ":")
     # The password has an @, or a / after which the path begins too early.
@@ -161,7 +165,10 @@ defmodule Barytherium.Client.Endpoint do
 
     not_ours = if endpoint.websocket, do: names, else: [:upgrade_headers | names]
     common = Enum.reject(common, &(Schema.name(&1) in not_ours))
-    websocket = if endpoint.websocket, do: [websocket: endpoint.websocket], else: []
+
+    websocket =
+      for %Secret{} = path <- [endpoint.websocket], do: {:websocket, Secret.reveal(path)}
+
     opts = [{:secure, endpoint.secure}] ++ websocket ++ own ++ common
     Network.Options.check!(opts)
     Barytherium.Connection.check_address!(endpoint.host, endpoint.port)

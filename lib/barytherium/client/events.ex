@@ -105,7 +105,7 @@ defmodule Barytherium.Client.Events do
   # An exception may contain the password. Those of this library do not.
   @spec no_credentials(atom(), term()) :: :ok
   def no_credentials(:error, %ArgumentError{message: message} = error) do
-    if message == Options.no_string() or
+    if message in Options.about_credentials() or
          String.starts_with?(message, "cannot write this connect"),
        do: Logger.error("Barytherium cannot log in: #{message}"),
        else: no_credentials(:error, error.__struct__)

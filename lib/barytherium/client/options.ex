@@ -153,10 +153,11 @@ defmodule Barytherium.Client.Options do
   ]
 
   @no_string "a function for the credentials did not return a string"
+  @colon "a login with a colon cannot be in the opening handshake of a WebSocket"
 
-  @doc "The message of the error when a function for the credentials returns something else."
-  @spec no_string() :: String.t()
-  def no_string, do: @no_string
+  @doc "The messages of errors about credentials, which show none."
+  @spec about_credentials() :: [String.t()]
+  def about_credentials, do: [@no_string, @colon]
 
   @type settings :: %{
           endpoints: [Endpoint.t(), ...],
@@ -244,7 +245,11 @@ defmodule Barytherium.Client.Options do
     endpoints = for url <- options.urls || [options.url], do: parsed(url)
 
     if options.ssl != [] and not Enum.any?(endpoints, & &1.secure),
-      do: raise(ArgumentError, "option :ssl is given, and no URL begins with stomp+ssl://")
+      do:
+        raise(
+          ArgumentError,
+          "option :ssl is given, and no URL begins with stomp+ssl:// or wss://"
+        )
 
     check_websocket!(options, network, Enum.any?(endpoints, & &1.websocket))
 
@@ -288,23 +293,46 @@ defmodule Barytherium.Client.Options do
     ] ++ login ++ options.headers
   end
 
-  @doc "The options for the connection to an endpoint."
-  @spec network(settings(), Endpoint.t()) :: [term()]
-  def network(settings, endpoint) do
-    opts = Secret.reveal(endpoint.opts)
-
+  @doc "The headers of the opening handshake of a WebSocket that log in. Calls the functions for the credentials."
+  @spec upgrade_headers(settings(), Endpoint.t()) :: Connection.Http.headers()
+  def upgrade_headers(settings, endpoint) do
     case logs_in(settings, endpoint) do
-      :connect -> opts
-      :upgrade -> [{:upgrade_headers, fn -> upgrade_headers(settings, endpoint, opts) end} | opts]
+      :connect -> []
+      :upgrade -> settings.connect |> Secret.reveal() |> credentials(endpoint) |> authorization()
     end
   end
 
-  # Runs in the process that connects.
-  defp upgrade_headers(settings, endpoint, opts) do
-    {login, passcode} = settings.connect |> Secret.reveal() |> credentials(endpoint)
-    authorization = {"authorization", Http.basic(login || "", passcode || "")}
-    {_name, others} = List.keyfind(opts, :upgrade_headers, 0, {:upgrade_headers, nil})
-    [authorization | Connection.Options.upgrade_headers!(others)]
+  defp authorization({nil, _passcode}), do: []
+
+  defp authorization({login, passcode}) do
+    # What is behind the colon would be read as a part of the passcode.
+    if String.contains?(login, ":"), do: raise(ArgumentError, @colon)
+    [{"authorization", Http.basic(login, passcode || "")}]
+  end
+
+  @doc "The options for the connection to an endpoint. `login` returns headers of the opening handshake."
+  @spec network(settings(), Endpoint.t(), (() -> Connection.Http.headers())) :: [term()]
+  def network(settings, endpoint, login) do
+    opts = Secret.reveal(endpoint.opts)
+
+    case logs_in(settings, endpoint) do
+      :connect ->
+        opts
+
+      :upgrade ->
+        {_name, given} = List.keyfind(opts, :upgrade_headers, 0, {:upgrade_headers, nil})
+        [{:upgrade_headers, fn -> with_login(given, login) end} | opts]
+    end
+  end
+
+  # Runs in the process that connects. An error of it is one of the user's function.
+  defp with_login(given, login) do
+    with {:ok, headers} <- Connection.Options.upgrade_headers(given) do
+      given? =
+        Enum.any?(headers, fn {name, _value} -> String.downcase(name) == "authorization" end)
+
+      if given?, do: headers, else: login.() ++ headers
+    end
   end
 
   defp logs_in(%{login_in: :upgrade}, %{websocket: path}) when path != nil, do: :upgrade

@@ -8,6 +8,9 @@ defmodule Barytherium.Connection.Http do
   # Bytes of the head of an answer. Common servers allow 8 KiB to a client.
   @longest_head 16 * 1024
 
+  # Answers before the last one.
+  @most_interim 8
+
   @type headers :: [{String.t(), String.t()}]
   @type answer :: {status :: pos_integer(), phrase :: binary(), headers(), rest :: binary()}
 
@@ -18,7 +21,8 @@ defmodule Barytherium.Connection.Http do
   @spec proxy(term()) :: {:ok, proxy()} | :error
   def proxy(url) when is_binary(url) do
     with {:ok, %URI{scheme: "http", host: host, path: path, query: nil, fragment: nil} = uri}
-         when is_binary(host) and host != "" and path in [nil, "", "/"] <- URI.new(url) do
+         when is_binary(host) and host != "" and path in [nil, "", "/"] <- URI.new(url),
+         true <- uri.port in 1..65_535 do
       {:ok, %{host: host, port: uri.port, authorization: authorization(uri.userinfo)}}
     else
       _other -> :error
@@ -34,7 +38,7 @@ defmodule Barytherium.Connection.Http do
     basic(user, Enum.join(password))
   end
 
-  @doc "The value of a header that logs in (RFC 7617)."
+  @doc "The value of a header that logs in (RFC 7617). There the user has no colon."
   @spec basic(String.t(), String.t()) :: String.t()
   def basic(user, password), do: "Basic " <> Base.encode64(user <> ":" <> password)
 
@@ -74,18 +78,30 @@ defmodule Barytherium.Connection.Http do
     transport = Transport.of(socket)
 
     with :ok <- transport.send(socket, [target, " HTTP/1.1\r\n", lines, "\r\n"]),
-         {:ok, head, rest} <- receive_head(socket, transport, "", deadline),
-         do: parse(head, rest)
+         do: receive_answer({socket, transport, deadline}, "", @most_interim)
   end
 
-  defp receive_head(socket, transport, read, deadline) do
+  # Answers such as 103 (Early Hints) announce another one (RFC 9110, 15.2).
+  defp receive_answer(from, read, interim) do
+    with {:ok, head, rest} <- receive_head(from, read) do
+      case parse(head, rest) do
+        {:ok, {status, _phrase, _headers, rest}} when status in 102..199 or status == 100 ->
+          if interim > 0, do: receive_answer(from, rest, interim - 1), else: {:error, :no_http}
+
+        answer ->
+          answer
+      end
+    end
+  end
+
+  defp receive_head({socket, transport, deadline} = from, read) do
     case :binary.split(read, "\r\n\r\n") do
       [head, rest] when byte_size(head) <= @longest_head ->
         {:ok, head <> "\r\n\r\n", rest}
 
       [read] when byte_size(read) <= @longest_head ->
         with {:ok, more} <- transport.recv(socket, 0, Deadline.left(deadline)),
-             do: receive_head(socket, transport, read <> more, deadline)
+             do: receive_head(from, read <> more)
 
       _too_long ->
         {:error, :no_http}

@@ -16,7 +16,7 @@ defmodule Barytherium.Connection.Options do
        "`:otp` uses `:ssl` of OTP for TLS. It is slower. It is used in any case for options " <>
          "that only `:ssl` knows, and `stats/1` tells which one is in use."},
     websocket:
-      {{:is, &__MODULE__.path?/1, "a path that begins with a slash"}, nil,
+      {{:secret, {:is, &__MODULE__.path?/1, "a path that begins with a slash"}}, nil,
        "Speak STOMP in a WebSocket, at this path: `\"/ws\"`, or `\"/ws?client=a\"`."},
     upgrade_headers:
       {{:secret,
@@ -90,17 +90,28 @@ defmodule Barytherium.Connection.Options do
   end
 
   @doc "The headers for the opening handshake of a WebSocket. Calls the function for them."
-  @spec upgrade_headers!(term()) :: Http.headers()
-  def upgrade_headers!(nil), do: []
+  @spec upgrade_headers(term()) ::
+          {:ok, Http.headers()} | {:error, {:upgrade_headers, String.t()}}
+  def upgrade_headers(nil), do: {:ok, []}
 
-  def upgrade_headers!(given) do
-    headers = reveal(given)
+  # The text does not show them, nor why the function failed: that may be secret too.
+  def upgrade_headers(given) do
+    case reveal(given) do
+      # A function of a client that calls the user's.
+      {:error, {:upgrade_headers, what}} when is_binary(what) ->
+        {:error, {:upgrade_headers, what}}
 
-    # The message does not show them.
-    unless WebSocket.headers?(headers),
-      do: raise(ArgumentError, "the function for :upgrade_headers returned no such headers")
+      headers ->
+        if WebSocket.headers?(headers),
+          do: {:ok, headers},
+          else: {:error, {:upgrade_headers, "it returned no such headers"}}
+    end
+  catch
+    :error, error when is_exception(error) ->
+      {:error, {:upgrade_headers, inspect(error.__struct__)}}
 
-    headers
+    kind, _reason ->
+      {:error, {:upgrade_headers, to_string(kind)}}
   end
 
   defp reveal(function) when is_function(function), do: function.()

@@ -20,6 +20,18 @@ defmodule Barytherium.Connection.Tls do
     if plan == :otp, do: {:otp, options(host, opts)}, else: plan
   end
 
+  @doc """
+  The same for `:ssl` on a connection through a proxy. There it would verify an address of a server as the proxy's.
+  """
+  @spec behind_proxy(term(), [term()]) :: {:ok, {:otp, [term()]}} | {:error, {:options, tuple()}}
+  def behind_proxy(host, opts) do
+    named? = List.keymember?(opts, :server_name_indication, 0)
+
+    if named? or {:verify, :verify_none} in opts,
+      do: {:ok, {:otp, opts}},
+      else: {:error, {:options, {:address_behind_proxy, host}}}
+  end
+
   # Adds to `opts` the options that are missing for a connection to `host`.
   defp options(host, opts) do
     opts = Enum.map(opts, &charlist/1)
@@ -92,6 +104,10 @@ defmodule Barytherium.Connection.Tls do
   @spec describe(term()) :: String.t()
   def describe({:options, :incompatible, names}), do: "incompatible: #{inspect(names(names))}"
   def describe({:options, {:incompatible, names}}), do: "incompatible: #{inspect(names(names))}"
+
+  def describe({:options, {:address_behind_proxy, _host}}),
+    do: "through a proxy `:ssl` cannot verify an address: give a name, or :server_name_indication"
+
   def describe({:options, {name, _value}}) when is_atom(name), do: to_string(name)
 
   def describe({:options, {name, file, reason}}) when is_atom(name),

@@ -82,9 +82,15 @@ defmodule Barytherium.Connection.WebSocket do
 
   defp check({status, phrase, headers, _rest}, _key) do
     # Not followed: the credentials are for the server that was named.
-    location = for value <- values(headers, "location"), do: ", elsewhere: #{value}"
+    location = for value <- values(headers, "location"), do: elsewhere(URI.new(value))
     {:error, refused("#{status} #{phrase}#{location}")}
   end
+
+  # The rest of it may be secret.
+  defp elsewhere({:ok, %URI{scheme: scheme, host: host, port: port}}) when is_binary(host),
+    do: ", elsewhere: #{scheme}://#{host}:#{port}"
+
+  defp elsewhere(_path), do: ", elsewhere"
 
   defp refused(text), do: {:upgrade_refused, text}
 

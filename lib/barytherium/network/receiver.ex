@@ -28,11 +28,16 @@ defmodule Barytherium.Network.Receiver do
       listener is gone;
     * `:timeout` - no CONNECTED within 5 s, or nothing at all for twice the agreed heart-beat and 2 s;
     * `:parse_error` - the peer does not speak STOMP, see `Barytherium.ParseError`;
+    * `:protocol_error` - the peer breaks the protocol of WebSocket;
     * `:emfile` - there are no descriptors left, or the VM cannot poll one as high as this;
     * a POSIX atom such as `:etimedout`, if reading failed with it; for a reset `:econnreset`, on a
       socket with the option `show_econnreset`.
 
   The socket is closed then.
+
+  With TLS, and in a WebSocket, reading may leave something to be sent: an alert, or the answer to a ping. The sender of a
+  `Barytherium.Network` sends it at once. Without one it is sent with whatever `Barytherium.Connection.send/2` is called
+  for next.
 
   ## Back-pressure
 

@@ -52,9 +52,11 @@ defmodule Barytherium.Network.Writer do
     {:noreply, state}
   end
 
-  # Nobody waits for the result.
-  def handle_cast(:flush, {_sender, socket} = state) do
-    Connection.flush(socket)
+  # Nobody waits for the result. The end of the connection is told by who reads.
+  def handle_cast(:flush, {sender, socket} = state) do
+    with {:error, reason} when reason != :closed <- Connection.flush(socket),
+         do: send(sender, {:written, {:error, reason}})
+
     {:noreply, state}
   end
 

@@ -86,7 +86,9 @@ impl WebSocket {
     fn owe(&self, decoder: &mut Decoder) {
         if let Some(reply) = decoder.take_reply() {
             let mut owed = self.owed.lock();
-            (owed.reply, owed.is_told) = (Some(reply), false);
+            // Whoever was told of the last one will write this instead.
+            owed.is_told &= owed.reply.is_some();
+            owed.reply = Some(reply);
         }
     }
 

@@ -62,6 +62,66 @@ defmodule Barytherium.Network.ProxyTest do
     end
   end
 
+  test "nothing can be put into the request by a host" do
+    for host <- ["a\r\nb: c", "a b", 'a\r\nb', "a\tb"] do
+      assert_raise ArgumentError, fn ->
+        Connection.connect(host, 1, proxy: "http://127.0.0.1:1")
+      end
+    end
+
+    assert_raise ArgumentError, ~r/local socket/, fn ->
+      Connection.connect({:local, "/a"}, 0, proxy: "http://127.0.0.1:1")
+    end
+  end
+
+  test "an address is verified natively, and with :ssl not at all, which would take it for the proxy's" do
+    proxy = "http://127.0.0.1:#{HttpProxy.start()}"
+    other = Barytherium.Certificates.make([{127, 0, 0, 1}])
+    listener = listen(other.server)
+
+    for {host, opts, result} <- [
+          {"10.9.8.7", [tls: :native], :hostname_check_failed},
+          {"10.9.8.7", [tls: :otp], :options},
+          {{10, 9, 8, 7}, [tls: :otp], :options},
+          {"127.0.0.1", [tls: :otp], :options}
+        ] do
+      opts = [proxy: proxy, secure: true, cacerts: other.cacerts] ++ opts
+      assert Connection.connect(host, listener, opts) == {:error, result}
+    end
+
+    opts = [proxy: proxy, secure: true, cacerts: other.cacerts, tls: :native]
+    assert {:ok, socket} = Connection.connect("127.0.0.1", listener, opts)
+    Connection.close(socket)
+  end
+
+  # Listens with TLS, and takes whoever comes. Returns the port.
+  defp listen(certificate) do
+    options = [mode: :binary, active: false, ip: {127, 0, 0, 1}, log_level: :none]
+    {:ok, listener} = :ssl.listen(0, options ++ certificate)
+    {:ok, {_address, port}} = :ssl.sockname(listener)
+
+    spawn_link(fn ->
+      for _n <- Stream.cycle([1]) do
+        with {:ok, socket} <- :ssl.transport_accept(listener), do: :ssl.handshake(socket, 2_000)
+      end
+    end)
+
+    port
+  end
+
+  test "options that :ssl refuses leave no socket" do
+    opts = [secure: true, tls: :otp, verify: :verify_none, versions: [:bad]]
+
+    for _n <- 1..5 do
+      proxy = [proxy: "http://127.0.0.1:#{HttpProxy.start()}"]
+      listener = Peer.listen(:tcp)
+      assert {:error, _reason} = Connection.connect("b", Peer.port(listener), proxy ++ opts)
+      Peer.close(listener)
+    end
+
+    refute Enum.any?(Port.list(), &(Port.info(&1, :connected) == {:connected, self()}))
+  end
+
   test "there is no proxy, or it says nothing" do
     listener = Peer.listen(:tcp)
     proxy = "http://127.0.0.1:#{Peer.port(listener)}"
@@ -72,7 +132,14 @@ defmodule Barytherium.Network.ProxyTest do
   end
 
   test "a proxy that cannot be used is refused, and its password is not shown" do
-    for proxy <- ["https://a:secret@b:1", "socks5://a:secret@b:1", "b:1", "http://", :none] do
+    for proxy <- [
+          "https://a:secret@b:1",
+          "socks5://a:secret@b:1",
+          "b:1",
+          "http://",
+          "http://h:99999",
+          :none
+        ] do
       error =
         assert_raise ArgumentError, fn ->
           Network.start_link(self(), "localhost", 1, proxy: proxy)

@@ -90,11 +90,35 @@ defmodule Barytherium.Network.WebSocketTest do
     test "is refused by a status, and no redirection is followed" do
       for {status, more, text} <- [
             {"401 Unauthorized", [], "401 Unauthorized"},
-            {"302 Found", [{"Location", "ws://other/"}], "302 Found, elsewhere: ws://other/"},
+            {"302 Found", [{"Location", "ws://h/a?b"}], "302 Found, elsewhere: ws://h:80"},
+            {"302 Found", [{"Location", "/a"}], "302 Found, elsewhere"},
             {"200 OK", [], "200 OK"}
           ] do
         assert refused(fn _lines -> ["HTTP/1.1 #{status}" | more] end) == text
       end
+    end
+
+    test "what a server says reaches the log as one line, and without a token of the path" do
+      elsewhere = {"Location", "https://h:1/ws?token=hunter2\r\n forged: line"}
+      long = "\e[2J" <> String.duplicate("x", 5_000)
+
+      for {lines, text} <- [
+            {["HTTP/1.1 301 Moved", elsewhere], "301 Moved, elsewhere"},
+            {["HTTP/1.1 403 #{long}"], "403 \\x1b[2J" <> String.duplicate("x", 192)}
+          ] do
+        assert refused(fn _lines -> lines end) =~ text
+        refute refused(fn _lines -> lines end) =~ ~r/hunter2|forged|x{193}/
+      end
+    end
+
+    test "other answers may come first, but not without end" do
+      interim = {:raw, "\r\nHTTP/1.1 100 Continue\r\nA: b\r\n\r\n"}
+      {port, _peer} = listening(&(["HTTP/1.1 103 Early Hints", interim] ++ &1))
+      assert {:ok, socket} = Connection.connect("127.0.0.1", port, websocket: "/")
+      Connection.close(socket)
+
+      endless = List.duplicate({:raw, "HTTP/1.1 100 Continue\r\n\r\n"}, 10)
+      assert refused(&(endless ++ &1)) == "its answer is no HTTP"
     end
 
     test "is refused if the answer is not that of RFC 6455" do
@@ -199,6 +223,54 @@ defmodule Barytherium.Network.WebSocketTest do
         raw(peer, frame(9, "b") <> frame(10, "unasked") <> frame(9, "c") <> frame(1, @message))
         assert WebSocketPeer.recv_frame(peer) == {:ok, {10, "c"}}
         assert received() == ["late"]
+        GenServer.stop(network)
+      end
+    end
+
+    test "a peer that pings and does not read is not answered more than once at a time" do
+      opts = [send_timeout: :infinity, send_buffer: 4_096] ++ Peer.options(:ws)
+      {network, peer} = connect(self(), opts, :ws)
+      assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, sender}}}
+      large = %Frame{command: :send, headers: [], body: :binary.copy("x", 10_000_000)}
+      Sender.write(sender, [%Frame{command: :connect}])
+      Peer.send(peer, connected_bytes())
+      # It never ends.
+      Sender.write(sender, [large])
+      {:links, links} = Process.info(sender, :links)
+      [writer] = links -- [network]
+      for _n <- 1..100, do: raw(peer, frame(9, "a") <> frame(1, "MESSAGE\n\n\0"))
+      for _n <- 1..101, do: receive_one()
+      assert {:message_queue_len, queued} = Process.info(writer, :message_queue_len)
+      assert queued <= 1
+    end
+
+    # Frames come one by one, or more together.
+    defp receive_one do
+      case Process.delete(:rest) || [] do
+        [] ->
+          Process.put(:rest, received())
+          receive_one()
+
+        [body | rest] ->
+          Process.put(:rest, rest)
+          body
+      end
+    end
+
+    test "pings are a sign of life" do
+      for transport <- [:ws, :wss, :wss_otp] do
+        opts = [heartbeat_receive_allowance: 100] ++ Peer.options(transport)
+        {network, peer} = connect(self(), opts, transport)
+        assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, sender}}}
+        Sender.write(sender, [%Frame{command: :connect, headers: [{"heart-beat", "0,100"}]}])
+        Peer.send(peer, "CONNECTED\nversion:1.2\nheart-beat:100,0\n\n\0")
+        assert received() == [""]
+
+        for _n <- 1..10 do
+          raw(peer, frame(9, ""))
+          refute_receive {:"$gen_cast", _end}, 50
+        end
+
         GenServer.stop(network)
       end
     end

@@ -30,19 +30,21 @@ impl<'a> Call<'a, '_> {
             if is_small(call.state.session.decoder()) {
                 return call.take(bytes);
             }
-            call.has_read_elsewhere(bytes);
             call.state.undecoded.append(bytes);
             Next::ReadDirty
         })
     }
 
-    /// Hands `bytes`, or if they are of a WebSocket the payload in them, to `take`.
+    /// Accounts for `bytes`, and hands them, or if they are of a WebSocket the payload in them, to `take`.
     fn unwrap(
         &mut self,
         bytes: &[u8],
         take: impl FnOnce(&mut Self, &[u8]) -> Next<'a>,
     ) -> Next<'a> {
         let Some(websocket) = &self.state.layers.websocket else {
+            if !bytes.is_empty() {
+                self.has_read(bytes.len());
+            }
             return take(self, bytes);
         };
         let mut payload = std::mem::take(&mut self.buffers.payload);
@@ -50,13 +52,16 @@ impl<'a> Call<'a, '_> {
         let frames = websocket.decode(bytes, |part| payload.extend_from_slice(part));
         self.owes |= websocket.owes();
         self.state.budget.unframed(frames);
+        // Without payload the peer is not silent either.
+        if !bytes.is_empty() {
+            self.has_read(payload.len());
+        }
         let next = take(self, &payload);
         self.buffers.payload = payload;
         next
     }
 
     fn take(&mut self, bytes: &[u8]) -> Next<'a> {
-        self.has_read_elsewhere(bytes);
         match self.decode_undecoded() {
             Break(next) => {
                 self.state.undecoded.append(bytes);
@@ -66,12 +71,6 @@ impl<'a> Call<'a, '_> {
                 .decode(bytes)
                 .break_value()
                 .unwrap_or_else(|| self.wait()),
-        }
-    }
-
-    fn has_read_elsewhere(&mut self, bytes: &[u8]) {
-        if !bytes.is_empty() {
-            self.has_read(bytes.len());
         }
     }
 

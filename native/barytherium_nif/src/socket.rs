@@ -249,6 +249,7 @@ impl Socket {
     /// Asks the VM for one `{:select, _, reference, :ready_input}` to the calling process, once
     /// there is something to read.
     pub fn notify(&self, env: Env, reference: Reference) -> Result<()> {
+        self.acknowledge();
         let reference: Term = reference.into();
         // SAFETY: `env` is of the calling process, `polled` is a resource with a stop callback,
         // and a null pid stands for the calling process.
@@ -268,6 +269,26 @@ impl Socket {
         self.polls.set(true);
         Ok(())
     }
+
+    /// Has the kernel acknowledge what was read, now. It may wait up to 40 ms for something to send with it, and a
+    /// peer with Nagle's algorithm, as ActiveMQ is without `tcpNoDelay`, sends nothing more that is small until then.
+    #[cfg(target_os = "linux")]
+    fn acknowledge(&self) {
+        let on: c_int = 1;
+        // SAFETY: `on` is of the size that is said. It fails for a local socket, which has no such option.
+        unsafe {
+            libc::setsockopt(
+                self.descriptor,
+                libc::IPPROTO_TCP,
+                libc::TCP_QUICKACK,
+                ptr::from_ref(&on).cast(),
+                size_of::<c_int>() as libc::socklen_t,
+            );
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn acknowledge(&self) {}
 
     /// Tells the VM that the message has been handled, or is not wanted any more. Without this, the
     /// schedulers do not poll while we read.

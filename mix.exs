@@ -87,6 +87,7 @@ defmodule Barytherium.MixProject do
         {"examples/README.md", filename: "examples", title: "Examples"},
         {"guides/reliability.md", title: "Reliability"},
         {"guides/brokers.md", title: "What brokers do"},
+        "guides/patterns.md",
         "guides/tls.md",
         {"guides/websocket.md", title: "WebSockets and proxies"},
         {"guides/darwin.md", title: "A rail feed"},
@@ -109,7 +110,7 @@ defmodule Barytherium.MixProject do
       groups_for_extras: [
         Begin: ~r/getting-started|installation|migrating|from-callbacks|examples/,
         "Run it":
-          ~r/reliability|brokers|tls|websocket|darwin|scaling|operations|options|network|off_broadway|integrations.telemetry/,
+          ~r/reliability|patterns|brokers|tls|websocket|darwin|scaling|operations|options|network|off_broadway|integrations.telemetry/,
         "Know it": ~r/performance|conformance|results|native|internals/,
         Project: ~r/CHANGELOG|CONTRIBUTING|SECURITY/
       ],

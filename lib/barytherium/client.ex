@@ -308,6 +308,65 @@ defmodule Barytherium.Client do
   end
 
   @doc """
+  Sends a request, and waits for the reply: a message with the `correlation-id` of the request, to the destination that
+  its header `reply-to` names. `reply/4` sends one.
+
+      {:ok, %{body: price}} = Client.request(client, "/queue/prices", "EUS to MAN")
+
+  Replies come to a temporary queue of the connection, as RabbitMQ and ActiveMQ have it. Many requests can wait at once.
+  Where a broker has no temporary queues, `:reply_to` names a queue that only this client reads. A reply that comes too
+  late, or once more, is dropped.
+
+  If the connection ends before the reply, the result is `{:error, error}` with the reason `:unconfirmed`: somebody may
+  have handled the request. No receipt is asked for, because the reply is one.
+
+  Options are those of `publish/4` but for `:receipt`, with the default `persistent: false`, and
+
+    * `:reply_to` - the destination of the reply. Default: `"/temp-queue/replies"`.
+
+  A consumer's callback may wait for a reply too, also with the consumer's own client.
+  """
+  @spec request(client(), String.t(), iodata(), [publish_option() | {:reply_to, String.t()}]) ::
+          {:ok, Frame.t()} | {:error, Error.t()}
+  def request(client, destination, body, opts \\ []) do
+    options = Schema.all!(opts, request_schema())
+    Outbound.check_request!(options.headers)
+    frame = Outbound.send_frame({destination, body, options.headers}, options)
+    request = {:request, frame, options.reply_to, options.timeout, options.wait}
+    started = System.monotonic_time()
+    result = client |> call(request, options.timeout) |> failure()
+    Telemetry.request(client, frame, started, result)
+    result
+  end
+
+  defp request_schema do
+    own = [reply_to: {:string, "/temp-queue/replies", ""}, persistent: {:boolean, false, ""}]
+    own ++ Keyword.drop(message_schema() ++ publish_schema(), [:receipt, :persistent])
+  end
+
+  @doc """
+  Replies to a message that asks for that with a header `reply-to`: publishes `body` there, with its `correlation-id`.
+  Without the header, the result is `{:error, error}` with the reason `:no_reply_to`.
+
+  Options are those of `publish/4`, with the default `persistent: false`. In a consumer's callback
+  `Barytherium.Consumer.reply/3` does the same.
+  """
+  @spec reply(client() | Transaction.t(), Frame.t(), iodata(), [publish_option()]) ::
+          :ok | {:error, Error.t()}
+  def reply(client, %Frame{} = request, body, opts \\ []) do
+    case Frame.header(request, "reply-to") do
+      nil ->
+        {:error, Error.new(:no_reply_to)}
+
+      destination ->
+        id = for {"correlation-id", _id} = header <- request.headers, do: header
+        {headers, opts} = Keyword.pop(opts, :headers, [])
+        opts = Keyword.put_new(opts, :persistent, false)
+        publish(client, destination, body, [{:headers, Enum.take(id, 1) ++ headers} | opts])
+    end
+  end
+
+  @doc """
   Runs `fun` with a transaction (STOMP 1.2, "BEGIN"), and commits it.
 
       Client.transaction(client, fn transaction ->

@@ -80,7 +80,7 @@ defmodule Barytherium.Consumer do
   """
 
   alias Barytherium.Client
-  alias Barytherium.Consumer.{Options, Terminator}
+  alias Barytherium.Consumer.{Options, Terminator, Worker}
   alias Barytherium.{Frame, Schema, Secret}
 
   @type state :: term()
@@ -203,6 +203,23 @@ defmodule Barytherium.Consumer do
   @doc false
   @spec start_client(Secret.t(map())) :: GenServer.on_start()
   def start_client(settings), do: Client.start_server(nil, Secret.reveal(settings))
+
+  @doc """
+  Replies to a message that asks for that (`Barytherium.Client.reply/4`), with the client of the consumer's connection. To
+  be called in a callback of the consumer; raises `ArgumentError` elsewhere.
+
+      def handle_message(frame, state) do
+        :ok = Barytherium.Consumer.reply(frame, price(frame.body))
+        {:ack, state}
+      end
+
+  It waits for the broker's receipt. With `receipt: false` it is faster, but a reply that the broker refuses ends the
+  connection: ActiveMQ refuses one whose requester has left.
+  """
+  @spec reply(Frame.t(), iodata(), [Client.publish_option()]) ::
+          :ok | {:error, Barytherium.Error.t()}
+  def reply(%Frame{} = request, body, opts \\ []),
+    do: Client.reply(Worker.client!(), request, body, opts)
 
   @doc "The `Barytherium.Client` of each connection, for `Barytherium.Client.status/1` and `stats/1`."
   @spec clients(Supervisor.supervisor()) :: [pid()]

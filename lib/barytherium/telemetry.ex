@@ -46,6 +46,9 @@ defmodule Barytherium.Telemetry do
       emitted in the calling process. Measurements: `:duration`, `:count` (of messages), and `:bytes`
       (of their bodies). Metadata: `:client`, as it was given; `:messages`, a list with the headers of
       each message, `destination` included; `:result`, `:ok` or `{:error, error}`.
+    * `[:barytherium, :client, :request]` - `Barytherium.Client.request/4` returns; emitted in the calling process.
+      Measurements: `:duration`, and `:bytes` (of the request's body). Metadata: `:client`, as it was given; `:headers`,
+      those of the request; `:result`, `:ok` or `{:error, error}`.
 
   ## Consumers
 
@@ -68,7 +71,7 @@ defmodule Barytherium.Telemetry do
   @events [[:connect], [:disconnect], [:refused], [:pause]] ++
             for(
               event <-
-                ~w(connected disconnected connection_failure error unexpected_message publish health)a,
+                ~w(connected disconnected connection_failure error unexpected_message publish request health)a,
               do: [:client, event]
             ) ++
             for(
@@ -144,6 +147,19 @@ defmodule Barytherium.Telemetry do
 
     messages = Enum.map(frames, & &1.headers)
     client(:publish, measurements, %{client: client, messages: messages, result: result})
+  end
+
+  @doc false
+  @spec request(GenServer.server(), Barytherium.Frame.t(), integer(), {:ok | :error, term()}) ::
+          :ok
+  def request(client, frame, started, result) do
+    measurements = %{
+      duration: System.monotonic_time() - started,
+      bytes: byte_size(frame.body)
+    }
+
+    result = with {:ok, _reply} <- result, do: :ok
+    client(:request, measurements, %{client: client, headers: frame.headers, result: result})
   end
 
   @doc false

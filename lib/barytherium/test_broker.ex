@@ -10,11 +10,13 @@ defmodule Barytherium.TestBroker do
     * **Queues** keep what is sent to them. Subscriptions to the same queue compete: each message goes to the next one
       that has room (`prefetch-count` or `activemq.prefetchSize` in SUBSCRIBE; no limit without).
     * **Topics**, whose names begin with `/topic/`, give a copy to whoever is subscribed at that moment.
+    * **Temporary queues** (`/temp-queue/...` in `reply-to`) get replies, and end with their connection:
+      `Barytherium.Client.request/4` works.
     * **What is not acknowledged** when its subscription or connection ends goes to others, with `redelivered: true`.
     * **A refused message** (NACK) goes to the queue `/queue/DLQ`.
     * **After an ERROR** the connection ends, as the specification demands.
 
-  Brokers differ in the last three, and the client adapts itself. So a test can choose which one to imitate:
+  Brokers differ in the last four, and the client adapts itself. So a test can choose which one to imitate:
 
   | | `like: :rabbitmq` | `like: :activemq` |
   | --- | --- | --- |
@@ -22,12 +24,13 @@ defmodule Barytherium.TestBroker do
   | ACK with `ack: client` | covers all messages of the connection | those of the subscription |
   | NACK | the message is delivered again; with `requeue:false` it goes where the header `x-dead-letter-routing-key` of SUBSCRIBE says (with an empty `x-dead-letter-exchange`), or is dropped | goes to `/queue/ActiveMQ.DLQ` if it is persistent, and is dropped if not |
   | ERROR | the connection goes on | the same |
+  | temporary queues | are subscribed by the `reply-to` | have to be subscribed |
   | without a prefetch limit | none | 1,000 |
 
   The test suite plays random scripts on it and on these brokers, RabbitMQ 3.10 and ActiveMQ Classic 5.17, and each
   connection gets the same. Where they are known to differ:
 
-    * it has no wildcards, exchanges, durable subscriptions, temporary queues, selectors, priorities and expiry;
+    * it has no wildcards, exchanges, durable subscriptions, selectors, priorities and expiry;
     * texts of errors, and ids. Its message ids change with each delivery, ActiveMQ's do not;
     * RabbitMQ sends receipts when it is ready, and takes what a cumulative ACK or NACK covers subscription by
       subscription, so that another one may have room first;

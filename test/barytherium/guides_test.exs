@@ -147,7 +147,7 @@ defmodule Barytherium.GuidesTest do
   test "each row about brokers names a test that there is" do
     rows = ~r/^\| [^|]+ \| .* \| `([^`]+)`: `([^`]+)` \|$/m
     tests = Regex.scan(rows, File.read!("guides/brokers.md"), capture: :all_but_first)
-    assert length(tests) == 28
+    assert length(tests) == 29
     for [file, text] <- tests, do: assert(File.read!(file) =~ text, "#{text} is not in #{file}")
   end
 
@@ -216,6 +216,15 @@ defmodule Barytherium.GuidesTest do
     assert printed == "1A23: no. 1\n"
   after
     for module <- [Invoices, Movements], do: remove(module)
+  end
+
+  test "patterns", %{port: port} do
+    binding = run(blocks("patterns", port))
+    assert binding[:reply].body == "1A23: 12.50"
+    Supervisor.stop(binding[:prices])
+    GenServer.stop(binding[:client])
+  after
+    remove(Prices)
   end
 
   test "those about scaling", %{broker: broker, port: port} do

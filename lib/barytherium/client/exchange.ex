@@ -8,6 +8,7 @@ defmodule Barytherium.Client.Exchange do
     Events,
     Handlers,
     Renewals,
+    Replies,
     Requests,
     Requeue,
     Routing,
@@ -24,12 +25,13 @@ defmodule Barytherium.Client.Exchange do
   @typedoc "What a caller waits for: receipts, the sender, or the sender and BEGIN."
   @type action ::
           {:write, [Frame.t()], Deadline.t()}
+          | {:request, Frame.t(), String.t(), Deadline.t()}
           | :sender
           | {:begin, String.t(), :atomics.atomics_ref()}
 
   @typedoc "Who gets the result of a request."
   @type from ::
-          {:caller, :gen_statem.from()}
+          {:caller | :reply, :gen_statem.from()}
           | {:subscribe, :gen_statem.from(), pos_integer()}
           | {:unsubscribe, from(), pos_integer()}
           | {:renewal, Session.subscription()}
@@ -57,6 +59,9 @@ defmodule Barytherium.Client.Exchange do
 
   def perform({:write, frames, deadline}, from, data),
     do: Writing.submit(frames, {:caller, from}, deadline, data)
+
+  def perform({:request, frame, reply_to, deadline}, from, data),
+    do: Replies.submit(frame, reply_to, from, deadline, data)
 
   @doc "Writes UNSUBSCRIBE frames, if there is a connection."
   @spec write_unsubscribe([State.subscription()], from(), timeout(), atom(), State.t()) ::
@@ -162,8 +167,16 @@ defmodule Barytherium.Client.Exchange do
 
   # It has no route.
   def control(%Frame{command: :message} = frame, data) do
-    session = data.connection.session
+    case Replies.request(frame, data) do
+      :none -> unrouted(frame, data.connection.session, data)
+      :late -> data
+      number -> replied(number, frame, data)
+    end
+  end
 
+  def control(_unexpected, data), do: data
+
+  defp unrouted(frame, session, data) do
     case session && Session.number(session, frame) do
       nil ->
         Events.unexpected(frame, data)
@@ -173,8 +186,6 @@ defmodule Barytherium.Client.Exchange do
         Requeue.late(number, frame, data)
     end
   end
-
-  def control(_unexpected, data), do: data
 
   # Our ids have no blanks, and some 1.0 servers pad their headers.
   defp receipt_id(headers) do
@@ -289,6 +300,11 @@ defmodule Barytherium.Client.Exchange do
     end
   end
 
+  defp replied(number, frame, data) do
+    {:ok, from, _left, requests} = Requests.take(data.requests, number)
+    finish(from, {:ok, frame}, %{data | requests: requests})
+  end
+
   @doc "Answers all requests whose receipts have not arrived."
   @spec fail_all(atom() | Frame.t(), State.t()) :: State.t()
   def fail_all(reason, data),
@@ -313,9 +329,18 @@ defmodule Barytherium.Client.Exchange do
   end
 
   @doc "Passes on the result of a request: `:ok`, or why and which of its frames were not confirmed."
-  @spec answer(from(), :ok | {:error, atom() | Frame.t(), [non_neg_integer()]}, State.t()) ::
+  @spec answer(
+          from(),
+          :ok | {:ok, Frame.t()} | {:error, atom() | Frame.t(), [non_neg_integer()]},
+          State.t()
+        ) ::
           State.t()
   def answer({:caller, from}, result, data), do: reply(from, result, data)
+
+  def answer({:reply, from}, {:error, reason, _left}, data),
+    do: reply(from, {:error, reason}, data)
+
+  def answer({:reply, from}, reply, data), do: reply(from, reply, data)
   def answer(from, _result, data) when from in [:nobody, :quiescing], do: data
 
   def answer({:subscribe, from, number}, :ok, data),

@@ -9,6 +9,7 @@ defmodule Barytherium.Client.Outbound do
   @reserved %{
     connect: ~w(accept-version host heart-beat login passcode),
     send: ~w(destination receipt transaction content-length),
+    request: ~w(reply-to correlation-id),
     subscribe: ~w(id destination ack receipt),
     nack: ~w(id message-id subscription receipt transaction)
   }
@@ -56,6 +57,11 @@ defmodule Barytherium.Client.Outbound do
     {%Frame{headers: headers}, _cost} = Frame.prepare(%Frame{command: command, headers: headers})
     reserved!(headers, command)
   end
+
+  @doc "Checks the headers of a message that asks for a reply, besides what `send_frame/3` checks."
+  @spec check_request!(term()) :: :ok
+  def check_request!(headers) when is_list(headers), do: reserved!(headers, :request)
+  def check_request!(_other), do: :ok
 
   defp reserved!(headers, command) do
     for {name, _value} <- headers, name in @reserved[command] do

@@ -59,6 +59,12 @@ defmodule Barytherium.Client.Requests do
     end
   end
 
+  @doc "Who waits for it."
+  @spec from(t(), request()) :: nil | from()
+  def from(%__MODULE__{open: open}, number) do
+    with {{from, _timer}, _left} <- open[number], do: from
+  end
+
   @spec numbers(t()) :: [request()]
   def numbers(%__MODULE__{open: open}), do: Map.keys(open)
 

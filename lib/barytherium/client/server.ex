@@ -188,6 +188,11 @@ defmodule Barytherium.Client.Server do
     when_connected(action, from, {timeout, wait}, state, data)
   end
 
+  def handle_event({:call, from}, {:request, frame, reply_to, timeout, wait}, state, data) do
+    action = {:request, frame, reply_to, Deadline.in_ms(timeout)}
+    when_connected(action, from, {timeout, wait}, state, data)
+  end
+
   def handle_event({:call, from}, {:sender, timeout, wait}, state, data),
     do: when_connected(:sender, from, {timeout, wait}, state, data)
 

@@ -25,6 +25,8 @@ defmodule Barytherium.Client.Session do
     delays: %{},
     destinations: %{},
     forgotten: MapSet.new(),
+    # The destinations for replies that are subscribed to.
+    replies: [],
     # Whether several handlers share the messages, by a key.
     shared?: false
   ]
@@ -41,6 +43,7 @@ defmodule Barytherium.Client.Session do
           delays: %{binary() => Barytherium.Client.Feed.delays()},
           destinations: %{binary() => binary()},
           forgotten: MapSet.t(pos_integer()),
+          replies: [String.t()],
           shared?: boolean()
         }
 
@@ -65,16 +68,35 @@ defmodule Barytherium.Client.Session do
 
   @spec new(pid(), Barytherium.Native.routes(), Frame.t()) :: t()
   def new(sender, routes, %Frame{command: :connected} = frame) do
-    token = @token_bytes |> :crypto.strong_rand_bytes() |> Base.encode32(case: :lower)
-
     %__MODULE__{
       sender: sender,
       routes: routes,
       version: Frame.version(frame),
       dialect: Frame.dialect(frame),
       server: Frame.header(frame, "server"),
-      token: token
+      token: new_token()
     }
+  end
+
+  @spec new_token() :: String.t()
+  def new_token, do: @token_bytes |> :crypto.strong_rand_bytes() |> Base.encode32(case: :lower)
+
+  @doc """
+  The SUBSCRIBE frame for the replies to requests, unless there is one. RabbitMQ subscribes to a temporary queue itself.
+  """
+  @spec await_replies(t(), String.t()) :: {[Frame.t()], t()}
+  def await_replies(%__MODULE__{replies: replies} = session, destination) do
+    temporary? = String.starts_with?(destination, "/temp-queue/")
+
+    if destination in replies or (temporary? and rabbitmq?(session)) do
+      {[], session}
+    else
+      id = "replies-#{session.token}-#{length(replies)}"
+      headers = [{"id", id}, {"destination", destination}, {"ack", "auto"}]
+
+      {[%Frame{command: :subscribe, headers: headers}],
+       %{session | replies: [destination | replies]}}
+    end
   end
 
   @doc "Adds a subscription. Returns its SUBSCRIBE frame."

@@ -32,6 +32,8 @@ defmodule Barytherium.Client.State do
     # Calls that wait for a connection, by the order in which they came.
     waiting: %{},
     next_waiting: 1,
+    # A part of the ids of requests, see `Barytherium.Client.Replies`.
+    token: nil,
     # What `Barytherium.Client.Health` has seen, if it looks.
     health: nil,
     # Who closes the client, by when, and how many milliseconds of that are for disconnecting.
@@ -56,6 +58,7 @@ defmodule Barytherium.Client.State do
           topics?: boolean(),
           waiting: %{pos_integer() => waiting()},
           next_waiting: pos_integer(),
+          token: String.t(),
           health: nil | %{timer: reference(), kinds: [term()]},
           closing: nil | {:gen_statem.from(), Deadline.t(), timeout()}
         }
@@ -99,7 +102,8 @@ defmodule Barytherium.Client.State do
       handlers: nil,
       subscriptions: subscriptions,
       next_subscription: map_size(subscriptions) + 1,
-      backoff: settings.backoff
+      backoff: settings.backoff,
+      token: Session.new_token()
     }
   end
 

@@ -18,10 +18,22 @@ defmodule Barytherium.Client.Writing do
   @doc "Writes frames when there is room for them."
   @spec submit([Frame.t()], Requests.from(), Deadline.t(), State.t()) :: State.t()
   def submit(frames, from, deadline, data) do
+    {left, submit} = submitting(deadline, data)
+    write(frames, from, left, data, submit)
+  end
+
+  defp submitting(deadline, data) do
     left = Deadline.left(deadline)
     written_by = Deadline.in_ms(left - min(div(left, 10), @answer_time))
-    submit = &Sender.submit(data.connection.session.sender, &1, {:request, &2}, written_by)
-    write(frames, from, left, data, submit)
+    sender = data.connection.session.sender
+    {left, &Sender.submit(sender, &1, {:request, &2}, written_by)}
+  end
+
+  @doc "The same, without a receipt: the broker's answer is something else."
+  @spec submit_unconfirmed([Frame.t()], Requests.from(), Deadline.t(), State.t()) :: State.t()
+  def submit_unconfirmed(frames, from, deadline, data) do
+    {left, submit} = submitting(deadline, data)
+    write(frames, from, left, data, fn _with_receipts, number -> submit.(frames, number) end)
   end
 
   # The sender only logs what it cannot write.

@@ -12,6 +12,15 @@ defmodule Barytherium.Consumer.Worker do
   # and take most of the time of a callback that is not very short.
   @options [spawn_opt: [message_queue_data: :off_heap]]
 
+  # The client, in the dictionary of the process, for callbacks.
+  @client_key :"$barytherium_consumer_client"
+
+  @doc "The client of the handler that this process is."
+  @spec client!() :: pid()
+  def client! do
+    Process.get(@client_key) || raise ArgumentError, "this is no callback of a consumer"
+  end
+
   @doc "Starts it for the calling client. Returns when the callback `init/1` has."
   @spec start_link(pid(), map()) :: GenServer.on_start()
   def start_link(client, settings),
@@ -26,9 +35,14 @@ defmodule Barytherium.Consumer.Worker do
 
   @impl true
   # It does not trap exits: a callback that never returns must not outlive the client.
-  def init({:again, client, settings}), do: {:ok, nil, {:continue, {client, settings}}}
+  def init({:again, client, settings}) do
+    Process.put(@client_key, client)
+    {:ok, nil, {:continue, {client, settings}}}
+  end
 
   def init({client, settings}) do
+    Process.put(@client_key, client)
+
     with {:ok, user_state} <- first_state(settings),
          do: {:ok, state(client, settings, user_state)}
   end

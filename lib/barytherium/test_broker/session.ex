@@ -7,7 +7,7 @@ defmodule Barytherium.TestBroker.Session do
   # open, what ActiveMQ does.
 
   alias Barytherium.Frame
-  alias Barytherium.TestBroker.Queues
+  alias Barytherium.TestBroker.{Queues, Temporary}
 
   @type like :: :rabbitmq | :activemq | nil
   @type action ::
@@ -24,6 +24,7 @@ defmodule Barytherium.TestBroker.Session do
     :like,
     streams: false,
     queues: %Queues{},
+    temporary: %Temporary{},
     connections: %{},
     refused: [],
     actions: [],
@@ -50,6 +51,7 @@ defmodule Barytherium.TestBroker.Session do
   @spec closed(t(), pid()) :: t()
   def closed(state, connection) do
     queues = Queues.closed(state.queues, connection)
+    state = %{state | temporary: Temporary.closed(state.temporary, connection)}
     deliver(%{state | connections: Map.delete(state.connections, connection)}, queues)
   end
 
@@ -115,10 +117,14 @@ defmodule Barytherium.TestBroker.Session do
       is_map_key(state.queues.subscriptions, {connection, id}) ->
         {:error, "There is a subscription #{id}"}
 
+      state.like == :rabbitmq and String.starts_with?(destination, "/temp-queue/") ->
+        {:error, "Invalid destination"}
+
       true ->
         with {:ok, options} <- options(state.like, headers) do
+          {queue, state} = shared(destination, connection, state)
           state = out(state, connection, {:subscribed, id, destination})
-          queues = Queues.subscribe(state.queues, {connection, id}, destination, options)
+          queues = Queues.subscribe(state.queues, {connection, id}, queue, options)
           {:ok, deliver(state, queues)}
         end
     end
@@ -176,11 +182,19 @@ defmodule Barytherium.TestBroker.Session do
        ),
        do: frame(:send, %{headers | "destination" => "/queue/" <> name}, frame, connection, state)
 
-  defp frame(:send, %{"destination" => destination}, frame, _connection, state) do
+  defp frame(:send, %{"destination" => destination} = headers, frame, connection, state) do
     own = ["destination", "receipt", "content-length"] ++ transaction(state.like)
-    headers = Enum.reject(frame.headers, fn {name, _value} -> name in own end)
+    kept = Enum.reject(frame.headers, fn {name, _value} -> name in own end)
     state = %{state | published: [frame | state.published]}
-    {:ok, publish(state, destination, headers, frame.body)}
+    {kept, state} = reply_to(headers["reply-to"], kept, connection, state)
+    {destination, state} = shared(destination, connection, state)
+
+    case Temporary.destination(state.temporary, destination) do
+      {:ok, destination} -> {:ok, publish(state, destination, kept, frame.body)}
+      # Nobody hears of it.
+      :gone when state.like == :rabbitmq -> {:ok, state}
+      :gone -> {:error, "The destination #{destination} does not exist"}
+    end
   end
 
   defp frame(command, headers, _frame, connection, state) when command in [:ack, :nack] do
@@ -193,6 +207,32 @@ defmodule Barytherium.TestBroker.Session do
 
   defp frame(:disconnect, _headers, _frame, _connection, state), do: {:ok, state}
   defp frame(command, _headers, _frame, _connection, _), do: {:error, "Cannot #{command} this"}
+
+  # A temporary queue of the connection by the name that all know.
+  defp shared(destination, connection, state) do
+    case Temporary.shared(state.temporary, state.like, connection, destination) do
+      {_new, queue, temporary} -> {queue, %{state | temporary: temporary}}
+      :none -> {destination, state}
+    end
+  end
+
+  defp reply_to(nil, headers, _connection, state), do: {headers, state}
+
+  defp reply_to(destination, headers, connection, state) do
+    case Temporary.shared(state.temporary, state.like, connection, destination) do
+      {:new, queue, temporary} when state.like == :rabbitmq ->
+        {:ok, options} = options(:rabbitmq, %{})
+        queues = Queues.subscribe(state.queues, {connection, destination}, queue, options)
+        state = deliver(%{state | temporary: temporary}, queues)
+        {Temporary.with_reply_to(headers, queue), state}
+
+      {_known, queue, temporary} ->
+        {Temporary.with_reply_to(headers, queue), %{state | temporary: temporary}}
+
+      :none ->
+        {headers, state}
+    end
+  end
 
   # RabbitMQ delivers it with this header.
   defp transaction(:rabbitmq), do: []
@@ -338,7 +378,8 @@ defmodule Barytherium.TestBroker.Session do
     # Only 1.2 has it.
     acknowledged? = delivery.ack != "auto" and state.connections[connection].version == "1.2"
     ack = if acknowledged?, do: [{"ack", message_id}], else: []
-    own = [{"subscription", id}, {"destination", message.destination}, {"message-id", message_id}]
+    destination = Temporary.own(state.temporary, connection, message.destination)
+    own = [{"subscription", id}, {"destination", destination}, {"message-id", message_id}]
     headers = own ++ ack ++ marks(state.like, message.redelivered) ++ message.headers
     {:frame, :message, headers, message.body}
   end

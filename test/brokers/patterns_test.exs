@@ -1,0 +1,125 @@
+# `guides/patterns.md`, and what it says, with every broker.
+for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
+  defmodule Module.concat(kind, PatternsTest) do
+    use Barytherium.BrokerCase, async: true, broker: kind
+
+    import Barytherium.ClientCase, only: [receive_messages: 2]
+    import Barytherium.ReceiverCase, only: [eventually: 2]
+
+    alias Barytherium.{Client, Consumer, FaultProxy}
+
+    @moduletag capture_log: true
+
+    defmodule Replying do
+      use Barytherium.Consumer
+
+      @impl true
+      def handle_message(frame, opts) do
+        :ok = Consumer.reply(frame, "re:" <> frame.body, opts)
+        {:ack, opts}
+      end
+    end
+
+    defp url(port), do: "stomp://guest:guest@127.0.0.1:#{port}"
+
+    defp client(port, opts \\ []) do
+      opts = [url: url(port), backoff: {50, 200}] ++ opts
+      client = start_supervised!({Client, opts}, id: make_ref())
+      eventually(fn -> Client.status(client).state == :connected end, 1_000)
+      client
+    end
+
+    defp queue, do: "/queue/patterns#{System.unique_integer([:positive])}"
+
+    defp replying(broker, opts) do
+      queue = queue()
+      start_supervised!({Replying, url: url(broker.port), subscribe: queue, init_arg: opts})
+      queue
+    end
+
+    # The examples of a section of the guide. Each broker has modules of its own.
+    defp run_guide(section, broker) do
+      text = File.read!("guides/patterns.md")
+      [_all, text] = Regex.run(~r/^## #{section}\n(.*?)(?=^## |\z)/ms, text)
+      suffix = @broker_kind |> Module.split() |> List.last()
+
+      for [_all, code] <- Regex.scan(~r/```elixir\n(.*?)```/s, text), reduce: [] do
+        binding ->
+          {_result, binding} =
+            code
+            |> String.replace("61613", to_string(broker.port))
+            |> String.replace(~r/\b(Prices)\b/, "\\1#{suffix}")
+            |> Code.eval_string(binding)
+
+          binding
+      end
+    end
+
+    test "the guide: requests", %{broker: broker} do
+      binding = run_guide("Requests and replies", broker)
+      assert binding[:reply].body == "1A23: 12.50"
+      Supervisor.stop(binding[:prices])
+      Client.close(binding[:client])
+    end
+
+    test "10,000 requests at once, each with its own reply", %{broker: broker} do
+      queue = replying(broker, receipt: false)
+      client = client(broker.port)
+
+      1..10_000
+      |> Enum.map(fn n ->
+        Task.async(fn ->
+          assert {:ok, %{body: body}} = Client.request(client, queue, "#{n}", timeout: 60_000)
+          assert body == "re:#{n}"
+        end)
+      end)
+      |> Task.await_many(60_000)
+
+      assert Client.status(client).unconfirmed == 0
+    end
+
+    test "a requester that has left harms nobody", %{broker: broker} do
+      queue = queue()
+      client = client(broker.port)
+      asking = Task.async(fn -> Client.request(client, queue, "a", timeout: 20_000) end)
+      server = client(broker.port)
+      {:ok, subscription} = Client.subscribe(server, queue)
+      assert [frame] = receive_messages(subscription, 1)
+      Client.close(client, 50)
+      assert {:error, %{reason: :unconfirmed}} = Task.await(asking)
+      # The broker notices a moment later.
+      eventually(fn -> left?(Client.reply(server, frame, "b")) end, 500)
+      assert Client.ack(server, frame, receipt: true) == :ok
+      assert %{state: :connected, connections: 1} = Client.status(server)
+    end
+
+    if kind == Barytherium.Brokers.RabbitMQ,
+      do: defp(left?(result), do: result == :ok),
+      else: defp(left?(result), do: match?({:error, %{reason: :refused}}, result))
+
+    test "a connection that is cut in the middle of requests hangs nobody", %{broker: broker} do
+      queue = replying(broker, [])
+      {proxy, port} = FaultProxy.start!(broker.port)
+      client = client(port)
+
+      # In the middle of the replies.
+      FaultProxy.set(proxy, {:reset_after, 5_000})
+
+      asking =
+        for n <- 1..200,
+            do: Task.async(fn -> Client.request(client, queue, "#{n}", timeout: 10_000) end)
+
+      results = Task.await_many(asking, 20_000)
+
+      for {{kind, value}, n} <- Enum.with_index(results, 1) do
+        if kind == :ok,
+          do: assert(value.body == "re:#{n}"),
+          else: assert(value.reason in [:unconfirmed, :disconnected])
+      end
+
+      assert Enum.any?(results, &match?({:ok, _reply}, &1))
+      assert Enum.any?(results, &match?({:error, _error}, &1))
+      assert {:ok, %{body: "re:z"}} = Client.request(client, queue, "z", wait: true)
+    end
+  end
+end

@@ -48,6 +48,10 @@ defmodule Barytherium.Consumer do
   ends for that. Exceptions that follow each other cost a pause, of up to a second. See the option
   `:nack_headers`.
 
+  `max_attempts: n` limits how often a message is given to a callback that raises. The attempts are made by the handler,
+  after a wait that doubles (`:retry_delay`); then the message is refused, moved, or given to a function
+  (`:on_exhausted`).
+
   With `on_exception: :restart`, or if another callback raises, the process ends, and with it the connection.
   Both start anew, with `c:init/1`, after a pause of 0.1 to 30 s, which doubles each time.
 
@@ -80,7 +84,7 @@ defmodule Barytherium.Consumer do
   """
 
   alias Barytherium.Client
-  alias Barytherium.Consumer.{Options, Terminator, Worker}
+  alias Barytherium.Consumer.{DeadLetters, Options, Terminator, Worker}
   alias Barytherium.{Frame, Schema, Secret}
 
   @type state :: term()
@@ -157,7 +161,7 @@ defmodule Barytherium.Consumer do
   """
   @spec start_link(module(), keyword(), keyword()) :: Supervisor.on_start()
   def start_link(module, opts, defaults \\ []) do
-    settings = Options.settings!(module, merge!(defaults, opts))
+    settings = Options.settings!(module, merge!(defaults, opts), &DeadLetters.move/4)
 
     clients =
       for number <- 1..settings.concurrency do
@@ -209,11 +213,11 @@ defmodule Barytherium.Consumer do
   be called in a callback of the consumer; raises `ArgumentError` elsewhere.
 
       def handle_message(frame, state) do
-        :ok = Barytherium.Consumer.reply(frame, price(frame.body))
+        Barytherium.Consumer.reply(frame, price(frame.body))
         {:ack, state}
       end
 
-  It waits for the broker's receipt. With `receipt: false` it is faster, but a reply that the broker refuses ends the
+  It waits for the broker's receipt. The error `:refused` says that the requester has left. With `receipt: false` it is faster, but a reply that the broker refuses ends the
   connection: ActiveMQ refuses one whose requester has left.
   """
   @spec reply(Frame.t(), iodata(), [Client.publish_option()]) ::

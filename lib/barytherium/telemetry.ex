@@ -63,6 +63,8 @@ defmodule Barytherium.Telemetry do
       and `:duration`. Metadata: as `:start`, and `:result`: what is done with the message, `:ack` for example.
     * `[:barytherium, :consumer, :message, :exception]` - it has raised. Measurements: as `:stop`.
       Metadata: as `:start`, and `:kind`, `:reason` and `:stacktrace`. These may contain the body.
+    * `[:barytherium, :consumer, :exhausted]` - every attempt at a message has failed, and `on_exhausted` follows.
+      Measurements: `:count` (1). Metadata: `:module`, `:client`, `:consumer`, and `:headers`.
     * `[:barytherium, :consumer, :batch, :start | :stop | :exception]` - the same for `handle_batch/2`.
       `:count` and `:bytes` are of all its messages. Instead of `:headers` there is `:messages`, a
       list with the headers of each.
@@ -74,6 +76,7 @@ defmodule Barytherium.Telemetry do
                 ~w(connected disconnected connection_failure error unexpected_message publish request health)a,
               do: [:client, event]
             ) ++
+            [[:consumer, :exhausted]] ++
             for(
               what <- [:message, :batch],
               event <- [:start, :stop, :exception],
@@ -168,6 +171,17 @@ defmodule Barytherium.Telemetry do
   def observed? do
     function_exported?(:telemetry, :list_handlers, 1) and
       apply(:telemetry, :list_handlers, [[:barytherium, :consumer]]) != []
+  end
+
+  @doc false
+  @spec exhausted(map(), Barytherium.Frame.t()) :: :ok
+  def exhausted(handler, message) do
+    execute([:consumer, :exhausted], %{count: 1}, %{
+      module: handler.module,
+      client: handler.client,
+      consumer: self(),
+      headers: message.headers
+    })
   end
 
   # As it is delivered.

@@ -662,7 +662,9 @@ defmodule Barytherium.ConsumerTest do
     for {opts, message} <- [
           {[url: "stomp://h", subscribe: {"/a", ak: :auto}], ~r/unknown option :ak; .*:ack/},
           {[url: "stomp://h", concurrency: 0], ~r/:concurrency/},
-          {[url: "stomp://h", max_attempts: 3], ~r/never gives up/},
+          {[url: "stomp://h", max_attempts: 0], ~r/:max_attempts/},
+          {[url: "stomp://h", retry_delay: {2, 1}], ~r/:retry_delay/},
+          {[url: "stomp://h", on_exhausted: {:publish, ""}], ~r/:on_exhausted/},
           {[url: "stomp://h", concurency: 2], ~r/unknown option :concurency; .*:concurrency/},
           {[], ~r/option :url is missing/},
           {[url: "stomp://h", subscribe: {"/a", headers: [{"selector", {:x}}]}], ~r/selector/},

@@ -218,13 +218,14 @@ defmodule Barytherium.GuidesTest do
     for module <- [Invoices, Movements], do: remove(module)
   end
 
-  test "patterns", %{port: port} do
+  test "patterns", %{broker: broker, port: port} do
     binding = run(blocks("patterns", port))
     assert binding[:reply].body == "1A23: 12.50"
-    Supervisor.stop(binding[:prices])
+    TestBroker.assert_published(broker, "/queue/invoices.failed", "not a number")
+    for consumer <- [:prices, :invoices], do: Supervisor.stop(binding[consumer])
     GenServer.stop(binding[:client])
   after
-    remove(Prices)
+    for module <- [Prices, Invoices], do: remove(module)
   end
 
   test "those about scaling", %{broker: broker, port: port} do

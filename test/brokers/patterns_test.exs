@@ -15,7 +15,8 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
 
       @impl true
       def handle_message(frame, opts) do
-        :ok = Consumer.reply(frame, "re:" <> frame.body, opts)
+        # The requester may have left.
+        Consumer.reply(frame, "re:" <> frame.body, opts)
         {:ack, opts}
       end
     end
@@ -37,29 +38,126 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
       queue
     end
 
+    # Consumes what is there, and leaves it acknowledged.
+    defp take(client, queue, count) do
+      {:ok, subscription} = Client.subscribe(client, queue, ack: :auto)
+      receive_messages(subscription, count)
+    end
+
     # The examples of a section of the guide. Each broker has modules of its own.
-    defp run_guide(section, broker) do
+    defp run_guide(section, broker, binding \\ []) do
       text = File.read!("guides/patterns.md")
       [_all, text] = Regex.run(~r/^## #{section}\n(.*?)(?=^## |\z)/ms, text)
       suffix = @broker_kind |> Module.split() |> List.last()
 
-      for [_all, code] <- Regex.scan(~r/```elixir\n(.*?)```/s, text), reduce: [] do
+      for [_all, code] <- Regex.scan(~r/```elixir\n(.*?)```/s, text), reduce: binding do
         binding ->
           {_result, binding} =
             code
+            |> with_alias()
             |> String.replace("61613", to_string(broker.port))
-            |> String.replace(~r/\b(Prices)\b/, "\\1#{suffix}")
+            |> String.replace(~r/\b(Prices|Invoices)\b/, "\\1#{suffix}")
             |> Code.eval_string(binding)
 
           binding
       end
     end
 
+    defp with_alias("alias " <> _rest = code), do: code
+    defp with_alias(code), do: "alias Barytherium.Client\n" <> code
+
     test "the guide: requests", %{broker: broker} do
       binding = run_guide("Requests and replies", broker)
       assert binding[:reply].body == "1A23: 12.50"
       Supervisor.stop(binding[:prices])
       Client.close(binding[:client])
+    end
+
+    test "the guide: attempts", %{broker: broker} do
+      client = client(broker.port)
+      binding = run_guide("Attempts, and dead letters", broker, client: client)
+      assert [%Frame{body: "not a number"} = frame] = take(client, "/queue/invoices.failed", 1)
+      assert header(frame, "original-destination") == "/queue/invoices"
+      Supervisor.stop(binding[:invoices])
+      assert nothing?(client, "/queue/invoices")
+    end
+
+    # A message behind what may be there comes first.
+    defp nothing?(client, queue) do
+      :ok = Client.publish(client, queue, "last")
+      match?([%Frame{body: "last"}], take(client, queue, 1))
+    end
+
+    defmodule Failing do
+      use Barytherium.Consumer
+
+      @impl true
+      def handle_message(frame, test) do
+        send(test, {:tried, frame.body})
+        raise "always"
+      end
+    end
+
+    defp failing(broker, opts) do
+      own = [url: url(broker.port), init_arg: self(), max_attempts: 2, retry_delay: {1, 1}]
+      {:ok, consumer} = Failing.start_link(own ++ opts)
+      consumer
+    end
+
+    # ActiveMQ keeps the dead letters; RabbitMQ discards them, if the queue does not say where they go.
+    test "refused messages do not come again, and go where the broker puts them", %{
+      broker: broker
+    } do
+      {queue, client} = {queue(), client(broker.port)}
+      {:ok, dead} = Client.subscribe(client, dead(queue), ack: :auto)
+      consumer = failing(broker, subscribe: {queue, headers: dead_letters(queue)})
+      publish_to(consumer, client, queue, "bad")
+      for _n <- 1..2, do: assert_receive({:tried, "bad"})
+      assert [%Frame{body: "bad"}] = receive_messages(dead, 1)
+      refute_received {:tried, "bad"}
+      Supervisor.stop(consumer)
+    end
+
+    # To the queue that the consumer has declared, and not to one of another kind.
+    defp publish_to(consumer, client, queue, body) do
+      [subscriber] = Consumer.clients(consumer)
+      eventually(fn -> Client.status(subscriber).state == :connected end, 500)
+      eventually(fn -> Client.status(subscriber).unconfirmed == 0 end, 500)
+      prefix = if @broker_kind == Barytherium.Brokers.RabbitMQ, do: "/amq", else: ""
+      :ok = Client.publish(client, prefix <> queue, body)
+    end
+
+    if kind == Barytherium.Brokers.RabbitMQ do
+      defp dead_letters("/queue/" <> name),
+        do: [{"x-dead-letter-exchange", ""}, {"x-dead-letter-routing-key", name <> ".dead"}]
+
+      defp dead(queue), do: queue <> ".dead"
+
+      test "deliveries of a quorum queue are counted", %{broker: broker} do
+        {queue, client} = {queue(), client(broker.port)}
+        headers = [{"x-queue-type", "quorum"}, {"durable", "true"}, {"auto-delete", "false"}]
+
+        # Three connections that end.
+        for n <- 1..3 do
+          taker = client(broker.port)
+          {:ok, subscription} = Client.subscribe(taker, queue, headers: headers)
+          if n == 1, do: :ok = Client.publish(client, "/amq" <> queue, "bad")
+          assert [_bad] = receive_messages(subscription, 1)
+          Client.close(taker)
+        end
+
+        {:ok, dead} = Client.subscribe(client, dead(queue), ack: :auto)
+        opts = [subscribe: {queue, headers: headers}, on_exhausted: {:publish, dead(queue)}]
+        consumer = failing(broker, opts)
+        assert [frame] = receive_messages(dead, 1)
+        refute header(frame, "x-delivery-count")
+        # Not once more than they may be tried.
+        refute_received {:tried, "bad"}
+        Supervisor.stop(consumer)
+      end
+    else
+      defp dead_letters(_queue), do: []
+      defp dead(_queue), do: "/queue/ActiveMQ.DLQ"
     end
 
     test "10,000 requests at once, each with its own reply", %{broker: broker} do

@@ -179,6 +179,10 @@ defmodule Barytherium.Client.Session do
   @spec requeues?(t()) :: boolean()
   def requeues?(session), do: rabbitmq?(session)
 
+  @doc "Whether an acknowledgement in a transaction waits for its COMMIT. Artemis ignores it."
+  @spec acknowledges_in_transactions?(t()) :: boolean()
+  def acknowledges_in_transactions?(session), do: kind(session) in [:rabbitmq, :activemq]
+
   @spec rabbitmq?(t()) :: boolean()
   def rabbitmq?(%__MODULE__{} = session), do: kind(session) == :rabbitmq
 

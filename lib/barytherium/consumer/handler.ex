@@ -4,7 +4,7 @@ defmodule Barytherium.Consumer.Handler do
 
   alias Barytherium.Client.{Feed, Outbound, Session}
   alias Barytherium.Connection.Deadline
-  alias Barytherium.Consumer.{Decisions, FailureLog}
+  alias Barytherium.Consumer.{Decisions, FailureLog, Retry}
   alias Barytherium.{Frame, Telemetry}
 
   # Acknowledgements wait until the end of the list of frames, but not longer than this, in native time
@@ -24,6 +24,8 @@ defmodule Barytherium.Consumer.Handler do
     :state,
     :client,
     :on_exception,
+    # nil without a limit of attempts.
+    :retry,
     :nack_headers,
     # Where the client puts the deadline when the consumer stops.
     :stop_at,
@@ -54,8 +56,9 @@ defmodule Barytherium.Consumer.Handler do
     # When handling has to end, because the consumer stops, and whether that has come.
     deadline: :infinity,
     expired: false,
-    # Exceptions one after the other.
+    # Exceptions one after the other, and how many of them are of the message that is tried.
     failures: 0,
+    attempts: 0,
     log: %{},
     # Whether telemetry events are wanted.
     observed: false,
@@ -131,6 +134,8 @@ defmodule Barytherium.Consumer.Handler do
 
     handler = %{handler | timed: timed(handler, firsts(handler, messages), read_at)}
 
+    {messages, handler} = without_exhausted(messages, handler)
+
     {next, handler} =
       if function_exported?(handler.module, :handle_batch, 2),
         do: handler |> wanted(messages) |> batch(handler),
@@ -138,6 +143,17 @@ defmodule Barytherium.Consumer.Handler do
 
     idle(handler.working)
     {next, Decisions.flush(handler)}
+  end
+
+  # Those that the broker has delivered too often already: their callback may have ended the VM each time.
+  defp without_exhausted(messages, %{retry: nil} = handler), do: {messages, handler}
+
+  defp without_exhausted(messages, %{retry: retry} = handler) do
+    {exhausted, messages} =
+      handler |> wanted(messages) |> Enum.split_with(&Retry.exhausted?(retry, [&1], 0))
+
+    {left, handler} = give_up(exhausted, :delivered_too_often, handler)
+    {left ++ messages, handler}
   end
 
   # The first message of each subscription, which stands for all.
@@ -231,7 +247,7 @@ defmodule Barytherium.Consumer.Handler do
   end
 
   defp succeeded(%{failures: 0} = handler), do: handler
-  defp succeeded(handler), do: %{handler | failures: 0}
+  defp succeeded(handler), do: %{handler | failures: 0, attempts: 0}
 
   defp batch([], handler), do: {:ok, handler}
 
@@ -288,9 +304,65 @@ defmodule Barytherium.Consumer.Handler do
 
   defp checked(_other), do: :bad
 
-  # Refuses the messages, or leaves them unacknowledged, and goes on with the others.
   defp failed(exception, callback, failed, messages, handler) do
     handler = %{handler | log: FailureLog.log(handler.log, handler.module, callback, exception)}
+
+    if handler.retry,
+      do: try_again(exception, callback, failed, messages, handler),
+      else: give_back(failed, messages, handler)
+  end
+
+  # The wait is not a callback's. During it the connection may have ended, or the consumer may have been asked to
+  # stop; then the messages are for another time.
+  defp try_again(exception, callback, failed, messages, %{retry: retry} = handler) do
+    handler = %{handler | failures: handler.failures + 1, attempts: handler.attempts + 1}
+
+    if Retry.exhausted?(retry, failed, handler.attempts) do
+      {:exception, _kind, reason, _stacktrace} = exception
+      {left, handler} = give_up(failed, reason, %{handler | attempts: 0})
+
+      # What cannot be given up is left as if there were no limit.
+      if left == [],
+        do: each(messages, handler |> look_for_stop() |> observe()),
+        else: give_back(left, messages, handler)
+    else
+      handler = Decisions.flush(handler)
+      idle(handler.working)
+
+      Retry.wait(Retry.delay(retry, handler.attempts), fn -> hindered?(look_for_stop(handler)) end)
+
+      working(handler.working)
+      handler = handler |> look_for_stop() |> observe()
+
+      cond do
+        hindered?(handler) ->
+          give_back(wanted(handler, failed), messages, %{handler | attempts: 0})
+
+        callback == :handle_message ->
+          each(failed ++ messages, handler)
+
+        true ->
+          batch(failed, handler)
+      end
+    end
+  end
+
+  # Whether another attempt makes no sense now.
+  defp hindered?(%{deadline: :infinity} = handler), do: not observe(handler).live
+  defp hindered?(_stopping), do: true
+
+  # Those that could not be decided on are left.
+  defp give_up(messages, reason, handler) do
+    Enum.reduce(messages, {[], handler}, fn message, {left, handler} ->
+      case Retry.give_up(handler, message, reason) do
+        :left -> {left ++ [message], handler}
+        handler -> {left, handler}
+      end
+    end)
+  end
+
+  # Refuses the messages, or leaves them unacknowledged, and goes on with the others.
+  defp give_back(failed, messages, handler) do
     {next, handler} = give_back(failed, handler)
 
     if next == :stop or handler.on_exception == :restart do

@@ -4,6 +4,7 @@ defmodule Barytherium.Consumer.Options do
 
   alias Barytherium.Client.Options, as: ClientOptions
   alias Barytherium.Client.Outbound
+  alias Barytherium.Consumer.Retry
   alias Barytherium.{Schema, Secret}
 
   @schema [
@@ -48,6 +49,27 @@ defmodule Barytherium.Consumer.Options do
     on_exception:
       {{:one_of, [:continue, :restart]}, :continue,
        "What to do after a callback has raised and its message was refused."},
+    max_attempts: {
+      {:is, &__MODULE__.attempts?/1, "an integer from 1 on, or :infinity"},
+      :infinity,
+      "How often a message is given to its callback, as long as that raises. Deliveries that the broker has counted " <>
+        "are among them. Then follows `:on_exhausted`. With `:infinity` the broker delivers it again."
+    },
+    retry_delay: {
+      {:is, &__MODULE__.delay?/1, "two times in milliseconds: {shortest, longest}"},
+      {100, 10_000},
+      "With `:max_attempts`: the shortest and the longest time before the next attempt, in milliseconds. It doubles " <>
+        "with each. The messages behind it wait, unless other handlers take them."
+    },
+    on_exhausted: {
+      {:is, &__MODULE__.exhausted?/1,
+       ":nack, {:publish, destination}, or a function with two arguments"},
+      :nack,
+      "What becomes of a message after `:max_attempts`. `:nack`: it is refused, and not delivered again: RabbitMQ " <>
+        "discards it, or moves it to its dead-letter exchange, ActiveMQ moves it to its dead-letter queue. `{:publish, " <>
+        "destination}`: a copy goes there, and the message is acknowledged, in one transaction if the broker can do " <>
+        "that. A function gets the message and the exception, and returns `:ack`, `:nack` or `:noreply`."
+    },
     nack_headers: {
       {:is, &ClientOptions.headers?/1, "a list of {name, value}"},
       [],
@@ -76,16 +98,14 @@ defmodule Barytherium.Consumer.Options do
   end
 
   @doc "Checks all options, also those for the client."
-  @spec settings!(module(), keyword()) :: map()
-  def settings!(module, opts) do
+  # `move` is for `Barytherium.Consumer.Retry`.
+  @spec settings!(module(), keyword(), function()) :: map()
+  def settings!(module, opts, move) do
     check_callbacks!(module)
     {options, rest} = Schema.split(opts, @schema)
     {name, rest} = Enum.split_with(rest, &match?({:name, _name}, &1))
 
     Outbound.check_headers!(:nack, options.nack_headers)
-
-    if Keyword.has_key?(rest, :max_attempts),
-      do: raise(ArgumentError, "option :max_attempts: a consumer never gives up")
 
     for {name, _value} <- rest, name in [:ack, :prefetch, :durable, :receipt] do
       raise ArgumentError,
@@ -115,6 +135,7 @@ defmodule Barytherium.Consumer.Options do
       options
       |> Map.take([:on_exception, :nack_headers, :handlers, :key, :max_handling])
       |> Map.merge(%{module: module, init_arg: Secret.new(options.init_arg)})
+      |> Map.put(:retry, Retry.new(options, move))
       |> Map.put(:most_left, most_left(client.subscriptions))
 
     client = Map.put(client, :consumer, worker)
@@ -181,6 +202,19 @@ defmodule Barytherium.Consumer.Options do
 
   @doc false
   def any?(_value), do: true
+
+  @doc false
+  def attempts?(count), do: Schema.valid?(:limit, count) and count != 0
+
+  @doc false
+  def delay?({shortest, longest}),
+    do: Schema.valid?(:time, longest) and shortest in 0..longest//1
+
+  def delay?(_other), do: false
+
+  @doc false
+  def exhausted?({:publish, destination}), do: Schema.valid?(:string, destination)
+  def exhausted?(what), do: what == :nack or is_function(what, 2)
 
   # What the receive loop inflates at once.
   @farthest 64 * 1024

@@ -74,6 +74,7 @@ defmodule Barytherium.Consumer.Worker do
       state: user_state,
       client: client,
       on_exception: settings.on_exception,
+      retry: settings.retry,
       nack_headers: settings.nack_headers,
       stop_at: settings.stop_at,
       left: settings.left,

@@ -446,7 +446,9 @@ defmodule Barytherium.Client do
 
     {to, options} = opts |> Options.subscription!() |> Map.pop!(:to)
     {timeout, options} = Map.pop!(options, :timeout)
-    subscription = Map.put(options, :destination, destination)
+    # Of the present connection. The next ones call the function too.
+    called = Options.headers(:subscribe, options.headers)
+    subscription = Map.merge(options, %{destination: destination, called: called})
 
     client
     |> call({:subscribe, subscription, to || self(), timeout}, timeout)
@@ -465,18 +467,37 @@ defmodule Barytherium.Client do
   @doc """
   Ends a subscription (STOMP 1.2, "UNSUBSCRIBE"), and waits for the receipt.
 
-  The broker keeps a durable subscription. Messages that were not acknowledged before can not be
-  acknowledged any more; the broker delivers them to another subscriber. With `ack: :auto` all messages
-  that the broker has sent are in the mailbox of the subscriber when this returns `:ok` while connected.
-  Without a connection the last of them may come later.
+  Messages that were not acknowledged before can not be acknowledged any more; the broker delivers them to another
+  subscriber. With `ack: :auto` all messages that the broker has sent are in the mailbox of the subscriber when this
+  returns `:ok` while connected. Without a connection the last of them may come later.
+
+  Options:
+
+    * `:timeout` - milliseconds that all of it may take. Default: 5,000. A number in place of the options is a time-out
+      too;
+    * `:headers` - further headers of UNSUBSCRIBE. Default: `[]`;
+    * `:delete` - with `true` the broker forgets a durable subscription, and what waits for it. That needs a connection
+      (`:disconnected`), and a subscription with `:durable` (`:not_durable`). Default: `false`: the broker keeps it.
   """
-  @spec unsubscribe(client(), subscription(), timeout :: non_neg_integer()) ::
+  @spec unsubscribe(client(), subscription(), non_neg_integer() | keyword()) ::
           :ok | {:error, Error.t()}
-  def unsubscribe(client, subscription, timeout \\ @timeout) do
-    Outbound.check_timeout!(timeout)
+  def unsubscribe(client, subscription, opts \\ [])
+
+  def unsubscribe(client, subscription, timeout) when is_integer(timeout),
+    do: unsubscribe(client, subscription, timeout: timeout)
+
+  def unsubscribe(client, subscription, opts) do
+    schema = [
+      timeout: {:time, @timeout, ""},
+      headers: {:list, [], ""},
+      delete: {:boolean, false, ""}
+    ]
+
+    {timeout, how} = opts |> Schema.all!(schema) |> Map.pop!(:timeout)
+    Outbound.check_headers!(:unsubscribe, how.headers)
 
     client
-    |> call({:unsubscribe, subscription, timeout}, timeout)
+    |> call({:unsubscribe, subscription, how, timeout}, timeout)
     |> refuse_consumer!()
     |> without_indexes()
   end

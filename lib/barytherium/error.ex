@@ -20,6 +20,7 @@ defmodule Barytherium.Error do
     * `:unacknowledgeable` - the broker has left out the header of a message that an acknowledgement names;
     * `:unsupported` - STOMP 1.0 has no NACK;
     * `:not_subscribed` - the subscription has ended;
+    * `:not_durable` - the subscription cannot be deleted, because it is not durable. It goes on;
     * `:no_reply_to` - the message to reply to has no header `reply-to`;
     * `:closing` - another process closes the client already;
     * `:unconfirmed` - the connection ended before the broker's receipt. The broker may have carried the
@@ -57,6 +58,7 @@ defmodule Barytherium.Error do
     unsupported: "STOMP 1.0 has no NACK",
     not_subscribed: "the subscription has ended",
     silent: "no message came for too long",
+    not_durable: "the subscription is not durable, so there is nothing to delete",
     no_reply_to: "the message does not ask for a reply: it has no header reply-to",
     closing: "another process closes the client already",
     unconfirmed: "the connection ended before the broker's answer",

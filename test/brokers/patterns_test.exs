@@ -160,6 +160,34 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
       defp dead(_queue), do: "/queue/ActiveMQ.DLQ"
     end
 
+    test "the guide: durable subscriptions", %{broker: broker} do
+      binding = run_guide("Durable subscriptions", broker, client: client(broker.port))
+      assert binding[:late].body == "late"
+      Client.close(binding[:subscriber])
+    end
+
+    test "a durable subscription that is deleted keeps nothing", %{broker: broker} do
+      {topic, publisher} = {"/topic/#{System.unique_integer([:positive])}", client(broker.port)}
+      client = client(broker.port, client_id: "deleting#{@broker_kind.name()}")
+      opts = [durable: "name#{System.unique_integer([:positive])}"]
+
+      for delete <- [false, true] do
+        {:ok, subscription} = Client.subscribe(client, topic, opts)
+        # One is not acknowledged, which is no obstacle.
+        :ok = Client.publish(publisher, topic, "unacknowledged")
+        assert [%Frame{body: "unacknowledged"}] = receive_messages(subscription, 1)
+        assert Client.unsubscribe(client, subscription, delete: delete) == :ok
+        :ok = Client.publish(publisher, topic, "away")
+        {:ok, subscription} = Client.subscribe(client, topic, opts)
+        :ok = Client.publish(publisher, topic, "last")
+        kept = if delete, do: ["last"], else: ["unacknowledged", "away", "last"]
+        frames = receive_messages(subscription, length(kept))
+        assert Enum.sort(Enum.map(frames, & &1.body)) == Enum.sort(kept)
+        :ok = Client.ack(client, frames, receipt: true)
+        assert Client.unsubscribe(client, subscription, delete: true) == :ok
+      end
+    end
+
     test "10,000 requests at once, each with its own reply", %{broker: broker} do
       queue = replying(broker, receipt: false)
       client = client(broker.port)

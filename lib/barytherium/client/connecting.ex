@@ -27,27 +27,37 @@ defmodule Barytherium.Client.Connecting do
   end
 
   @doc """
-  Fetches the credentials, in a process of its own, because that may take long or raise. The client gets
-  `{:greeter, pid, :ready | :failed}`. The process keeps them until `greet/2`.
+  Fetches the credentials, and headers that come from functions, in a process of its own, because that may take long or
+  raise. The client gets `{:greeter, pid, :ready | :failed, headers}`, with those of SUBSCRIBE. The process keeps them until `greet/2`.
   """
   @spec start_greeter(State.t()) :: pid()
-  def start_greeter(%{settings: settings, endpoint: endpoint}) do
+  def start_greeter(%{settings: settings, endpoint: endpoint} = data) do
     client = self()
-    spawn(fn -> fetch(client, settings, endpoint) end)
+
+    functions =
+      for {number, %{subscription: %{headers: headers}}} <- data.subscriptions,
+          not is_list(headers),
+          do: {number, headers}
+
+    spawn(fn -> fetch(client, settings, endpoint, functions) end)
   end
 
-  defp fetch(client, settings, endpoint) do
+  defp fetch(client, settings, endpoint, functions) do
     # It ends with the client.
     monitor = Process.monitor(client)
     headers = Options.connect_headers(settings, endpoint)
     {frame, _cost} = Frame.prepare(%Frame{command: :connect, headers: headers})
     upgrade = Options.upgrade_headers(settings, endpoint)
-    :gen_statem.cast(client, {:greeter, self(), :ready})
+
+    called =
+      for {number, function} <- functions, do: {number, Options.headers(:subscribe, function)}
+
+    :gen_statem.cast(client, {:greeter, self(), :ready, called})
     keep(frame, upgrade, monitor)
   catch
     kind, reason ->
       Events.no_credentials(kind, reason)
-      :gen_statem.cast(client, {:greeter, self(), :failed})
+      :gen_statem.cast(client, {:greeter, self(), :failed, []})
   end
 
   defp keep(frame, upgrade, monitor) do
@@ -96,6 +106,14 @@ defmodule Barytherium.Client.Connecting do
     connection = %Connection{greeter: greeter, started: System.monotonic_time()}
     timeout = {{:timeout, :credentials}, data.settings.credentials_timeout, greeter}
     {:next_state, :connecting, %{data | connection: connection}, timeout}
+  end
+
+  @doc "Headers of subscriptions, for the connection that is made."
+  @spec with_headers([{pos_integer(), Frame.frame_headers()}], State.t()) :: State.t()
+  def with_headers(called, data) do
+    for {number, headers} <- called, is_map_key(data.subscriptions, number), reduce: data do
+      data -> put_in(data.subscriptions[number].subscription[:called], headers)
+    end
   end
 
   @doc "The credentials are there, or cannot be had."

@@ -40,6 +40,9 @@ defmodule Barytherium.Client.Exchange do
           | :quiescing
           | :nobody
 
+  # How a subscription ends.
+  @plainly %{headers: [], delete: false}
+
   # Milliseconds that the broker's answer to an UNSUBSCRIBE may take that nobody waits for.
   @unsubscribe_timeout 10_000
 
@@ -83,10 +86,15 @@ defmodule Barytherium.Client.Exchange do
   def write_unsubscribe(_entries, from, _timeout, _state, data), do: answer(from, :ok, data)
 
   defp end_all(entries, data) do
-    {frames, session} =
-      Enum.map_reduce(entries, data.connection.session, &Session.unsubscribe(&2, &1.subscription))
-
+    {frames, session} = Enum.flat_map_reduce(entries, data.connection.session, &end_one/2)
     {frames, put_in(data.connection.session, session)}
+  end
+
+  defp end_one(%{subscription: subscription} = entry, session) do
+    {frame, left} = Session.unsubscribe(session, subscription)
+    %{headers: headers, delete: delete} = Map.get(entry, :unsubscribe, @plainly)
+    {own, others} = if delete, do: Session.deletion(session, subscription), else: {[], []}
+    {[%{frame | headers: frame.headers ++ own ++ headers} | others], left}
   end
 
   @doc """
@@ -109,8 +117,9 @@ defmodule Barytherium.Client.Exchange do
     entry = Map.merge(entry, %{ending: true, late: [], from: from})
     data = put_in(data.subscriptions[number], entry)
 
+    # What is deleted is not to be given back.
     if state == :connected and subscribed?(subscription, data) and
-         Requeue.needed?(data, subscription) do
+         not Map.get(entry, :unsubscribe, @plainly).delete and Requeue.needed?(data, subscription) do
       if from != :nobody, do: Process.send_after(self(), {:unsubscribe_timeout, number}, timeout)
       Requeue.begin(subscription, data)
     else

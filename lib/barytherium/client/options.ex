@@ -6,6 +6,8 @@ defmodule Barytherium.Client.Options do
   alias Barytherium.{Connection, Network, Schema, Secret}
   alias Barytherium.Connection.Http
 
+  @headers "a list of {name, value}, a function without arguments, or {module, function, arguments}"
+
   @secret {:secret,
            {:is, &__MODULE__.secret?/1,
             "a string, a function without arguments, or {module, function, arguments}"}}
@@ -51,10 +53,15 @@ defmodule Barytherium.Client.Options do
       ["1.2", "1.1", "1.0"],
       "The versions of STOMP that the broker may choose from."
     },
+    client_id:
+      {:string, nil,
+       "The header `client-id` of CONNECT: whose durable subscriptions they are, on ActiveMQ. A broker takes one " <>
+         "connection with it at a time."},
     headers: {
-      {:secret, {:is, &__MODULE__.headers?/1, "a list of {name, value}"}},
+      {:secret, {:is, &__MODULE__.headers_or_function?/1, @headers}},
       [],
-      "Further headers of CONNECT: `client-id`, for example."
+      "Further headers of CONNECT: a list of `{name, value}`, or a function (or `{module, function, arguments}`) that " <>
+        "returns one and is called for each connection, like those for the credentials."
     },
     backoff: {
       {:is, &__MODULE__.backoff?/1, "two times in milliseconds: {shortest, longest}"},
@@ -103,9 +110,9 @@ defmodule Barytherium.Client.Options do
       "Whether compressed bodies are inflated. Default: as the option `:inflate` of the connection says."
     },
     headers: {
-      {:is, &__MODULE__.headers?/1, "a list of {name, value}"},
+      {:is, &__MODULE__.headers_or_function?/1, @headers},
       [],
-      "Further headers of SUBSCRIBE."
+      "Further headers of SUBSCRIBE: a list, or a function as for those of CONNECT, which is called for each connection."
     },
     max_silence: {
       :limit,
@@ -153,11 +160,12 @@ defmodule Barytherium.Client.Options do
   ]
 
   @no_string "a function for the credentials did not return a string"
+  @no_headers "a function for headers did not return a list of {name, value}"
   @colon "a login with a colon cannot be in the opening handshake of a WebSocket"
 
   @doc "The messages of errors about credentials, which show none."
   @spec about_credentials() :: [String.t()]
-  def about_credentials, do: [@no_string, @colon]
+  def about_credentials, do: [@no_string, @no_headers, @colon]
 
   @type settings :: %{
           endpoints: [Endpoint.t(), ...],
@@ -195,7 +203,7 @@ defmodule Barytherium.Client.Options do
   def settings!(opts) do
     {options, network} = Schema.split(opts, @schema)
     check_known!(network)
-    Outbound.check_headers!(:connect, options.headers)
+    check_headers!(:connect, options.headers)
 
     %{
       endpoints: endpoints!(options, network),
@@ -204,7 +212,10 @@ defmodule Barytherium.Client.Options do
       max_attempts: options.max_attempts,
       credentials_timeout: options.credentials_timeout,
       login_in: options.login_in,
-      connect: Secret.new(Map.take(options, [:login, :passcode, :vhost, :headers, :heart_beat])),
+      connect:
+        Secret.new(
+          Map.take(options, [:login, :passcode, :vhost, :client_id, :headers, :heart_beat])
+        ),
       backoff: Backoff.new(options.backoff),
       listener: options.listener
     }
@@ -290,8 +301,26 @@ defmodule Barytherium.Client.Options do
       {"host", endpoint.vhost || options.vhost || "/"},
       {"accept-version", settings.versions |> Enum.sort() |> Enum.join(",")},
       {"heart-beat", "#{sends},#{wants}"}
-    ] ++ login ++ options.headers
+    ] ++ login ++ header("client-id", options.client_id) ++ headers(:connect, options.headers)
   end
+
+  @doc "Headers as they were given, or as the function for them returns them. Raises `ArgumentError` for what is none."
+  @spec headers(:connect | :subscribe, term()) :: Barytherium.Frame.frame_headers()
+  def headers(_command, headers) when is_list(headers), do: headers
+
+  def headers(command, function) do
+    headers = call(function)
+    unless headers?(headers), do: raise(ArgumentError, @no_headers)
+    Outbound.check_headers!(command, headers)
+    headers
+  end
+
+  @doc "Checks headers that are there already."
+  @spec check_headers!(:connect | :subscribe, term()) :: :ok
+  def check_headers!(command, headers) when is_list(headers),
+    do: Outbound.check_headers!(command, headers)
+
+  def check_headers!(_command, _function), do: :ok
 
   @doc "The headers of the opening handshake of a WebSocket that log in. Calls the functions for the credentials."
   @spec upgrade_headers(settings(), Endpoint.t()) :: Connection.Http.headers()
@@ -349,9 +378,11 @@ defmodule Barytherium.Client.Options do
   defp header(_name, nil), do: []
   defp header(name, value), do: [{name, value}]
 
-  defp reveal(function) when is_function(function), do: string!(function.())
-  defp reveal({module, function, args}), do: string!(apply(module, function, args))
-  defp reveal(value), do: value
+  defp reveal(value) when is_binary(value) or value == nil, do: value
+  defp reveal(function), do: string!(call(function))
+
+  defp call({module, function, args}), do: apply(module, function, args)
+  defp call(function), do: function.()
 
   # The message does not show it.
   defp string!(value) when is_binary(value), do: value
@@ -361,7 +392,7 @@ defmodule Barytherium.Client.Options do
   @spec subscription!([term()]) :: map()
   def subscription!(opts) do
     options = Schema.all!(opts, @subscription ++ @subscribing)
-    Outbound.check_headers!(:subscribe, options.headers)
+    check_headers!(:subscribe, options.headers)
     check_limits!(options)
   end
 
@@ -399,6 +430,12 @@ defmodule Barytherium.Client.Options do
   @doc false
   def versions?([_ | _] = versions), do: Enum.all?(versions, &(&1 in ["1.0", "1.1", "1.2"]))
   def versions?(_other), do: false
+
+  @doc false
+  def headers_or_function?({module, function, args}),
+    do: is_atom(module) and is_atom(function) and is_list(args)
+
+  def headers_or_function?(value), do: is_function(value, 0) or headers?(value)
 
   @doc false
   def headers?(headers),

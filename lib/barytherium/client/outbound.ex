@@ -11,6 +11,7 @@ defmodule Barytherium.Client.Outbound do
     send: ~w(destination receipt transaction content-length),
     request: ~w(reply-to correlation-id),
     subscribe: ~w(id destination ack receipt),
+    unsubscribe: ~w(id receipt),
     nack: ~w(id message-id subscription receipt transaction)
   }
 
@@ -48,7 +49,7 @@ defmodule Barytherium.Client.Outbound do
   defp persistent(false, headers), do: headers
 
   @doc "Checks headers that are added to those of a frame that the client makes."
-  @spec check_headers!(:connect | :send | :subscribe | :nack, term()) :: :ok
+  @spec check_headers!(:connect | :send | :subscribe | :unsubscribe | :nack, term()) :: :ok
   def check_headers!(command, headers) do
     # Before the check of a length, which is not that of this body.
     if is_list(headers) and List.keymember?(headers, "content-length", 0),

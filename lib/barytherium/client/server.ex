@@ -75,11 +75,11 @@ defmodule Barytherium.Client.Server do
 
   def handle_event(
         :cast,
-        {:greeter, greeter, result},
+        {:greeter, greeter, result, headers},
         :connecting,
         %{connection: %{greeter: greeter}} = data
       ),
-      do: Connecting.greeted(result, data)
+      do: Connecting.greeted(result, Connecting.with_headers(headers, data))
 
   def handle_event(
         {:timeout, :credentials},
@@ -252,9 +252,19 @@ defmodule Barytherium.Client.Server do
       else: {:keep_state, data, {:reply, from, {:ok, {self(), number}}}}
   end
 
-  def handle_event({:call, from}, {:unsubscribe, {client, number}, timeout}, state, data) do
+  # Only the broker can forget it.
+  def handle_event({:call, from}, {:unsubscribe, _subscription, %{delete: true}, _}, state, _data)
+      when state != :connected,
+      do: {:keep_state_and_data, {:reply, from, {:error, :disconnected}}}
+
+  def handle_event({:call, from}, {:unsubscribe, {client, number}, how, timeout}, state, data) do
     case data.subscriptions do
+      %{^number => %{ending: false, subscription: %{durable: nil}}}
+      when client == self() and how.delete ->
+        {:keep_state_and_data, {:reply, from, {:error, :not_durable}}}
+
       %{^number => %{ending: false} = entry} when client == self() ->
+        entry = Map.put(entry, :unsubscribe, how)
         {:keep_state, Exchange.unsubscribe(entry, {:caller, from}, timeout, state, data)}
 
       _none ->
@@ -262,7 +272,7 @@ defmodule Barytherium.Client.Server do
     end
   end
 
-  def handle_event({:call, from}, {:unsubscribe, _none, _timeout}, _state, _data),
+  def handle_event({:call, from}, {:unsubscribe, _none, _how, _timeout}, _state, _data),
     do: {:keep_state_and_data, {:reply, from, {:error, :not_subscribed}}}
 
   def handle_event(:info, {:unsubscribe_timeout, number}, _state, data),

@@ -54,7 +54,8 @@ defmodule Barytherium.Client.Session do
           ack: mode(),
           prefetch: :infinity | pos_integer(),
           durable: nil | String.t(),
-          headers: Frame.frame_headers(),
+          headers: Frame.frame_headers() | function() | mfa(),
+          called: Frame.frame_headers(),
           inflate: nil | boolean(),
           feed: Barytherium.Native.feed(),
           delays: nil | Barytherium.Client.Feed.delays(),
@@ -112,13 +113,17 @@ defmodule Barytherium.Client.Session do
         {"ack", ack_header(session, ack)}
       ] ++
         prefetch(kind(session), subscription) ++
-        durable(kind(session), subscription.durable) ++ subscription.headers
+        durable(kind(session), subscription.durable) ++ headers(subscription)
 
     session = %{session | modes: Map.put(session.modes, id, ack)}
     session = with_delays(session, id, subscription)
     session = session |> destination(subscription.destination, id) |> forget(subscription)
     {%Frame{command: :subscribe, headers: headers}, session}
   end
+
+  # A function for them has been called before, elsewhere.
+  defp headers(%{headers: headers}) when is_list(headers), do: headers
+  defp headers(%{called: headers}), do: headers
 
   # Without handlers there are none.
   defp with_delays(session, _id, %{delays: nil}), do: session
@@ -185,6 +190,23 @@ defmodule Barytherium.Client.Session do
 
   @spec rabbitmq?(t()) :: boolean()
   def rabbitmq?(%__MODULE__{} = session), do: kind(session) == :rabbitmq
+
+  @doc "What UNSUBSCRIBE has besides, and the frames that follow it, so that the broker forgets a durable subscription."
+  @spec deletion(t(), subscription()) :: {Frame.frame_headers(), [Frame.t()]}
+  def deletion(session, %{durable: name} = subscription) do
+    case kind(session) do
+      :rabbitmq ->
+        {[{"durable", "true"}, {"x-queue-name", name}], []}
+
+      # It must not be in use any more.
+      :activemq ->
+        headers = [{"id", id(session, subscription)}, {"activemq.subscriptionName", name}]
+        {[], [%Frame{command: :unsubscribe, headers: headers}]}
+
+      _artemis_or_unknown ->
+        {durable(kind(session), name), []}
+    end
+  end
 
   @doc "Removes a subscription. Returns its UNSUBSCRIBE frame."
   @spec unsubscribe(t(), subscription()) :: {Frame.t(), t()}

@@ -163,7 +163,7 @@ defmodule Barytherium.Consumer.Options do
         |> ClientOptions.check_limits!()
         |> Map.merge(%{destination: destination, number: number})
 
-      Outbound.check_headers!(:subscribe, subscription.headers)
+      ClientOptions.check_headers!(:subscribe, subscription.headers)
       {number, %{subscription: subscription, pid: nil, target: nil, monitor: nil, ending: false}}
     end
   end

@@ -27,7 +27,7 @@ defmodule Barytherium.Consumer do
   ## Handling messages
 
   `c:handle_message/2` handles one message, or `c:handle_batch/2` all that have arrived together, at
-  most 256. They return what is to be done with the message or the batch:
+  most 256; or with the option `:batch_size` so many, or those that have come within `:batch_timeout`. They return what is to be done with the message or the batch:
 
     * `{:ack, state}` - it is acknowledged;
     * `{:nack, state}` - it is refused. RabbitMQ delivers it again, ActiveMQ moves it to the dead-letter

@@ -225,10 +225,11 @@ defmodule Barytherium.GuidesTest do
     binding = run(blocks)
     assert binding[:reply].body == "1A23: 12.50"
     TestBroker.assert_published(broker, "/queue/invoices.failed", "not a number")
-    for consumer <- [:prices, :invoices], do: Supervisor.stop(binding[consumer])
+    TestBroker.assert_acked(broker, "/queue/deliveries", "150")
+    for consumer <- [:prices, :invoices, :deliveries], do: Supervisor.stop(binding[consumer])
     GenServer.stop(binding[:client])
   after
-    for module <- [Prices, Invoices], do: remove(module)
+    for module <- [Prices, Invoices, Deliveries], do: remove(module)
   end
 
   test "those about scaling", %{broker: broker, port: port} do

@@ -56,7 +56,7 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
             code
             |> with_alias()
             |> String.replace("61613", to_string(broker.port))
-            |> String.replace(~r/\b(Prices|Invoices)\b/, "\\1#{suffix}")
+            |> String.replace(~r/\b(Prices|Invoices|Deliveries)\b/, "\\1#{suffix}")
             |> Code.eval_string(binding)
 
           binding
@@ -186,6 +186,27 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
         :ok = Client.ack(client, frames, receipt: true)
         assert Client.unsubscribe(client, subscription, delete: true) == :ok
       end
+    end
+
+    test "the guide: batches", %{broker: broker} do
+      client = client(broker.port)
+
+      printed =
+        ExUnit.CaptureIO.capture_io(fn ->
+          binding = run_guide("Batches", broker, client: client)
+          eventually(fn -> batches(binding[:deliveries]) == 2 end, 500)
+          Supervisor.stop(binding[:deliveries])
+        end)
+
+      assert printed == "a batch of 100\na batch of 50\n"
+      assert nothing?(client, "/queue/deliveries")
+    end
+
+    # One delay is counted for each.
+    defp batches(consumer) do
+      [subscriber] = Consumer.clients(consumer)
+      [%{to_ack: to_ack}] = Client.feeds(subscriber)
+      Enum.sum(for {_delay, count} <- to_ack, do: count)
     end
 
     test "10,000 requests at once, each with its own reply", %{broker: broker} do

@@ -81,6 +81,7 @@ defmodule Barytherium.Client.State do
           optional(:pauses) => Backoff.t(),
           optional(:request) => Requests.request(),
           optional(:from) => Exchange.from(),
+          optional(:unsubscribe) => %{headers: Frame.frame_headers(), delete: boolean()},
           optional(:late) => [Barytherium.Client.Acknowledgements.id()]
         }
 

@@ -41,6 +41,8 @@ defmodule Barytherium.Consumer.Handler do
     # cumulative acknowledgements, if these share the messages by a key.
     dealer: nil,
     partition: nil,
+    # nil if batches are what has arrived together.
+    batcher: nil,
     session: nil,
     # The senders of earlier connections, whose messages may still be here.
     former: [],

@@ -39,6 +39,12 @@ defmodule Barytherium.Consumer.Options do
         "message has to be acknowledged or refused, by its callback or with `Barytherium.Client.ack/3`: that is written " <>
         "when all messages before it are, by whichever process. Not with `:concurrency`."
     },
+    batch_size:
+      {:count, nil,
+       "How many messages `handle_batch/2` gets. It gets fewer after `:batch_timeout`, and when the consumer stops or " <>
+         "the connection ends. Not more than `:prefetch`. Default: what has arrived together, 256 at most."},
+    batch_timeout:
+      {:time, 1_000, "With `:batch_size`: milliseconds after the first message of a batch."},
     max_handling:
       {:limit, :infinity,
        "Milliseconds. If a handler is in the same callback for longer, `Barytherium.Client.health/1` tells."},
@@ -131,9 +137,12 @@ defmodule Barytherium.Consumer.Options do
             "option :key: with :concurrency a broker gives messages of a key to several connections"
     end
 
+    check_batches!(module, options, client.subscriptions)
+
     worker =
       options
       |> Map.take([:on_exception, :nack_headers, :handlers, :key, :max_handling])
+      |> Map.merge(Map.take(options, [:batch_size, :batch_timeout]))
       |> Map.merge(%{module: module, init_arg: Secret.new(options.init_arg)})
       |> Map.put(:retry, Retry.new(options, move))
       |> Map.put(:most_left, most_left(client.subscriptions))
@@ -179,6 +188,22 @@ defmodule Barytherium.Consumer.Options do
           do: prefetch
 
     Enum.min([@most_left | limits])
+  end
+
+  defp check_batches!(_module, %{batch_size: nil}, _subscriptions), do: :ok
+
+  defp check_batches!(module, %{batch_size: size}, subscriptions) do
+    unless function_exported?(module, :handle_batch, 2),
+      do: raise(ArgumentError, "option :batch_size: #{inspect(module)} has no handle_batch/2")
+
+    for {_number, %{subscription: %{ack: ack, prefetch: prefetch, destination: destination}}} <-
+          subscriptions,
+        ack != :auto and prefetch < size do
+      raise ArgumentError,
+            "option :batch_size: a broker sends #{prefetch} messages of #{destination} ahead (:prefetch)"
+    end
+
+    :ok
   end
 
   defp check_parallel!({_number, %{subscription: %{ack: :client}}}) do

@@ -5,7 +5,7 @@ defmodule Barytherium.Consumer.Worker do
   # callback.
   use GenServer, restart: :temporary
 
-  alias Barytherium.Consumer.Handler
+  alias Barytherium.Consumer.{Batcher, Handler}
   alias Barytherium.Secret
 
   # Lists of messages that wait are no part of the heap: each collection of garbage would copy up to 16,000 of them,
@@ -80,6 +80,7 @@ defmodule Barytherium.Consumer.Worker do
       left: settings.left,
       most_left: settings.most_left,
       working: working(settings),
+      batcher: Batcher.new(settings),
       dealer: settings[:dealer],
       partition: settings[:partition]
     }
@@ -87,14 +88,17 @@ defmodule Barytherium.Consumer.Worker do
 
   @impl true
   def handle_cast({:barytherium, :frames, {messages, sender, read_at}}, handler) do
-    case handler |> Handler.meet(sender) |> Handler.handle(messages, sender, read_at) do
-      {:ok, handler} -> {:noreply, free(handler)}
-      {:stop, handler} -> {:stop, {:shutdown, :exception}, handler}
-    end
+    handler = Handler.meet(handler, sender)
+
+    with {:ok, handler} <- handle(messages, sender, read_at, handler),
+         do: {:noreply, free(handler)}
   end
 
-  def handle_cast({:client, {:session, session}}, handler),
-    do: {:noreply, Handler.connected(handler, session)}
+  # What is left of an earlier connection makes no batch with this one's.
+  def handle_cast({:client, {:session, session}}, handler) do
+    with {:ok, handler} <- handle_collected(handler),
+         do: {:noreply, Handler.connected(handler, session)}
+  end
 
   def handle_cast({:client, {:connected, info}}, handler),
     do: {:noreply, event(:handle_connected, info, handler)}
@@ -107,10 +111,21 @@ defmodule Barytherium.Consumer.Worker do
     do: {:noreply, event(:handle_error, frame, handler)}
 
   # Everything that has arrived was handled.
-  def handle_cast({:client, :finish}, handler), do: {:stop, :shutdown, handler}
+  def handle_cast({:client, :finish}, handler) do
+    with {:ok, handler} <- handle_collected(handler), do: {:stop, :shutdown, handler}
+  end
+
   def handle_cast(stray, handler), do: {:noreply, event(:handle_info, stray, handler)}
 
   @impl true
+  def handle_info({:timeout, timer, :batch}, %{batcher: %Batcher{timer: timer}} = handler) do
+    with {:ok, handler} <- handle_collected(handler), do: {:noreply, handler}
+  end
+
+  # One of a batch that was full before.
+  def handle_info({:timeout, _timer, :batch}, %{batcher: %Batcher{}} = handler),
+    do: {:noreply, handler}
+
   def handle_info(message, handler), do: {:noreply, event(:handle_info, message, handler)}
 
   @impl true
@@ -125,6 +140,30 @@ defmodule Barytherium.Consumer.Worker do
     |> Map.replace(:message, "...")
     |> Map.replace(:log, [])
     |> Map.replace_lazy(:state, &if(&1, do: %{&1 | state: "..."}))
+  end
+
+  defp handle(messages, sender, read_at, %{batcher: nil} = handler),
+    do: handle_all([{messages, sender, read_at}], handler)
+
+  defp handle(messages, sender, read_at, handler) do
+    {batches, batcher} = Batcher.add(handler.batcher, messages, sender, read_at)
+    handle_all(batches, %{handler | batcher: batcher})
+  end
+
+  defp handle_collected(%{batcher: nil} = handler), do: {:ok, handler}
+
+  defp handle_collected(handler) do
+    {batches, batcher} = Batcher.take(handler.batcher)
+    handle_all(batches, %{handler | batcher: batcher})
+  end
+
+  defp handle_all([], handler), do: {:ok, handler}
+
+  defp handle_all([{messages, sender, read_at} | batches], handler) do
+    case Handler.handle(handler, messages, sender, read_at) do
+      {:ok, handler} -> handle_all(batches, handler)
+      {:stop, handler} -> {:stop, {:shutdown, :exception}, handler}
+    end
   end
 
   defp free(%Handler{dealer: nil} = handler), do: handler

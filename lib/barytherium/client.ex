@@ -205,20 +205,29 @@ defmodule Barytherium.Client do
     header = Transaction.header(transaction)
 
     frame = Outbound.send_frame({destination, body, options.headers}, options, [header])
-    write = fn -> transaction |> Transaction.write([frame]) |> not_written() |> failure() end
+
+    write = fn frames ->
+      transaction |> Transaction.write(frames) |> not_written() |> failure()
+    end
+
     observed(write, transaction.client, [frame])
   end
 
   def publish(client, destination, body, opts) do
     options = Schema.all!(opts, publish_schema() ++ message_schema())
     frame = Outbound.send_frame({destination, body, options.headers}, options)
-    observed(fn -> client |> write([frame], options) |> without_indexes() end, client, [frame])
+
+    observed(fn frames -> client |> write(frames, options) |> without_indexes() end, client, [
+      frame
+    ])
   end
 
-  # Returns what `write` does, and emits an event about it.
+  # Returns what `write` does, and emits events about it.
   defp observed(write, client, frames) do
     started = System.monotonic_time()
-    result = write.()
+    Telemetry.publish_start(client, frames, started)
+    frames = Outbound.with_configured_headers(frames)
+    result = write.(frames)
     summary = if result == :ok, do: :ok, else: {:error, elem(result, 1)}
     Telemetry.publish(client, frames, started, summary)
     result
@@ -277,7 +286,7 @@ defmodule Barytherium.Client do
     options = Schema.all!(opts, publish_schema() ++ frame_schema())
     unless is_list(messages), do: raise(ArgumentError, "not a list of messages")
     frames = Enum.map(messages, &Outbound.send_frame(&1, options))
-    observed(fn -> write_chunks(client, frames, messages, options) end, client, frames)
+    observed(&write_chunks(client, &1, messages, options), client, frames)
   end
 
   defp write_chunks(_client, [], [], _options), do: :ok
@@ -332,8 +341,10 @@ defmodule Barytherium.Client do
     options = Schema.all!(opts, request_schema())
     Outbound.check_request!(options.headers)
     frame = Outbound.send_frame({destination, body, options.headers}, options)
-    request = {:request, frame, options.reply_to, options.timeout, options.wait}
     started = System.monotonic_time()
+    Telemetry.publish_start(client, [frame], started)
+    [frame] = Outbound.with_configured_headers([frame])
+    request = {:request, frame, options.reply_to, options.timeout, options.wait}
     result = client |> call(request, options.timeout) |> failure()
     Telemetry.request(client, frame, started, result)
     result

@@ -42,6 +42,9 @@ defmodule Barytherium.Telemetry do
       Measurements: none. Metadata: `:frame`.
     * `[:barytherium, :client, :health]` - what `Barytherium.Client.health/1` says has changed, for a client that has
       limits. Measurements: none. Metadata: as before, and `:problems`, which is empty if all is well.
+    * `[:barytherium, :client, :publish, :start]` - a message is about to be published, or several are, or a request;
+      emitted in the calling process. Measurements: `:monotonic_time`, `:system_time`, `:count` and `:bytes`. Metadata:
+      `:client` and `:messages`, as of the next event. See "Tracing" about headers.
     * `[:barytherium, :client, :publish]` - `Barytherium.Client.publish/4` or `publish_many/3` returns;
       emitted in the calling process. Measurements: `:duration`, `:count` (of messages), and `:bytes`
       (of their bodies). Metadata: `:client`, as it was given; `:messages`, a list with the headers of
@@ -49,6 +52,17 @@ defmodule Barytherium.Telemetry do
     * `[:barytherium, :client, :request]` - `Barytherium.Client.request/4` returns; emitted in the calling process.
       Measurements: `:duration`, and `:bytes` (of the request's body). Metadata: `:client`, as it was given; `:headers`,
       those of the request; `:result`, `:ok` or `{:error, error}`.
+
+  ## Tracing
+
+  A publisher can name its trace in the headers of its messages:
+
+      config :barytherium, publish_headers: {MyApp.Tracing, :headers, []}
+
+  This function is called after the start event, in the same process, for each call that publishes, and returns a list of
+  `{name, value}`: `[{"traceparent", "00-..."}]`. They are added to each message of the call that has no header of that
+  name. If it fails, or returns something else, that is logged, and the messages are sent without. A consumer finds the
+  headers in the events of its spans. `integrations/opentelemetry` does all of this.
 
   ## Consumers
 
@@ -71,6 +85,7 @@ defmodule Barytherium.Telemetry do
   """
 
   @events [[:connect], [:disconnect], [:refused], [:pause]] ++
+            [[:client, :publish, :start]] ++
             for(
               event <-
                 ~w(connected disconnected connection_failure error unexpected_message publish request health)a,
@@ -138,6 +153,20 @@ defmodule Barytherium.Telemetry do
   @spec client(atom(), map(), map()) :: :ok
   def client(event, measurements, metadata),
     do: execute([:client, event], measurements, metadata)
+
+  @doc false
+  @spec publish_start(GenServer.server(), [Barytherium.Frame.t()], integer()) :: :ok
+  def publish_start(client, frames, started) do
+    measurements = %{
+      monotonic_time: started,
+      system_time: System.system_time(),
+      count: length(frames),
+      bytes: frames |> Enum.map(&byte_size(&1.body)) |> Enum.sum()
+    }
+
+    metadata = %{client: client, messages: Enum.map(frames, & &1.headers)}
+    execute([:client, :publish, :start], measurements, metadata)
+  end
 
   @doc false
   @spec publish(GenServer.server(), [Barytherium.Frame.t()], integer(), term()) :: :ok

@@ -98,7 +98,7 @@ defmodule OffBroadway.Barytherium.ProducerTest do
     {_pipeline, broker, %{"id" => id}} = start(metadata: ["x"])
     for body <- ["1", "fail", "configure"], do: send(broker, {:message, id, body})
     assert_receive {:handling, "1", %{headers: headers}, _pid}
-    assert headers == %{"x" => "y"}
+    assert headers == [{"x", "y"}]
     assert_receive {:ack, %{"id" => "1"}, _broker}
     assert_receive {:nack, %{"id" => "fail"} = headers, _broker}
     refute Map.has_key?(headers, "requeue")

@@ -3,6 +3,8 @@ defmodule Barytherium.Client.Outbound do
   # Checks what callers give a client to write, in the process of the caller, so that a mistake raises
   # there and not in the client, which others use too.
 
+  require Logger
+
   alias Barytherium.Frame
 
   # Headers that the client sets itself. Of repeated headers only the first would count.
@@ -47,6 +49,38 @@ defmodule Barytherium.Client.Outbound do
   end
 
   defp persistent(false, headers), do: headers
+
+  @doc "Adds the headers that the function of the configuration `:publish_headers` returns, which are those of a trace."
+  @spec with_configured_headers([Frame.t()]) :: [Frame.t()]
+  def with_configured_headers(frames) do
+    case Application.get_env(:barytherium, :publish_headers) do
+      nil -> frames
+      {module, function, args} -> with_headers(frames, call(module, function, args))
+    end
+  end
+
+  defp with_headers(frames, []), do: frames
+
+  defp with_headers(frames, more) do
+    for %Frame{headers: headers} = frame <- frames do
+      new = Enum.reject(more, fn {name, _value} -> List.keymember?(headers, name, 0) end)
+      %{frame | headers: headers ++ new}
+    end
+  end
+
+  # A mistake there is no reason not to send the message.
+  defp call(module, function, args) do
+    headers = apply(module, function, args)
+    :ok = check_headers!(:send, headers)
+    headers
+  catch
+    kind, _reason ->
+      Logger.error(
+        "Barytherium: the function in :publish_headers of its configuration failed (#{kind})"
+      )
+
+      []
+  end
 
   @doc "Checks headers that are added to those of a frame that the client makes."
   @spec check_headers!(:connect | :send | :subscribe | :unsubscribe | :nack, term()) :: :ok

@@ -27,8 +27,8 @@ defmodule OffBroadway.Barytherium.Producer do
     * `:on_success` - what to do with messages that were handled: `:ack` (the default), `:nack`,
       `{:nack, headers}`, or `:noop`;
     * `:on_failure` - the same for messages that failed. Default: `:nack`;
-    * `:metadata` - names of headers that `Broadway.Message` has in its metadata, as
-      `%{headers: %{name => value}}`. Default: `:all`.
+    * `:metadata` - names of headers that `Broadway.Message` has in its metadata, as `%{headers: [{name, value}]}`, where
+      OpenTelemetry's adapter for Broadway finds the trace of the publisher. Default: `:all`.
 
   The other options are those of `Barytherium.Client.start_link/1`: `:url`, `:passcode` and so on.
 
@@ -62,7 +62,11 @@ defmodule OffBroadway.Barytherium.Producer do
     # With this, `terminate/2` runs when Broadway stops.
     Process.flag(:trap_exit, true)
     {own, client_opts} = Keyword.split(opts, @own)
-    destination = Keyword.fetch!(own, :destination)
+
+    destination =
+      own[:destination] ||
+        raise(ArgumentError, "option :destination is missing: what to subscribe to")
+
     ack = Keyword.get(own, :ack, :client_individual)
 
     unless ack in [:client_individual, :auto] do
@@ -142,8 +146,10 @@ defmodule OffBroadway.Barytherium.Producer do
     }
   end
 
-  defp headers(frame, :all), do: Frame.headers_to_map(frame.headers)
-  defp headers(frame, names), do: frame |> headers(:all) |> Map.take(names)
+  defp headers(frame, :all), do: frame.headers
+
+  defp headers(frame, names),
+    do: Enum.filter(frame.headers, fn {name, _value} -> name in names end)
 
   defp acknowledger(_frame, %{acknowledger: nil}), do: Broadway.NoopAcknowledger.init()
 

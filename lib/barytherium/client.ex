@@ -331,13 +331,15 @@ defmodule Barytherium.Client do
 
   Options are those of `publish/4` but for `:receipt`, with the default `persistent: false`, and
 
-    * `:reply_to` - the destination of the reply. Default: `"/temp-queue/replies"`.
+    * `:reply_to` - the destination of the reply. Default: `"/temp-queue/replies"`. Each one that is used is subscribed to
+      until the connection ends.
 
   A consumer's callback may wait for a reply too, also with the consumer's own client.
   """
   @spec request(client(), String.t(), iodata(), [publish_option() | {:reply_to, String.t()}]) ::
           {:ok, Frame.t()} | {:error, Error.t()}
   def request(client, destination, body, opts \\ []) do
+    if is_struct(client), do: raise(ArgumentError, "a request is not part of a transaction")
     options = Schema.all!(opts, request_schema())
     Outbound.check_request!(options.headers)
     frame = Outbound.send_frame({destination, body, options.headers}, options)
@@ -351,9 +353,12 @@ defmodule Barytherium.Client do
   end
 
   defp request_schema do
-    own = [reply_to: {:string, "/temp-queue/replies", ""}, persistent: {:boolean, false, ""}]
+    destination = {:is, &reply_to?/1, "a destination"}
+    own = [reply_to: {destination, "/temp-queue/replies", ""}, persistent: {:boolean, false, ""}]
     own ++ Keyword.drop(message_schema() ++ publish_schema(), [:receipt, :persistent])
   end
+
+  defp reply_to?(name), do: is_binary(name) and name != "" and not (name =~ ~r/[\r\n\0]/)
 
   @doc """
   Replies to a message that asks for that with a header `reply-to`: publishes `body` there, with its `correlation-id`.
@@ -366,12 +371,13 @@ defmodule Barytherium.Client do
           :ok | {:error, Error.t()}
   def reply(client, %Frame{} = request, body, opts \\ []) do
     case Frame.header(request, "reply-to") do
-      nil ->
+      none when none in [nil, ""] ->
         {:error, Error.new(:no_reply_to)}
 
       destination ->
         id = for {"correlation-id", _id} = header <- request.headers, do: header
         {headers, opts} = Keyword.pop(opts, :headers, [])
+        Outbound.check_request!(headers)
         opts = Keyword.put_new(opts, :persistent, false)
         publish(client, destination, body, [{:headers, Enum.take(id, 1) ++ headers} | opts])
     end
@@ -684,7 +690,8 @@ defmodule Barytherium.Client do
   @doc """
   Closes the connection in an orderly way, and ends the client.
 
-  Ends the subscriptions with `ack: :auto`, waits for all receipts, and sends a DISCONNECT. Messages that
+  Ends the subscriptions with `ack: :auto`, waits for all receipts, and sends a DISCONNECT. Requests that wait for a reply
+  get `:unconfirmed`. Messages that
   were not acknowledged before are delivered again by the broker. Returns an error with the reason `:timeout` if that takes
   longer than `timeout` milliseconds. The client ends in either case. The client of a consumer is closed by
   stopping the consumer; here it raises `ArgumentError`.

@@ -107,6 +107,51 @@ defmodule Barytherium.RequestTest do
       assert {:ok, %Frame{body: "b"}} = Task.await(asking)
     end
 
+    test "that cannot be written leaves the next one its subscription" do
+      {client, peer, _listener} = connected([{"version", "1.0"}])
+      opts = [headers: [{"a", "b\nc"}]]
+      assert {:error, %{reason: :unescapable}} = Task.await(request(client, opts))
+      asking = request(client)
+      {%{"id" => subscription}, ""} = expect(peer, :subscribe)
+      {%{"correlation-id" => id}, "a"} = expect(peer, :send)
+      answer(peer, subscription, " " <> id, "b")
+      assert {:ok, %Frame{body: "b"}} = Task.await(asking)
+    end
+
+    test "is not answered by itself, that comes late to a subscription that has ended" do
+      {client, peer, _listener} = connected()
+      {subscription, %{"id" => mine}} = subscribed(client, peer, ack: :client_individual)
+      asking = request(client)
+      {%{"id" => replies}, ""} = expect(peer, :subscribe)
+      {%{"correlation-id" => id}, "a"} = expect(peer, :send)
+      ending = Task.async(fn -> Client.unsubscribe(client, subscription) end)
+      {%{"receipt" => receipt}, ""} = expect(peer, :unsubscribe)
+      message(peer, mine, "question", [{"correlation-id", id}])
+      reply(peer, :receipt, [{"receipt-id", receipt}])
+      assert Task.await(ending) == :ok
+      answer(peer, replies, id, "answer")
+      assert {:ok, %Frame{body: "answer"}} = Task.await(asking)
+    end
+
+    test "of a process that has ended is forgotten, and one that waits holds up no close" do
+      {client, peer, _listener} = connected()
+
+      {:ok, caller} =
+        Task.start(fn -> Client.request(client, "/queue/a", "", timeout: 600_000) end)
+
+      expect(peer, :subscribe)
+      expect(peer, :send)
+      assert Client.status(client).unconfirmed == 1
+      Process.exit(caller, :kill)
+      eventually(fn -> Client.status(client).unconfirmed == 0 end)
+      asking = request(client, timeout: 600_000)
+      expect(peer, :send)
+      closing = Task.async(fn -> Client.close(client) end)
+      assert {:error, %{reason: :unconfirmed}} = Task.await(asking)
+      disconnect(peer)
+      assert Task.await(closing) == :ok
+    end
+
     test "that the broker refuses gets the ERROR frame" do
       {client, peer, _listener} = connected()
       asking = request(client)
@@ -125,6 +170,7 @@ defmodule Barytherium.RequestTest do
             [headers: [{"reply-to", "/queue/a"}]],
             [headers: [{"correlation-id", "1"}]],
             [reply_to: ""],
+            [reply_to: "/queue/a\nb:c"],
             [receipt: true]
           ] do
         assert_raise ArgumentError, fn -> Client.request(client, "/queue/a", "", opts) end
@@ -186,6 +232,8 @@ defmodule Barytherium.RequestTest do
     client = client(url: "stomp://127.0.0.1:#{TestBroker.port(broker)}")
     frame = %Frame{command: :message, headers: [], body: ""}
     assert {:error, %{reason: :no_reply_to} = error} = Client.reply(client, frame, "")
+    empty = %{frame | headers: [{"reply-to", ""}]}
+    assert {:error, %{reason: :no_reply_to}} = Client.reply(client, empty, "")
     assert Exception.message(error) =~ "no header reply-to"
     assert_raise ArgumentError, fn -> Barytherium.Consumer.reply(frame, "") end
     headers = [{"reply-to", "/queue/b"}, {"correlation-id", "7"}]

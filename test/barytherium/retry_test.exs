@@ -131,7 +131,13 @@ defmodule Barytherium.RetryTest do
 
     decide = fn frame, reason ->
       send(test, {:exhausted, frame.body, reason})
-      if frame.body == "bad1", do: :ack, else: raise("function")
+
+      case frame.body do
+        "bad1" -> :ack
+        "bad2" -> raise("function")
+        "bad3" -> {:ack, nil}
+        "bad4" -> :nack
+      end
     end
 
     opts = [max_attempts: 1, on_exhausted: decide]
@@ -141,52 +147,169 @@ defmodule Barytherium.RetryTest do
     TestBroker.assert_acked(broker, "/queue/a", "bad1")
     TestBroker.publish(broker, "/queue/a", "bad2")
     for _n <- 1..2, do: assert_receive({:exhausted, "bad2", _reason})
+    stop_supervised!(TestBroker)
+
+    log =
+      capture_log(fn ->
+        {broker, _consumer} = start(Failing, opts, like: :rabbitmq)
+        TestBroker.publish(broker, "/queue/a", "bad3")
+        for _n <- 1..2, do: assert_receive({:exhausted, "bad3", _reason})
+        stop_supervised!(TestBroker)
+      end)
+
+    assert log =~ "returned something that is not :ack, :nack or :noreply"
+    {broker, _consumer} = start(Failing, opts, like: :rabbitmq)
+    TestBroker.publish(broker, "/queue/a", "bad4")
+    assert_receive {:exhausted, "bad4", _reason}
+    :ok = TestBroker.await_acknowledgements(broker, "/queue/a")
+    refute_receive {:exhausted, "bad4", _reason}, 50
   end
 
-  test "what the broker has counted is counted" do
-    opts = [max_attempts: 3, on_exhausted: {:publish, "/queue/dead"}]
-    {broker, _consumer} = start(Failing, opts)
-
-    for {name, count, left} <- [
-          {"x-delivery-count", "2", 1},
-          {"x-delivery-count", "0", 3},
-          {"JMSXDeliveryCount", "2", 2},
-          {"x-delivery-count", "many", 3},
-          {"x-delivery-count", "3", 0}
+  test "what the broker has counted is counted, where it counts" do
+    for {like, name, count, left} <- [
+          {:rabbitmq, "x-delivery-count", "2", 1},
+          {:rabbitmq, "x-delivery-count", "0", 3},
+          {:rabbitmq, "x-delivery-count", "many", 3},
+          {:rabbitmq, "x-delivery-count", "3", 0},
+          {:activemq, "x-delivery-count", "3", 3},
+          {:activemq, "JMSXDeliveryCount", "2", 2}
         ] do
+      opts = [max_attempts: 3, on_exhausted: {:publish, "/queue/dead"}]
+      {broker, _consumer} = start(Failing, opts, like: like)
       TestBroker.publish(broker, "/queue/a", "bad", [{name, count}])
       if left > 0, do: tried("bad", left)
-      dead(broker, "/queue/dead", "bad")
+      refute is_map_key(dead(broker, "/queue/dead", "bad"), name)
       refute_received {:tried, "bad", _at}
+      stop_supervised!(TestBroker)
     end
   end
 
-  test "a batch is tried again as a whole, and decided on one by one" do
+  test "what was delivered too often comes in its turn" do
+    test = self()
+
+    function = fn frame, reason ->
+      send(test, {:exhausted, frame.body, reason})
+      :ack
+    end
+
+    opts = [max_attempts: 2, on_exhausted: function]
+    {broker, _consumer} = start(Failing, opts, like: :rabbitmq)
+    TestBroker.publish(broker, "/queue/a", "good")
+    TestBroker.publish(broker, "/queue/a", "bad", [{"x-delivery-count", "2"}])
+    assert_receive {:tried, "good", _at}
+    assert_receive {:exhausted, "bad", :delivered_too_often}
+    refute_received {:tried, "bad", _at}
+  end
+
+  test "of a batch only those are given up that fail by themselves" do
     opts = [
       max_attempts: 2,
       on_exhausted: {:publish, "/queue/dead"},
-      subscribe: {"/queue/a", prefetch: 2}
+      batch_size: 3,
+      batch_timeout: 60_000
     ]
 
     {broker, _consumer} = start(FailingBatch, opts)
-    TestBroker.publish(broker, "/queue/a", "bad")
-    for _n <- 1..2, do: assert_receive({:tried, ["bad"]})
+    for body <- ["1", "bad", "2"], do: TestBroker.publish(broker, "/queue/a", body)
+
+    for bodies <- [["1", "bad", "2"], ["1"], ["bad"], ["2"]],
+        do: assert_receive({:tried, ^bodies})
+
     dead(broker, "/queue/dead", "bad")
-    TestBroker.publish(broker, "/queue/a", "good")
-    assert_receive {:tried, ["good"]}
+    for body <- ["1", "bad", "2"], do: TestBroker.assert_acked(broker, "/queue/a", body)
+
+    assert_raise ExUnit.AssertionError, fn ->
+      TestBroker.assert_published(broker, "/queue/dead", "1", 10)
+    end
   end
 
-  test "with ack: :client nothing is covered that is not decided on" do
-    opts = [
-      max_attempts: 2,
-      on_exhausted: {:publish, "/queue/dead"},
-      subscribe: {"/queue/a", ack: :client}
-    ]
+  test "a batch whose messages were delivered too often is divided" do
+    opts = [max_attempts: 2, on_exhausted: {:publish, "/queue/dead"}, batch_size: 3]
+    {broker, _consumer} = start(FailingBatch, opts, like: :rabbitmq)
+    headers = [{"x-delivery-count", "2"}]
 
-    {broker, _consumer} = start(Failing, opts)
-    for body <- ["1", "bad", "2"], do: TestBroker.publish(broker, "/queue/a", body)
-    for body <- ["1", "bad", "2"], do: TestBroker.assert_acked(broker, "/queue/a", body)
+    for {body, headers} <- [{"1", []}, {"bad", headers}, {"2", []}],
+        do: TestBroker.publish(broker, "/queue/a", body, headers)
+
+    for bodies <- [["1"], ["2"]], do: assert_receive({:tried, ^bodies})
     dead(broker, "/queue/dead", "bad")
+  end
+
+  test "what the broker has forgotten is tried on, and given up when the consumer stops" do
+    for stop <- [false, true] do
+      opts = [
+        subscribe: {"/topic/a", ack: :auto},
+        max_attempts: 2,
+        retry_delay: if(stop, do: {60_000, 60_000}, else: {300, 300}),
+        on_exhausted: {:publish, "/queue/dead"},
+        backoff: {1, 10}
+      ]
+
+      broker = start_supervised!(TestBroker)
+      url = "stomp://127.0.0.1:#{TestBroker.port(broker)}"
+      {:ok, consumer} = Failing.start_link([url: url, init_arg: self()] ++ opts)
+      TestBroker.await_subscription(broker, "/topic/a")
+      TestBroker.publish(broker, "/topic/a", "bad")
+      tried("bad", 1)
+
+      if stop do
+        Supervisor.stop(consumer)
+      else
+        TestBroker.fault(broker, :close)
+        tried("bad", 1)
+      end
+
+      dead(broker, "/queue/dead", "bad")
+      unless stop, do: Supervisor.stop(consumer)
+      stop_supervised!(TestBroker)
+    end
+  end
+
+  test "not with ack: :client, where a decision on one message covers others" do
+    opts = [url: "stomp://h", subscribe: {"/queue/a", ack: :client}, max_attempts: 2]
+    assert_raise ArgumentError, ~r/not with ack: :client/, fn -> Failing.start_link(opts) end
+  end
+
+  test "what another process is to acknowledge is not decided on" do
+    defmodule Later do
+      use Barytherium.Consumer
+
+      @impl true
+      def handle_message(%{body: "bad"}, _state), do: raise("bad")
+      def handle_message(_frame, state), do: {:noreply, state}
+    end
+
+    for on_exhausted <- [:nack, {:publish, "/queue/dead"}], like <- [:rabbitmq, :activemq] do
+      opts = [max_attempts: 1, on_exhausted: on_exhausted]
+      {broker, consumer} = start(Later, opts, like: like)
+      for body <- ["open", "bad"], do: TestBroker.publish(broker, "/queue/a", body)
+      eventually(fn -> match?({:error, _}, unsettled(broker)) end)
+      Supervisor.stop(consumer)
+
+      client =
+        start_supervised!({Client, url: "stomp://127.0.0.1:#{TestBroker.port(broker)}"},
+          id: make_ref()
+        )
+
+      {:ok, subscription} = Client.subscribe(client, "/queue/a")
+      assert [%Frame{body: "open"}] = receive_messages(subscription, 1)
+      stop_supervised!(TestBroker)
+    end
+  end
+
+  # Until the bad one is decided on.
+  defp unsettled(broker) do
+    queues = :sys.get_state(broker).session.queues
+    held = for {_key, %{held: held}} <- queues.subscriptions, do: held
+    if held == [1], do: {:error, :open}, else: :ok
+  end
+
+  test "in STOMP 1.0 nothing is lost where an acknowledgement is cumulative" do
+    opts = [max_attempts: 1, versions: ["1.0"], backoff: {1, 10}]
+    {broker, _consumer} = start(Failing, opts, like: :activemq)
+    for body <- ["bad", "good"], do: TestBroker.publish(broker, "/queue/a", body)
+    # As without a limit, on another connection.
+    tried("bad", 2)
   end
 
   test "with ack: :auto there is nothing to acknowledge" do
@@ -206,7 +329,6 @@ defmodule Barytherium.RetryTest do
     opts = [
       max_attempts: 2,
       on_exhausted: {:publish, "/queue/dead"},
-      subscribe: {"/queue/a", ack: :client},
       handlers: 2,
       key: {:header, "k"}
     ]

@@ -8,6 +8,7 @@ defmodule Barytherium.Client.Closing do
     Events,
     Exchange,
     Handlers,
+    Replies,
     Requests,
     Session,
     State,
@@ -74,6 +75,10 @@ defmodule Barytherium.Client.Closing do
       Handlers.running?(data.handlers) ->
         {:next_state, :closing,
          %{data | handlers: Handlers.finish(data.handlers, State.network(data))}}
+
+      # Whoever is to reply may take as long as it likes.
+      Replies.numbers(data) != [] ->
+        close_if_done(state, Exchange.fail_replies(data))
 
       not Requests.none?(data.requests) ->
         {:next_state, :closing, data}

@@ -31,7 +31,8 @@ defmodule Barytherium.Client.Exchange do
 
   @typedoc "Who gets the result of a request."
   @type from ::
-          {:caller | :reply, :gen_statem.from()}
+          {:caller, :gen_statem.from()}
+          | {:reply, :gen_statem.from(), reference()}
           | {:subscribe, :gen_statem.from(), pos_integer()}
           | {:unsubscribe, from(), pos_integer()}
           | {:renewal, Session.subscription()}
@@ -176,23 +177,28 @@ defmodule Barytherium.Client.Exchange do
 
   # It has no route.
   def control(%Frame{command: :message} = frame, data) do
-    case Replies.request(frame, data) do
-      :none -> unrouted(frame, data.connection.session, data)
-      :late -> data
-      number -> replied(number, frame, data)
+    session = data.connection.session
+
+    case session && Session.number(session, frame) do
+      nil -> unrouted(frame, data)
+      number -> Requeue.late(number, frame, data)
     end
   end
 
   def control(_unexpected, data), do: data
 
-  defp unrouted(frame, session, data) do
-    case session && Session.number(session, frame) do
-      nil ->
+  # It is of none of our subscriptions.
+  defp unrouted(frame, data) do
+    case Replies.request(frame, data) do
+      :none ->
         Events.unexpected(frame, data)
         data
 
+      :late ->
+        data
+
       number ->
-        Requeue.late(number, frame, data)
+        replied(number, frame, data)
     end
   end
 
@@ -314,6 +320,11 @@ defmodule Barytherium.Client.Exchange do
     finish(from, {:ok, frame}, %{data | requests: requests})
   end
 
+  @doc "Answers the requests that wait for replies: there will be none."
+  @spec fail_replies(State.t()) :: State.t()
+  def fail_replies(data),
+    do: Enum.reduce(Replies.numbers(data), data, &fail(&1, :unconfirmed, &2))
+
   @doc "Answers all requests whose receipts have not arrived."
   @spec fail_all(atom() | Frame.t(), State.t()) :: State.t()
   def fail_all(reason, data),
@@ -346,10 +357,12 @@ defmodule Barytherium.Client.Exchange do
           State.t()
   def answer({:caller, from}, result, data), do: reply(from, result, data)
 
-  def answer({:reply, from}, {:error, reason, _left}, data),
-    do: reply(from, {:error, reason}, data)
+  def answer({:reply, from, monitor}, result, data) do
+    Process.demonitor(monitor, [:flush])
+    result = with {:error, reason, _left} <- result, do: {:error, reason}
+    reply(from, result, data)
+  end
 
-  def answer({:reply, from}, reply, data), do: reply(from, reply, data)
   def answer(from, _result, data) when from in [:nobody, :quiescing], do: data
 
   def answer({:subscribe, from, number}, :ok, data),

@@ -6,15 +6,28 @@ defmodule Barytherium.Client.Replies do
   alias Barytherium.Client.{Requests, Session, State, Writing}
   alias Barytherium.Connection.Deadline
   alias Barytherium.Frame
+  alias Barytherium.Network.Sender
 
   @doc "Writes a request. `from` gets `{:ok, reply}`."
   @spec submit(Frame.t(), String.t(), :gen_statem.from(), Deadline.t(), State.t()) :: State.t()
-  def submit(frame, reply_to, from, deadline, data) do
+  def submit(frame, reply_to, {pid, _tag} = from, deadline, data) do
     {subscribe, session} = Session.await_replies(data.connection.session, reply_to)
-    own = [{"reply-to", reply_to}, {"correlation-id", id(data.requests.next, data)}]
-    frames = subscribe ++ [%{frame | headers: own ++ frame.headers}]
+    # Not with the request, which may have to wait for room, or not be written at all.
+    if subscribe != [], do: Sender.write(session.sender, subscribe)
+    number = data.requests.next
+    own = [{"reply-to", reply_to}, {"correlation-id", id(number, data)}]
+    monitor = :erlang.monitor(:process, pid, tag: {:requester, number})
     data = put_in(data.connection.session, session)
-    Writing.submit_unconfirmed(frames, {:reply, from}, deadline, data)
+    frames = [%{frame | headers: own ++ frame.headers}]
+    Writing.submit_unconfirmed(frames, {:reply, from, monitor}, deadline, data)
+  end
+
+  @doc "The requests that wait for a reply."
+  @spec numbers(State.t()) :: [Requests.request()]
+  def numbers(%{requests: requests}) do
+    for number <- Requests.numbers(requests),
+        match?({:reply, _from, _monitor}, Requests.from(requests, number)),
+        do: number
   end
 
   # Nobody else can have it: a late reply may come on another connection, to a destination that lasts.
@@ -23,10 +36,13 @@ defmodule Barytherium.Client.Replies do
   @doc "The request that this message is a reply to, `:late` if nobody waits for it, `:none` if it is no reply."
   @spec request(Frame.t(), State.t()) :: Requests.request() | :late | :none
   def request(frame, %{token: token, requests: requests}) do
-    with <<^token::binary-size(byte_size(token)), "-", number::binary>> <-
-           Frame.header(frame, "correlation-id"),
+    # Some 1.0 servers pad their headers.
+    with id when is_binary(id) <- Frame.header(frame, "correlation-id"),
+         <<^token::binary-size(byte_size(token)), "-", number::binary>> <- String.trim(id),
          {number, ""} <- Integer.parse(number) do
-      if match?({:reply, _from}, Requests.from(requests, number)), do: number, else: :late
+      if match?({:reply, _from, _monitor}, Requests.from(requests, number)),
+        do: number,
+        else: :late
     else
       _other -> :none
     end

@@ -226,6 +226,10 @@ defmodule Barytherium.Client.Server do
     end
   end
 
+  # Nobody waits for the reply any more.
+  def handle_event(:info, {{:requester, number}, _monitor, :process, _pid, _reason}, state, data),
+    do: Closing.close_if_done(state, Exchange.fail(number, :unconfirmed, data))
+
   # The subscriptions of a consumer are its options.
   def handle_event({:call, from}, call, _state, %{handlers: handlers})
       when handlers != nil and elem(call, 0) in [:subscribe, :unsubscribe, :close],

@@ -20,8 +20,9 @@ defmodule Barytherium.Consumer.Decisions do
   def note_all(commands, messages, handler) when is_list(commands),
     do: Enum.zip_reduce(commands, messages, handler.acks, &note(&3, &1, &2, handler))
 
-  def note_all(command, messages, %{mode: :client, session: %{shared?: false}} = handler),
-    do: note(handler.acks, command, List.last(messages), handler)
+  # A NACK covers none but its own message, with ActiveMQ.
+  def note_all(:ack, messages, %{mode: :client, session: %{shared?: false}} = handler),
+    do: note(handler.acks, :ack, List.last(messages), handler)
 
   def note_all(command, messages, handler),
     do: Enum.reduce(messages, handler.acks, &note(&2, command, &1, handler))
@@ -81,7 +82,7 @@ defmodule Barytherium.Consumer.Decisions do
   end
 
   # An acknowledgement covers the one before it that has not been written yet.
-  defp drop_covered([%Frame{command: command} | acks], %Frame{command: command}, %{mode: :client}),
+  defp drop_covered([%Frame{command: :ack} | acks], %Frame{command: :ack}, %{mode: :client}),
     do: acks
 
   defp drop_covered(acks, _frame, _handler), do: acks

@@ -2,9 +2,9 @@ defmodule Barytherium.Consumer.Handler do
   @moduledoc false
   # Runs the callbacks of a consumer on messages, and acknowledges them.
 
-  alias Barytherium.Client.{Feed, Outbound, Session}
+  alias Barytherium.Client.{Feed, Session}
   alias Barytherium.Connection.Deadline
-  alias Barytherium.Consumer.{Decisions, FailureLog, Retry}
+  alias Barytherium.Consumer.{Callback, Decisions, FailureLog, Retry}
   alias Barytherium.{Frame, Telemetry}
 
   # Acknowledgements wait until the end of the list of frames, but not longer than this, in native time
@@ -136,26 +136,13 @@ defmodule Barytherium.Consumer.Handler do
 
     handler = %{handler | timed: timed(handler, firsts(handler, messages), read_at)}
 
-    {messages, handler} = without_exhausted(messages, handler)
-
     {next, handler} =
       if function_exported?(handler.module, :handle_batch, 2),
-        do: handler |> wanted(messages) |> batch(handler),
+        do: batches(messages, handler),
         else: each(messages, handler)
 
     idle(handler.working)
     {next, Decisions.flush(handler)}
-  end
-
-  # Those that the broker has delivered too often already: their callback may have ended the VM each time.
-  defp without_exhausted(messages, %{retry: nil} = handler), do: {messages, handler}
-
-  defp without_exhausted(messages, %{retry: retry} = handler) do
-    {exhausted, messages} =
-      handler |> wanted(messages) |> Enum.split_with(&Retry.exhausted?(retry, [&1], 0))
-
-    {left, handler} = give_up(exhausted, :delivered_too_often, handler)
-    {left ++ messages, handler}
   end
 
   # The first message of each subscription, which stands for all.
@@ -219,7 +206,7 @@ defmodule Barytherium.Consumer.Handler do
 
   defp each([message | messages], handler, state, acks, left) do
     if wanted?(handler, message) do
-      case call(handler, :handle_message, message, state) do
+      case attempt(handler, message, state) do
         {command, state} ->
           acks = Decisions.note(acks, command, message, handler)
           each(messages, succeeded(handler), state, acks, left - 1)
@@ -236,6 +223,19 @@ defmodule Barytherium.Consumer.Handler do
     end
   end
 
+  # What the broker has delivered too often already is not tried: its callback may have ended the VM each time.
+  defp attempt(%{retry: nil} = handler, message, state),
+    do: Callback.call(handler, :handle_message, message, state)
+
+  defp attempt(handler, message, state) do
+    if handler.attempts == 0 and exhausted?(handler, message),
+      do: :delivered_too_often,
+      else: Callback.call(handler, :handle_message, message, state)
+  end
+
+  defp exhausted?(%{retry: retry, session: session} = handler, message),
+    do: Retry.exhausted?(retry, session, message, handler.attempts)
+
   defp check_time(handler) do
     now = System.monotonic_time()
     quick? = now - handler.checked < @quick
@@ -251,10 +251,31 @@ defmodule Barytherium.Consumer.Handler do
   defp succeeded(%{failures: 0} = handler), do: handler
   defp succeeded(handler), do: %{handler | failures: 0, attempts: 0}
 
+  defp batches(messages, %{retry: nil} = handler),
+    do: handler |> wanted(messages) |> batch(handler)
+
+  # Those that were delivered too often are decided on in their turn.
+  defp batches(messages, handler) do
+    handler
+    |> wanted(messages)
+    |> Enum.chunk_by(&exhausted?(handler, &1))
+    |> in_order(handler, fn [message | _] = chunk, handler ->
+      if exhausted?(handler, message),
+        do: failed(:delivered_too_often, :handle_batch, chunk, [], handler),
+        else: batch(chunk, handler)
+    end)
+  end
+
+  defp in_order([], handler, _work), do: {:ok, handler}
+
+  defp in_order([one | others], handler, work) do
+    with {:ok, handler} <- work.(one, handler), do: in_order(others, handler, work)
+  end
+
   defp batch([], handler), do: {:ok, handler}
 
   defp batch(messages, handler) do
-    case call(handler, :handle_batch, messages, handler.state) do
+    case Callback.call(handler, :handle_batch, messages, handler.state) do
       {command, state} ->
         acks = Decisions.note_all(command, messages, handler)
         {:ok, %{succeeded(handler) | state: state, acks: acks}}
@@ -264,47 +285,8 @@ defmodule Barytherium.Consumer.Handler do
     end
   end
 
-  defp call(%{observed: true} = handler, callback, argument, state) do
-    span = Telemetry.span_start(callback, handler, List.wrap(argument))
-    result = call(handler.module, callback, argument, state)
-    Telemetry.span_stop(span, result)
-    result
-  end
-
-  defp call(%{module: module}, callback, argument, state),
-    do: call(module, callback, argument, state)
-
-  defp call(module, callback, argument, state) do
-    case apply(module, callback, [argument, state]) do
-      {command, _state} = result when command in [:ack, :nack, :noreply] -> result
-      other -> checked(other, argument)
-    end
-  catch
-    # What comes from here on is of no use to the user.
-    kind, reason ->
-      {:exception, kind, reason, Enum.take_while(__STACKTRACE__, &(elem(&1, 0) != __MODULE__))}
-  end
-
-  defp checked({:nack, headers, state}, _argument), do: {checked({:nack, headers}), state}
-
-  defp checked({commands, state}, messages) when is_list(commands) and is_list(messages) do
-    if length(commands) == length(messages) and :bad not in Enum.map(commands, &checked/1),
-      do: {commands, state},
-      else: bad_return_value({commands, state})
-  end
-
-  defp checked(other, _argument), do: bad_return_value(other)
-
-  defp bad_return_value(value), do: {:exception, :error, {:bad_return_value, value}, []}
-
-  defp checked(command) when command in [:ack, :nack, :noreply], do: command
-
-  defp checked({:nack, headers} = command) do
-    Outbound.check_headers!(:nack, headers)
-    command
-  end
-
-  defp checked(_other), do: :bad
+  defp failed(:delivered_too_often, _callback, failed, messages, handler),
+    do: give_up(:delivered_too_often, failed, messages, handler)
 
   defp failed(exception, callback, failed, messages, handler) do
     handler = %{handler | log: FailureLog.log(handler.log, handler.module, callback, exception)}
@@ -314,53 +296,75 @@ defmodule Barytherium.Consumer.Handler do
       else: give_back(failed, messages, handler)
   end
 
-  # The wait is not a callback's. During it the connection may have ended, or the consumer may have been asked to
-  # stop; then the messages are for another time.
-  defp try_again(exception, callback, failed, messages, %{retry: retry} = handler) do
+  defp try_again(exception, callback, failed, messages, handler) do
     handler = %{handler | failures: handler.failures + 1, attempts: handler.attempts + 1}
 
-    if Retry.exhausted?(retry, failed, handler.attempts) do
-      {:exception, _kind, reason, _stacktrace} = exception
-      {left, handler} = give_up(failed, reason, %{handler | attempts: 0})
+    case failed do
+      [one] ->
+        if exhausted?(handler, one),
+          do: give_up(Retry.reason(exception), failed, messages, handler),
+          else: wait_and_try(callback, failed, messages, handler)
 
-      # What cannot be given up is left as if there were no limit.
-      if left == [],
-        do: each(messages, handler |> look_for_stop() |> observe()),
-        else: give_back(left, messages, handler)
-    else
-      handler = Decisions.flush(handler)
-      idle(handler.working)
-
-      Retry.wait(Retry.delay(retry, handler.attempts), fn -> hindered?(look_for_stop(handler)) end)
-
-      working(handler.working)
-      handler = handler |> look_for_stop() |> observe()
-
-      cond do
-        hindered?(handler) ->
-          give_back(wanted(handler, failed), messages, %{handler | attempts: 0})
-
-        callback == :handle_message ->
-          each(failed ++ messages, handler)
-
-        true ->
-          batch(failed, handler)
-      end
+      batch ->
+        wait_and_try(callback, batch, messages, handler)
     end
   end
 
-  # Whether another attempt makes no sense now.
-  defp hindered?(%{deadline: :infinity} = handler), do: not observe(handler).live
-  defp hindered?(_stopping), do: true
+  # The wait is not a callback's. During it the connection may have ended: then the broker delivers the messages again,
+  # unless it has forgotten them. Or the consumer may have been asked to stop: those are given up then.
+  defp wait_and_try(callback, failed, messages, handler) do
+    handler = Decisions.flush(handler)
+    idle(handler.working)
+    Retry.wait(Retry.delay(handler.retry, handler.attempts), fn -> hindered?(failed, handler) end)
+    working(handler.working)
+    handler = handler |> look_for_stop() |> observe()
 
-  # Those that could not be decided on are left.
-  defp give_up(messages, reason, handler) do
-    Enum.reduce(messages, {[], handler}, fn message, {left, handler} ->
-      case Retry.give_up(handler, message, reason) do
-        :left -> {left ++ [message], handler}
-        handler -> {left, handler}
-      end
-    end)
+    case {handler.deadline, wanted(handler, failed)} do
+      {_deadline, []} -> each(messages, %{handler | attempts: 0})
+      {:infinity, failed} -> again(callback, failed, messages, handler)
+      {_stopping, failed} -> leave(failed, messages, %{handler | attempts: 0})
+    end
+  end
+
+  defp hindered?(failed, handler) do
+    handler = handler |> look_for_stop() |> observe()
+    handler.deadline != :infinity or wanted(handler, failed) == []
+  end
+
+  defp again(:handle_message, failed, messages, handler), do: each(failed ++ messages, handler)
+
+  # The last attempt is made with each message by itself, so that one that fails does not take the others with it.
+  defp again(:handle_batch, failed, _none, %{attempts: attempts, retry: retry} = handler) do
+    last? = Enum.any?(failed, &Retry.exhausted?(retry, handler.session, &1, attempts + 1))
+
+    if last?,
+      do: in_order(failed, handler, &batch([&1], %{&2 | attempts: attempts})),
+      else: batch(failed, handler)
+  end
+
+  defp leave(failed, messages, %{session: session} = handler) do
+    {forgotten, others} = Enum.split_with(failed, &Session.forgotten?(session, &1))
+
+    with {:ok, handler} <- give_up(:stopping, forgotten, [], handler),
+         do: give_back(others, messages, handler)
+  end
+
+  # What cannot be decided on is left as if there were no limit.
+  defp give_up(reason, failed, messages, handler) do
+    {left, handler} =
+      Enum.reduce(failed, {[], %{handler | attempts: 0}}, fn message, {left, handler} ->
+        case Retry.give_up(handler, message, reason) do
+          :left -> {left ++ [message], handler}
+          handler -> {left, handler}
+        end
+      end)
+
+    # If the user wants them again, they may come at once.
+    if List.keymember?(handler.nack_headers, "requeue", 0),
+      do: Process.sleep(pause(handler.failures))
+
+    handler = handler |> look_for_stop() |> observe()
+    if left == [], do: each(messages, handler), else: give_back(left, messages, handler)
   end
 
   # Refuses the messages, or leaves them unacknowledged, and goes on with the others.

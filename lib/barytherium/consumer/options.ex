@@ -59,7 +59,8 @@ defmodule Barytherium.Consumer.Options do
       {:is, &__MODULE__.attempts?/1, "an integer from 1 on, or :infinity"},
       :infinity,
       "How often a message is given to its callback, as long as that raises. Deliveries that the broker has counted " <>
-        "are among them. Then follows `:on_exhausted`. With `:infinity` the broker delivers it again."
+        "are among them. Then follows `:on_exhausted`. With `:infinity` the broker delivers it again. The last attempt " <>
+        "at a batch is made with each message by itself. Not with `ack: :client`, nor, except on RabbitMQ, with STOMP 1.0."
     },
     retry_delay: {
       {:is, &__MODULE__.delay?/1, "two times in milliseconds: {shortest, longest}"},
@@ -74,7 +75,8 @@ defmodule Barytherium.Consumer.Options do
       "What becomes of a message after `:max_attempts`. `:nack`: it is refused, and not delivered again: RabbitMQ " <>
         "discards it, or moves it to its dead-letter exchange, ActiveMQ moves it to its dead-letter queue. `{:publish, " <>
         "destination}`: a copy goes there, and the message is acknowledged, in one transaction if the broker can do " <>
-        "that. A function gets the message and the exception, and returns `:ack`, `:nack` or `:noreply`."
+        "that. A function gets the message and the exception (`{kind, value}` for an exit or a throw, `:delivered_too_often` " <>
+        "if the broker has counted them all), and returns `:ack`, `:nack` or `:noreply`."
     },
     nack_headers: {
       {:is, &ClientOptions.headers?/1, "a list of {name, value}"},
@@ -138,6 +140,7 @@ defmodule Barytherium.Consumer.Options do
     end
 
     check_batches!(module, options, client.subscriptions)
+    check_attempts!(options.max_attempts, client.subscriptions)
 
     worker =
       options
@@ -188,6 +191,15 @@ defmodule Barytherium.Consumer.Options do
           do: prefetch
 
     Enum.min([@most_left | limits])
+  end
+
+  # An acknowledgement of what is given up would cover messages before it.
+  defp check_attempts!(:infinity, _subscriptions), do: :ok
+
+  defp check_attempts!(_limit, subscriptions) do
+    if Enum.any?(subscriptions, &match?({_number, %{subscription: %{ack: :client}}}, &1)),
+      do: raise(ArgumentError, "option :max_attempts: not with ack: :client"),
+      else: :ok
   end
 
   defp check_batches!(_module, %{batch_size: nil}, _subscriptions), do: :ok

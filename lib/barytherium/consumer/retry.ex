@@ -42,27 +42,32 @@ defmodule Barytherium.Consumer.Retry do
     }
   end
 
-  @doc "Attempts that the broker has counted, and that have come to nothing."
-  @spec counted(Frame.t()) :: non_neg_integer()
-  def counted(frame) do
-    case {number(frame, @before), number(frame, @with_this)} do
-      {nil, nil} -> 0
-      {nil, count} -> max(count - 1, 0)
-      {count, _other} -> count
-    end
+  # Attempts that the broker has counted, and that have come to nothing. Where it does not count, a publisher may have
+  # written such a header.
+  defp counted(session, message) do
+    if Session.rabbitmq?(session),
+      do: number(message, @before) || 0,
+      else: max((number(message, @with_this) || 1) - 1, 0)
   end
 
-  defp number(frame, name) do
-    with text when is_binary(text) <- Frame.header(frame, name),
+  defp number(message, name) do
+    with text when is_binary(text) <- Frame.header(message, name),
          {number, ""} when number >= 0 <- Integer.parse(text),
          do: number,
          else: (_none -> nil)
   end
 
-  @doc "Whether none of these messages may be tried any more, after so many attempts here."
-  @spec exhausted?(t(), [Frame.t()], non_neg_integer()) :: boolean()
-  def exhausted?(%__MODULE__{max_attempts: most}, messages, attempts),
-    do: Enum.all?(messages, &(counted(&1) + attempts >= most))
+  @doc "Whether the message may not be tried any more, after so many attempts here."
+  @spec exhausted?(t(), Session.t(), Frame.t(), non_neg_integer()) :: boolean()
+  def exhausted?(%__MODULE__{max_attempts: most}, session, message, attempts),
+    do: counted(session, message) + attempts >= most
+
+  @doc "What a function gets of an exception."
+  @spec reason(tuple()) :: term()
+  def reason({:exception, :error, reason, stacktrace}),
+    do: Exception.normalize(:error, reason, stacktrace)
+
+  def reason({:exception, kind, reason, _stacktrace}), do: {kind, reason}
 
   @doc "Milliseconds before the next attempt, after so many."
   @spec delay(t(), pos_integer()) :: non_neg_integer()
@@ -83,19 +88,26 @@ defmodule Barytherium.Consumer.Retry do
   end
 
   @doc """
-  Decides on a message of which every attempt has failed. `:left`: nothing is decided, because that failed too. What was
-  decided on earlier messages is written before.
+  Decides on a message of which every attempt has failed. `:left`: nothing is decided, because that failed too, or because
+  a cumulative acknowledgement would decide on other messages. That is so in STOMP 1.0, except on RabbitMQ.
   """
   @spec give_up(map(), Frame.t(), term()) :: map() | :left
   def give_up(%{retry: %{on_exhausted: what}} = handler, message, reason) do
-    Telemetry.exhausted(handler, message)
+    if Decisions.mode(handler, message) == :client do
+      :left
+    else
+      Telemetry.exhausted(handler, message)
 
-    case what do
-      :nack -> note(handler, {:nack, refusing(handler)}, message)
-      {:publish, destination} -> move(Decisions.flush(handler), message, destination)
-      function -> decide(handler, message, function, reason)
+      case what do
+        :nack -> decided(:nack, handler, message)
+        {:publish, destination} -> move(Decisions.flush(handler), message, destination)
+        function -> decide(handler, message, function, reason)
+      end
     end
   end
+
+  defp decided(:nack, handler, message), do: note(handler, {:nack, refusing(handler)}, message)
+  defp decided(command, handler, message), do: note(handler, command, message)
 
   defp note(handler, decision, message),
     do: %{handler | acks: Decisions.note(handler.acks, decision, message, handler)}
@@ -109,25 +121,35 @@ defmodule Barytherium.Consumer.Retry do
 
   defp decide(handler, message, function, reason) do
     case function.(message, reason) do
-      command when command in [:ack, :nack, :noreply] -> note(handler, command, message)
+      command when command in [:ack, :nack, :noreply] ->
+        decided(command, handler, message)
+
+      _other ->
+        not_decided(handler, "has returned something that is not :ack, :nack or :noreply")
     end
   catch
     kind, reason ->
       what = if is_exception(reason), do: inspect(reason.__struct__), else: kind
-      Logger.error("Barytherium: on_exhausted of #{inspect(handler.module)} failed (#{what})")
-      :left
+      not_decided(handler, "has failed (#{what})")
+  end
+
+  defp not_decided(%{module: module}, what) do
+    Logger.error("Barytherium: the function on_exhausted of #{inspect(module)} #{what}")
+    :left
   end
 
   # The copy is there when the message is gone, and not before, where the broker can do that.
   defp move(%{client: client, session: session} = handler, message, destination) do
     how =
       cond do
-        Decisions.mode(handler, message) == :auto -> :publish
-        session.shared? or not Session.acknowledges_in_transactions?(session) -> :publish_first
+        Decisions.mode(handler, message) == :auto or not handler.live -> :publish
+        not Session.acknowledges_in_transactions?(session) -> :publish_first
         true -> :transaction
       end
 
-    case handler.retry.move.(client, message, destination, how == :transaction) do
+    acknowledging = if how == :transaction, do: session
+
+    case handler.retry.move.(client, message, destination, acknowledging) do
       :ok when how == :publish_first ->
         note(handler, :ack, message)
 

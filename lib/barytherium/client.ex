@@ -688,6 +688,29 @@ defmodule Barytherium.Client do
   end
 
   @doc """
+  Shows all frames of a client, to see what goes over the wire. It is switched on and off while the client runs, also a
+  consumer's, and costs nothing when it is off.
+
+  With a process of this node, that gets
+
+      {:barytherium, :trace, {:sent | :received, frames, connection}}
+
+  where `connection` is a pid that tells the connections of the client apart. With `:telemetry` there is the event
+  `[:barytherium, :client, :trace]` for each list of frames, emitted in a process of its own. `nil` ends it, and so does the
+  end of the process. There is one at a time.
+
+  Values of the headers of CONNECT are left out, because they may be credentials. Bodies are not. Frames to the same
+  process are in the order of the wire; heart-beats are not shown. Nothing waits for the process: if it is slower than the
+  feed, its mailbox grows.
+  """
+  @spec trace(client(), pid() | :telemetry | nil) :: :ok
+  def trace(client, to)
+      when to in [nil, :telemetry] or (is_pid(to) and node(to) == node()) do
+    with {:error, reason} <- call(client, {:trace, to}, @timeout),
+         do: exit({reason, {__MODULE__, :trace, [client]}})
+  end
+
+  @doc """
   Closes the connection in an orderly way, and ends the client.
 
   Ends the subscriptions with `ack: :auto`, waits for all receipts, and sends a DISCONNECT. Requests that wait for a reply

@@ -113,6 +113,26 @@ defmodule Barytherium.Frame do
     parse_state(version, opts |> Schema.all!(ParseOptions.schema()) |> ParseOptions.limits())
   end
 
+  # Headers of CONNECT that tell nothing about who connects.
+  @harmless ~w(accept-version host heart-beat)
+
+  @doc false
+  # Sends frames that are written, without what may be a credential.
+  @spec trace(pid(), [t()]) :: term()
+  def trace(tap, frames),
+    do: send(tap, {:barytherium, :trace, {:sent, Enum.map(frames, &traced/1), self()}})
+
+  defp traced(%__MODULE__{command: command, headers: headers} = frame)
+       when command in [:connect, :stomp] do
+    %{
+      frame
+      | headers:
+          for({name, value} <- headers, do: {name, if(name in @harmless, do: value, else: "...")})
+    }
+  end
+
+  defp traced(frame), do: frame
+
   @doc false
   @spec parse_state(version(), map()) :: parse_state()
   def parse_state(version, limits),

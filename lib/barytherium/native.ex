@@ -178,6 +178,9 @@ defmodule Barytherium.Native do
   @spec set_urgent(routes(), boolean()) :: :ok
   def set_urgent(_routes, _urgent), do: not_loaded()
 
+  @spec set_tap(routes(), nil | pid()) :: :ok
+  def set_tap(_routes, _tap), do: not_loaded()
+
   @doc "Whether nothing is read because a recipient is behind."
   @spec paused(routes()) :: boolean()
   def paused(_routes), do: not_loaded()

@@ -53,6 +53,10 @@ defmodule Barytherium.Telemetry do
       Measurements: `:duration`, and `:bytes` (of the request's body). Metadata: `:client`, as it was given; `:headers`,
       those of the request; `:result`, `:ok` or `{:error, error}`.
 
+    * `[:barytherium, :client, :trace]` - frames were sent or received, for a client with `trace/2` to `:telemetry`.
+      Measurements: `:count` (of frames). Metadata: `:client`, `:direction` (`:sent` or `:received`) and `:frames`, with
+      their bodies.
+
   ## Tracing
 
   A publisher can name its trace in the headers of its messages:
@@ -85,7 +89,7 @@ defmodule Barytherium.Telemetry do
   """
 
   @events [[:connect], [:disconnect], [:refused], [:pause]] ++
-            [[:client, :publish, :start]] ++
+            [[:client, :publish, :start], [:client, :trace]] ++
             for(
               event <-
                 ~w(connected disconnected connection_failure error unexpected_message publish request health)a,
@@ -153,6 +157,13 @@ defmodule Barytherium.Telemetry do
   @spec client(atom(), map(), map()) :: :ok
   def client(event, measurements, metadata),
     do: execute([:client, event], measurements, metadata)
+
+  @doc false
+  @spec trace(pid(), :sent | :received, [Barytherium.Frame.t()]) :: :ok
+  def trace(client, direction, frames) do
+    metadata = %{client: client, direction: direction, frames: frames}
+    execute([:client, :trace], %{count: length(frames)}, metadata)
+  end
 
   @doc false
   @spec publish_start(GenServer.server(), [Barytherium.Frame.t()], integer()) :: :ok

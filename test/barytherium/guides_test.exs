@@ -154,7 +154,9 @@ defmodule Barytherium.GuidesTest do
   test "those about operations and TLS", %{broker: broker, port: port} do
     {:ok, network} = Barytherium.Network.start_link(self(), "127.0.0.1", port)
     assert_receive {:"$gen_cast", {:barytherium, :connect, {:ok, _sender}}}
-    [stats, feed, endpoint] = blocks("operations", port)
+    [stats, trace, feed, endpoint] = blocks("operations", port)
+    # For a shell.
+    assert {:__block__, _meta, [_on, _flush, _off]} = Code.string_to_quoted!(trace)
     assert {%{frames: 0, pauses: 0}, _binding} = Code.eval_string(stats, network: network)
     binding = run([feed])
     TestBroker.await_subscription(broker, "/topic/prices")

@@ -44,6 +44,20 @@ defmodule Barytherium.TailTest do
     orderly_end(peer, [id])
   end
 
+  test "--trace shows all frames, and no password" do
+    {listener, url} = broker("me:hunter2@")
+    tail = tail([url <> "/queue/a", "--count", "1", "--trace"])
+    one_message(listener)
+    {0, stdout, stderr} = Task.await(tail)
+    assert stdout =~ "hello"
+    refute stdout =~ "SUBSCRIBE"
+    assert stderr =~ ~r/^> CONNECT host:\/ .*login:\.\.\. passcode:\.\.\.$/m
+    assert stderr =~ ~r/^< CONNECTED version:1.2$/m
+    assert stderr =~ ~r/^> SUBSCRIBE id:.* destination:\/queue\/a /m
+    assert stderr =~ ~r/^< MESSAGE .* \(5 bytes\)$/m
+    refute stderr =~ "hunter2"
+  end
+
   test "shows the messages of several destinations, and acknowledges none" do
     {listener, url} = broker()
     tail = tail([url <> "/queue/a", "/topic/b", "--count", "3", "--header", "selector:a > 1"])

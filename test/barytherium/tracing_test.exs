@@ -104,6 +104,24 @@ defmodule Barytherium.TracingTest do
     assert for({"traceparent", value} <- frame.headers, do: value) == ["own"]
   end
 
+  test "frames as events", %{client: client} do
+    test = self()
+
+    handler = fn event, measurements, metadata, _ ->
+      send(test, {event, measurements, metadata})
+    end
+
+    events = [[:barytherium, :client, :trace]]
+    :ok = apply(:telemetry, :attach_many, ["trace", events, handler, nil])
+    :ok = Client.trace(client, :telemetry)
+    :ok = Client.publish(client, "/queue/a", "1", wait: true)
+    assert_receive {_event, %{count: 1}, %{direction: :sent, frames: [%{command: :send}]}}
+    assert_receive {_event, %{count: 1}, %{client: ^client, frames: [%{command: :receipt}]}}
+    :ok = Client.trace(client, nil)
+    :ok = Client.publish(client, "/queue/a", "2")
+    refute_received {_event, _measurements, _metadata}
+  end
+
   test "a function that fails keeps no message from being sent", %{client: client, broker: broker} do
     for {function, body} <- [{:raising, "1"}, {:garbage, "2"}, {:reserved, "3"}] do
       Application.put_env(:barytherium, :publish_headers, {__MODULE__, function, []})

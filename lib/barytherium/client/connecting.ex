@@ -13,6 +13,7 @@ defmodule Barytherium.Client.Connecting do
     Renewals,
     Session,
     State,
+    Trace,
     Transactions
   }
 
@@ -129,7 +130,8 @@ defmodule Barytherium.Client.Connecting do
     opts = Options.network(settings, endpoint, fn -> upgrade_headers(greeter) end)
     {:ok, network} = Network.start_link(self(), host, port, opts, routes)
     connection = %{data.connection | network: network, routes: routes}
-    {:keep_state, %{data | connection: connection}, {{:timeout, :credentials}, :cancel}}
+    data = Trace.apply_to_connection(%{data | connection: connection})
+    {:keep_state, data, {{:timeout, :credentials}, :cancel}}
   end
 
   # The network process ends the connection otherwise, and says why.

@@ -25,6 +25,7 @@ defmodule Barytherium.Client.Server do
     Routing,
     Session,
     State,
+    Trace,
     Transactions,
     Writing
   }
@@ -92,8 +93,9 @@ defmodule Barytherium.Client.Server do
   end
 
   def handle_event(:cast, {:barytherium, :connect, {:ok, sender}}, :connecting, data) do
+    data = Trace.apply_to_connection(put_in(data.connection.sender, sender))
     Connecting.greet(sender, data)
-    {:keep_state, put_in(data.connection.sender, sender)}
+    {:keep_state, data}
   end
 
   def handle_event(:cast, {:barytherium, :connect, {:error, reason}}, :connecting, data),
@@ -229,6 +231,13 @@ defmodule Barytherium.Client.Server do
   # Nobody waits for the reply any more.
   def handle_event(:info, {{:requester, number}, _monitor, :process, _pid, _reason}, state, data),
     do: Closing.close_if_done(state, Exchange.fail(number, :unconfirmed, data))
+
+  def handle_event({:call, from}, {:trace, to}, _state, data),
+    do: {:keep_state, Trace.set(to, data), {:reply, from, :ok}}
+
+  # Its process has ended.
+  def handle_event(:info, {:tap, _monitor, :process, _pid, _reason}, _state, data),
+    do: {:keep_state, Trace.set(nil, data)}
 
   # The subscriptions of a consumer are its options.
   def handle_event({:call, from}, call, _state, %{handlers: handlers})

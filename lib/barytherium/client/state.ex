@@ -34,6 +34,8 @@ defmodule Barytherium.Client.State do
     next_waiting: 1,
     # A part of the ids of requests, see `Barytherium.Client.Replies`.
     token: nil,
+    # Who gets copies of all frames.
+    tap: nil,
     # What `Barytherium.Client.Health` has seen, if it looks.
     health: nil,
     # Who closes the client, by when, and how many milliseconds of that are for disconnecting.
@@ -59,6 +61,7 @@ defmodule Barytherium.Client.State do
           waiting: %{pos_integer() => waiting()},
           next_waiting: pos_integer(),
           token: String.t(),
+          tap: nil | {pid(), reference(), boolean()},
           health: nil | %{timer: reference(), kinds: [term()]},
           closing: nil | {:gen_statem.from(), Deadline.t(), timeout()}
         }

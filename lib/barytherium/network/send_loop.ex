@@ -50,6 +50,8 @@ defmodule Barytherium.Network.SendLoop do
        writing: nil,
        writing_bytes: 0,
        failed: nil,
+       # Who gets a copy of every frame.
+       tap: nil,
        # Whether a DISCONNECT was queued.
        disconnecting: false,
        # The interval in which something must be written, and the time of the last write, in ms.
@@ -64,6 +66,8 @@ defmodule Barytherium.Network.SendLoop do
 
   def handle_cast({:submit, frames, cost, from, deadline}, state),
     do: {:noreply, request({frames, cost, from}, deadline, state)}
+
+  def handle_cast({:tap, tap}, state), do: {:noreply, %{state | tap: tap}}
 
   def handle_cast(:flush, state) do
     Writer.flush(state.writer)
@@ -272,7 +276,8 @@ defmodule Barytherium.Network.SendLoop do
 
   defp queue(write, state), do: write |> put(state) |> pump()
 
-  defp put(write, state) do
+  defp put({frames, _cost, _from} = write, state) do
+    if state.tap && frames != [], do: Frame.trace(state.tap, frames)
     {outbox, refused} = Outbox.put(state.outbox, write, state.dialect)
     drop(refused)
     %{state | outbox: outbox}

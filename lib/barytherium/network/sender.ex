@@ -133,6 +133,11 @@ defmodule Barytherium.Network.Sender do
   def disconnect(sender_pid, headers), do: GenServer.call(sender_pid, {:disconnect, headers})
 
   @doc false
+  # Sends a copy of every frame that is written to `tap`, or to nobody.
+  @spec set_tap(pid(), nil | pid()) :: :ok
+  def set_tap(sender_pid, tap), do: GenServer.cast(sender_pid, {:tap, tap})
+
+  @doc false
   # Sends what the native side of TLS owes the peer: an alert, for example.
   @spec flush(pid()) :: :ok
   def flush(sender_pid), do: GenServer.cast(sender_pid, :flush)

@@ -48,6 +48,19 @@ defmodule Barytherium.Tail.Format do
     [color(title, :cyan, style), ?\n, headers, ?\n, shown, more, ?\n]
   end
 
+  @doc "A frame on one line, for `--trace`."
+  @spec trace(:sent | :received, Frame.t()) :: String.t()
+  def trace(direction, %Frame{command: command, headers: headers, body: body}) do
+    mark = if direction == :sent, do: ">", else: "<"
+    headers = for {name, value} <- headers, do: " #{name}:#{value}"
+    body = if body == "", do: "", else: " (#{size(body)} bytes)"
+    command = command |> to_string() |> String.upcase()
+    Text.line("#{mark} #{command}#{headers}#{body}")
+  end
+
+  defp size({:compressed, body, _reason}), do: byte_size(body)
+  defp size(body), do: byte_size(body)
+
   @doc "A message for `--save`: as it came, with the body in Base64."
   @spec saved(Frame.t(), DateTime.t()) :: iolist()
   def saved(frame, time), do: [json_start(frame, time), base64(frame.body), "}\n"]

@@ -51,6 +51,9 @@ defmodule Barytherium.Tail.Help do
     * `--save FILE` - also append all messages to FILE, shown or not, as objects like those of `json`. Their
       bodies are always `body_base64`, and are not inflated
 
+    * `--trace` - also all frames on stderr, one a line: `>` is sent, `<` is received. Of CONNECT no values are shown
+      that could be credentials, and of bodies only how many bytes they have
+
   On a terminal the last line has the current rates, and there are colours unless `NO_COLOR` is set.
 
   ## Connecting

@@ -20,7 +20,8 @@ defmodule Barytherium.Tail.Options do
     rate: :integer,
     save: :string,
     seconds: :integer,
-    size: :integer
+    size: :integer,
+    trace: :boolean
   ]
 
   # The least and the most of each number. The most are: the longest timer of the VM; more than a feed can
@@ -49,7 +50,8 @@ defmodule Barytherium.Tail.Options do
             rate: 20_000,
             save: nil,
             seconds: :infinity,
-            size: 256
+            size: 256,
+            trace: false
 
   @type t :: %__MODULE__{
           target: nil | Target.t(),
@@ -66,7 +68,8 @@ defmodule Barytherium.Tail.Options do
           rate: pos_integer(),
           save: nil | String.t(),
           seconds: pos_integer() | :infinity,
-          size: non_neg_integer()
+          size: non_neg_integer(),
+          trace: boolean()
         }
 
   @type reason ::

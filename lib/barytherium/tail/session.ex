@@ -74,6 +74,8 @@ defmodule Barytherium.Tail.Session do
   def handle_continue(:start, state) do
     {options, state} = broker(state)
     {:ok, client} = Client.start_link(options ++ [listener: self()])
+    # Before there is a connection.
+    if state.options.trace, do: :ok = Client.trace(client, self())
     {:noreply, %{state | client: client}}
   end
 
@@ -105,6 +107,10 @@ defmodule Barytherium.Tail.Session do
       {:ok, state} -> {:noreply, state}
       {:error, error} -> fail_to_subscribe(destination, error, state)
     end
+  end
+
+  def handle_info({:barytherium, :trace, {direction, frames, _connection}}, state) do
+    {:noreply, Enum.reduce(frames, state, &notice(&2, Format.trace(direction, &1)))}
   end
 
   def handle_info({:barytherium, :client, {event, _client}}, state), do: event(event, state)

@@ -44,6 +44,8 @@ rustler::atoms! {
     refused,
     unfinished_error,
     truncated,
+    trace,
+    received,
     websocket,
     protocol_error,
     tls,

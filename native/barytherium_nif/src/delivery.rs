@@ -238,6 +238,10 @@ impl<'a, 's> Delivery<'a, 's> {
             return Flushed::Done;
         }
         recipients.stats.frames.add(frames);
+        if let Some(tap) = recipients.tap() {
+            self.copy_to(tap, at);
+        }
+        let batch = self.batches.get(at);
         let Some(recipient) = recipient else {
             let frames = batch.with(|env, batch| batch.list(env).in_env(caller.env()));
             batch.clear();
@@ -269,6 +273,16 @@ impl<'a, 's> Delivery<'a, 's> {
             false if route.is_some() => Flushed::Done,
             false => Flushed::NoListener,
         }
+    }
+
+    /// Sends a copy of the frames of a batch. Nothing waits for whoever gets it.
+    fn copy_to(&mut self, tap: LocalPid, at: usize) {
+        let (env, sender) = (self.caller.env(), self.to.sender);
+        let batch = self.batches.get(at);
+        let frames = batch.with(|batch_env, batch| batch.list(batch_env).in_env(env));
+        let received = (atoms::received(), frames, sender);
+        // If it has ended, nobody wants them.
+        _ = env.send(&tap, (atoms::barytherium(), atoms::trace(), received));
     }
 
     /// Tells the listener by which routes a first message has come.

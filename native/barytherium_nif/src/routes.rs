@@ -172,6 +172,9 @@ pub struct Routes {
     urgent: AtomicBool,
     /// Whether nothing is read because a recipient is behind.
     paused: AtomicBool,
+    /// Who gets a copy of every frame. Whether there is one is looked at first, for each message.
+    tap: Mutex<Option<LocalPid>>,
+    is_tapped: AtomicBool,
 }
 
 #[rustler::resource_impl]
@@ -229,6 +232,20 @@ impl Routes {
     /// The subscription has ended: nothing is noted any more.
     pub fn forget(&self, subscription: &[u8]) {
         lock(&self.table).notes.remove(subscription);
+    }
+
+    pub fn set_tap(&self, tap: Option<LocalPid>) {
+        let mut place = lock(&self.tap);
+        self.is_tapped.store(tap.is_some(), Ordering::Relaxed);
+        *place = tap;
+    }
+
+    /// Who gets a copy of every frame.
+    pub fn tap(&self) -> Option<LocalPid> {
+        match self.is_tapped.load(Ordering::Relaxed) {
+            true => *lock(&self.tap),
+            false => None,
+        }
     }
 
     pub fn set_urgent(&self, urgent: bool) {

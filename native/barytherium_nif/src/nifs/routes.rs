@@ -152,6 +152,13 @@ fn set_urgent(routes: ResourceArc<Routes>, urgent: bool) -> Atom {
     rustler::types::atom::ok()
 }
 
+/// Sends a copy of every frame that is delivered to `tap`, a process of this node, or to nobody.
+#[rustler::nif]
+fn set_tap(routes: ResourceArc<Routes>, tap: Option<LocalPid>) -> Atom {
+    routes.set_tap(tap);
+    rustler::types::atom::ok()
+}
+
 /// Whether nothing is read because a recipient is behind.
 #[rustler::nif]
 fn paused(routes: ResourceArc<Routes>) -> bool {

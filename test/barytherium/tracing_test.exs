@@ -119,7 +119,7 @@ defmodule Barytherium.TracingTest do
     assert_receive {_event, %{count: 1}, %{client: ^client, frames: [%{command: :receipt}]}}
     :ok = Client.trace(client, nil)
     :ok = Client.publish(client, "/queue/a", "2")
-    refute_received {_event, _measurements, _metadata}
+    refute_receive {_event, _measurements, %{frames: [%{body: "2"}]}}, 50
   end
 
   test "a function that fails keeps no message from being sent", %{client: client, broker: broker} do

@@ -13,14 +13,7 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
     @rabbitmq kind == Barytherium.Brokers.RabbitMQ
     @path if @rabbitmq, do: "/ws", else: "/"
 
-    if kind == Barytherium.Brokers.ActiveMQ do
-      @moduletag :websocket
-
-      setup_all %{broker: broker} do
-        broker.web || raise "ActiveMQ has no WebSockets here: run script/websocket activemq"
-        :ok
-      end
-    end
+    unless kind.web?(), do: @moduletag(skip: "run script/websocket activemq")
 
     defp url(broker, userinfo \\ "guest:guest"),
       do: "ws://#{userinfo}@127.0.0.1:#{broker.web.port}#{@path}"

@@ -122,9 +122,9 @@ defmodule Chaos do
 
     broker = Barytherium.Broker.start!(kind)
     System.at_exit(fn _status -> Barytherium.Broker.stop(broker) end)
-    tls? = transport == "tls"
-    {proxy, port} = Barytherium.FaultProxy.start!(if tls?, do: broker.tls.port, else: broker.port)
-    scheme = if tls?, do: "stomp+ssl", else: "stomp"
+    {scheme, port, path} = listener(transport, broker)
+    {proxy, port} = Barytherium.FaultProxy.start!(port)
+    tls? = transport in ["tls", "wss"]
     own = if tls?, do: [cacertfile: broker.tls.cacertfile], else: []
 
     fault = fn ->
@@ -134,8 +134,15 @@ defmodule Chaos do
       :reset
     end
 
-    {[{"#{scheme}://guest:guest@localhost:#{port}", own}], fault, fn -> %{violations: []} end}
+    url = "#{scheme}://guest:guest@localhost:#{port}#{path}"
+    {[{url, own}], fault, fn -> %{violations: []} end}
   end
+
+  defp listener("tcp", broker), do: {"stomp", broker.port, ""}
+  defp listener("tls", broker), do: {"stomp+ssl", broker.tls.port, ""}
+  # ActiveMQ's path may be anything.
+  defp listener("ws", broker), do: {"ws", broker.web.port, "/ws"}
+  defp listener("wss", broker), do: {"wss", broker.web.tls_port, "/ws"}
 
   defp children(urls, handled, version, broker) do
     opts = [

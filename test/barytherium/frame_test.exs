@@ -273,8 +273,8 @@ defmodule Barytherium.FrameTest do
 
   test "many headers are encoded on a dirty scheduler, however short they are" do
     many = %Frame{command: :send, headers: List.duplicate({"a", "b"}, 130_000)}
-    on_exit(fn -> :erlang.trace_pattern({Barytherium.Native, :encode, 2}, false, []) end)
-    :erlang.trace_pattern({Barytherium.Native, :encode, 2}, true, [])
+    on_exit(fn -> :erlang.trace_pattern({Barytherium.Native, :encode, 3}, false, []) end)
+    :erlang.trace_pattern({Barytherium.Native, :encode, 3}, true, [])
     test = self()
 
     traced =
@@ -289,7 +289,9 @@ defmodule Barytherium.FrameTest do
     send(traced, :go)
     assert_receive :formatted, 5_000
     # The small frame is encoded on a normal scheduler, and no other frame is.
-    assert_receive {:trace, ^traced, :call, {Barytherium.Native, :encode, [[small], _version]}}
+    assert_receive {:trace, ^traced, :call,
+                    {Barytherium.Native, :encode, [[small], _version, :stream]}}
+
     assert small.headers == []
     refute_received {:trace, ^traced, :call, _encode}
   end

@@ -28,7 +28,7 @@ defmodule Barytherium.LimitsTest do
           {"max_body, declared", {:max_body, 4}, "MESSAGE\ncontent-length:4\n\n1234\0",
            "MESSAGE\ncontent-length:5\n"}
         ],
-        transport <- [:tcp, :tls, :ssl, :ws, :wss] do
+        transport <- [:tcp, :tls, :ssl, :ws] do
       test "#{transport}, #{name}: accepted at the limit, refused one over it while bytes arrive" do
         {_network, peer} = connect([unquote(option)], unquote(transport))
         Peer.send(peer, unquote(at))
@@ -90,7 +90,7 @@ defmodule Barytherium.LimitsTest do
     assert output =~ "left: 0"
   end
 
-  for transport <- [:tcp, :tls, :ssl, :ws, :wss] do
+  for transport <- [:tcp, :tls, :ssl, :ws] do
     describe "#{transport}: resident memory stays bounded under" do
       @transport transport
 

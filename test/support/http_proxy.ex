@@ -34,9 +34,11 @@ defmodule Barytherium.HttpProxy do
 
     if answer == @tunnel do
       port = target |> String.split(":") |> List.last() |> String.to_integer()
-      {:ok, server} = :gen_tcp.connect({127, 0, 0, 1}, port, [:binary, active: false])
-      spawn_link(fn -> pump(socket, server) end)
-      pump(server, socket)
+
+      with {:ok, server} <- :gen_tcp.connect({127, 0, 0, 1}, port, [:binary, active: false]) do
+        spawn_link(fn -> pump(socket, server) end)
+        pump(server, socket)
+      end
     end
   end
 

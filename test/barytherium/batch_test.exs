@@ -137,6 +137,7 @@ defmodule Barytherium.BatchTest do
 
     for {module, opts, text} <- [
           {Batches, [batch_size: 11], ~r/sends 10 messages of \/queue\/a ahead/},
+          {Batches, [batch_size: 5, handlers: 3], ~r/has to send 13/},
           {Batches, [batch_size: 0], ~r/:batch_size/},
           {Single, [batch_size: 2], ~r/has no handle_batch/}
         ] do

@@ -662,6 +662,7 @@ defmodule Barytherium.ConsumerTest do
     for {opts, message} <- [
           {[url: "stomp://h", subscribe: {"/a", ak: :auto}], ~r/unknown option :ak; .*:ack/},
           {[url: "stomp://h", concurrency: 0], ~r/:concurrency/},
+          {[url: "stomp://h", concurrency: 2, client_id: "a"], ~r/:client_id: with :concurrency/},
           {[url: "stomp://h", max_attempts: 0], ~r/:max_attempts/},
           {[url: "stomp://h", retry_delay: {2, 1}], ~r/:retry_delay/},
           {[url: "stomp://h", on_exhausted: {:publish, ""}], ~r/:on_exhausted/},

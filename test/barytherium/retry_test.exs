@@ -223,6 +223,25 @@ defmodule Barytherium.RetryTest do
     end
   end
 
+  test "of several of a batch each has all of its attempts, and so has the next batch" do
+    opts = [
+      max_attempts: 3,
+      on_exhausted: {:publish, "/queue/dead"},
+      batch_size: 2,
+      batch_timeout: 60_000
+    ]
+
+    {broker, _consumer} = start(FailingBatch, opts)
+    for body <- ["bad", "1", "2", "bad"], do: TestBroker.publish(broker, "/queue/a", body)
+
+    for together <- [["bad", "1"], ["2", "bad"]] do
+      for _n <- 1..2, do: assert_receive({:tried, ^together})
+      for body <- together, do: assert_receive({:tried, [^body]})
+    end
+
+    refute_received {:tried, _more}
+  end
+
   test "a batch whose messages were delivered too often is divided" do
     opts = [max_attempts: 2, on_exhausted: {:publish, "/queue/dead"}, batch_size: 3]
     {broker, _consumer} = start(FailingBatch, opts, like: :rabbitmq)

@@ -28,6 +28,7 @@ defmodule Barytherium.Client.Handlers do
         stop_at: :atomics.new(1, []),
         left: :counters.new(1, []),
         working: :atomics.new(settings.handlers, []),
+        collecting: :atomics.new(settings.handlers, []),
         # Of several it is another one.
         number: 1
       })
@@ -50,7 +51,10 @@ defmodule Barytherium.Client.Handlers do
   @doc "Starts it again, if it has ended."
   @spec ensure(t()) :: t()
   def ensure(%__MODULE__{pid: nil, settings: settings} = handlers) do
-    for number <- 1..settings.handlers, do: :atomics.put(settings.working, number, 0)
+    for number <- 1..settings.handlers,
+        times <- [settings.working, settings.collecting],
+        do: :atomics.put(times, number, 0)
+
     started(handlers, module(settings).start_again(self(), settings))
   end
 
@@ -88,7 +92,15 @@ defmodule Barytherium.Client.Handlers do
   @doc "Whether they have something to do."
   @spec busy?(t()) :: boolean()
   def busy?(nil), do: false
-  def busy?(handlers), do: working(handlers) != nil or Enum.any?(handlers.recipients, &waits?/1)
+
+  def busy?(handlers) do
+    working(handlers) != nil or collecting?(handlers) or
+      Enum.any?(handlers.recipients, &waits?/1)
+  end
+
+  # Whether one of them has a part of a batch.
+  defp collecting?(%__MODULE__{settings: %{handlers: count, collecting: collecting}}),
+    do: Enum.any?(1..count, &(:atomics.get(collecting, &1) != 0))
 
   defp waits?(pid), do: match?({_, n} when n > 0, Process.info(pid, :message_queue_len))
 

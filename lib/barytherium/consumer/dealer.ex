@@ -53,6 +53,7 @@ defmodule Barytherium.Consumer.Dealer do
 
   @impl true
   def handle_info({:free, worker}, dealer), do: {:noreply, freed(worker, dealer)}
+  def handle_info({:busy, worker}, dealer), do: {:noreply, busy(worker, dealer)}
 
   def handle_info({:EXIT, pid, reason}, dealer),
     do:
@@ -94,6 +95,9 @@ defmodule Barytherium.Consumer.Dealer do
           {:free, worker} ->
             deal(messages, share, from, freed(worker, dealer))
 
+          {:busy, worker} ->
+            deal(messages, share, from, busy(worker, dealer))
+
           {:EXIT, pid, reason} ->
             if Workers.ours?(pid, reason, dealer),
               do: Workers.ended(pid, reason, dealer),
@@ -108,7 +112,11 @@ defmodule Barytherium.Consumer.Dealer do
     do: if(first in free, do: [first], else: [])
 
   # Whoever was free first is the next.
-  defp freed(worker, dealer), do: %{dealer | free: dealer.free ++ [worker]}
+  defp freed(worker, dealer),
+    do: if(worker in dealer.free, do: dealer, else: %{dealer | free: dealer.free ++ [worker]})
+
+  # It handles a batch whose time is over. A share that was given to it before comes after that.
+  defp busy(worker, dealer), do: %{dealer | free: List.delete(dealer.free, worker)}
 
   @impl true
   def terminate(_reason, dealer), do: Workers.kill(dealer.workers)

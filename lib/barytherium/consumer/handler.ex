@@ -41,8 +41,9 @@ defmodule Barytherium.Consumer.Handler do
     # cumulative acknowledgements, if these share the messages by a key.
     dealer: nil,
     partition: nil,
-    # nil if batches are what has arrived together.
+    # nil if batches are what has arrived together; and where it says that it has a part of one.
     batcher: nil,
+    collecting: nil,
     session: nil,
     # The senders of earlier connections, whose messages may still be here.
     former: [],
@@ -248,7 +249,7 @@ defmodule Barytherium.Consumer.Handler do
       else: handler
   end
 
-  defp succeeded(%{failures: 0} = handler), do: handler
+  defp succeeded(%{failures: 0, attempts: 0} = handler), do: handler
   defp succeeded(handler), do: %{handler | failures: 0, attempts: 0}
 
   defp batches(messages, %{retry: nil} = handler),
@@ -261,15 +262,28 @@ defmodule Barytherium.Consumer.Handler do
     |> Enum.chunk_by(&exhausted?(handler, &1))
     |> in_order(handler, fn [message | _] = chunk, handler ->
       if exhausted?(handler, message),
-        do: failed(:delivered_too_often, :handle_batch, chunk, [], handler),
-        else: batch(chunk, handler)
+        do: failed(:delivered_too_often, :handle_batch, wanted(handler, chunk), [], handler),
+        else: handler |> wanted(chunk) |> batch(handler)
     end)
   end
 
   defp in_order([], handler, _work), do: {:ok, handler}
 
   defp in_order([one | others], handler, work) do
-    with {:ok, handler} <- work.(one, handler), do: in_order(others, handler, work)
+    with {:ok, handler} <- work.(one, between(handler)), do: in_order(others, handler, work)
+  end
+
+  # Between two callbacks of a list that is not handled one by one.
+  defp between(handler) do
+    now = System.monotonic_time()
+    working(handler.working, now)
+
+    handler =
+      if now - handler.flushed > @flush_after,
+        do: Decisions.flush(%{handler | flushed: now}),
+        else: handler
+
+    handler |> look_for_stop() |> observe()
   end
 
   defp batch([], handler), do: {:ok, handler}
@@ -337,9 +351,22 @@ defmodule Barytherium.Consumer.Handler do
   defp again(:handle_batch, failed, _none, %{attempts: attempts, retry: retry} = handler) do
     last? = Enum.any?(failed, &Retry.exhausted?(retry, handler.session, &1, attempts + 1))
 
-    if last?,
-      do: in_order(failed, handler, &batch([&1], %{&2 | attempts: attempts})),
-      else: batch(failed, handler)
+    if last? do
+      alone = &try_alone(&1, %{&2 | attempts: attempts})
+
+      with {:ok, handler} <- in_order(failed, handler, alone),
+           do: {:ok, %{handler | attempts: 0}}
+    else
+      batch(failed, handler)
+    end
+  end
+
+  defp try_alone(message, handler) do
+    case {handler.deadline, wanted(handler, [message])} do
+      {_deadline, []} -> {:ok, handler}
+      {:infinity, one} -> batch(one, handler)
+      {_stopping, one} -> leave(one, [], %{handler | attempts: 0})
+    end
   end
 
   defp leave(failed, messages, %{session: session} = handler) do

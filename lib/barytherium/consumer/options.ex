@@ -21,8 +21,8 @@ defmodule Barytherium.Consumer.Options do
     concurrency:
       {:count, 1,
        "The number of connections. Each has processes of its own. For a queue they are competing " <>
-         "consumers: messages are handled in parallel, and in no particular order. Not for a " <>
-         "`client-id`, which a broker accepts only once."},
+         "consumers: messages are handled in parallel, and in no particular order. Not with " <>
+         "`:client_id`, which a broker accepts only once."},
     handlers:
       {:count, 1,
        "The number of processes that handle the messages of a connection. Each message goes to one that is " <>
@@ -42,7 +42,8 @@ defmodule Barytherium.Consumer.Options do
     batch_size:
       {:count, nil,
        "How many messages `handle_batch/2` gets. It gets fewer after `:batch_timeout`, and when the consumer stops or " <>
-         "the connection ends. Not more than `:prefetch`. Default: what has arrived together, 256 at most."},
+         "the connection ends. With `:handlers` each process collects one, and `:prefetch` has to be enough for one of them " <>
+         "to be full. Default: what has arrived together, 256 at most."},
     batch_timeout:
       {:time, 1_000, "With `:batch_size`: milliseconds after the first message of a batch."},
     max_handling:
@@ -139,6 +140,11 @@ defmodule Barytherium.Consumer.Options do
             "option :key: with :concurrency a broker gives messages of a key to several connections"
     end
 
+    if options.concurrency > 1 and rest[:client_id] != nil do
+      raise ArgumentError,
+            "option :client_id: with :concurrency there are several connections, and a broker takes one"
+    end
+
     check_batches!(module, options, client.subscriptions)
     check_attempts!(options.max_attempts, client.subscriptions)
 
@@ -204,15 +210,19 @@ defmodule Barytherium.Consumer.Options do
 
   defp check_batches!(_module, %{batch_size: nil}, _subscriptions), do: :ok
 
-  defp check_batches!(module, %{batch_size: size}, subscriptions) do
+  defp check_batches!(module, %{batch_size: size, handlers: handlers}, subscriptions) do
     unless function_exported?(module, :handle_batch, 2),
       do: raise(ArgumentError, "option :batch_size: #{inspect(module)} has no handle_batch/2")
 
+    # Then one of the handlers has all of its batch, however they share the messages.
+    needed = handlers * (size - 1) + 1
+
     for {_number, %{subscription: %{ack: ack, prefetch: prefetch, destination: destination}}} <-
           subscriptions,
-        ack != :auto and prefetch < size do
+        ack != :auto and prefetch < needed do
       raise ArgumentError,
-            "option :batch_size: a broker sends #{prefetch} messages of #{destination} ahead (:prefetch)"
+            "option :batch_size: a broker sends #{prefetch} messages of #{destination} ahead (:prefetch), and has to " <>
+              "send #{needed}"
     end
 
     :ok

@@ -81,6 +81,7 @@ defmodule Barytherium.Consumer.Worker do
       most_left: settings.most_left,
       working: working(settings),
       batcher: Batcher.new(settings),
+      collecting: {settings.collecting, settings.number},
       dealer: settings[:dealer],
       partition: settings[:partition]
     }
@@ -119,7 +120,9 @@ defmodule Barytherium.Consumer.Worker do
 
   @impl true
   def handle_info({:timeout, timer, :batch}, %{batcher: %Batcher{timer: timer}} = handler) do
-    with {:ok, handler} <- handle_collected(handler), do: {:noreply, handler}
+    # Nobody has given it this work now.
+    if handler.dealer, do: send(handler.dealer, {:busy, self()})
+    with {:ok, handler} <- handle_collected(handler), do: {:noreply, free(handler)}
   end
 
   # One of a batch that was full before.
@@ -139,7 +142,7 @@ defmodule Barytherium.Consumer.Worker do
     status
     |> Map.replace(:message, "...")
     |> Map.replace(:log, [])
-    |> Map.replace_lazy(:state, &if(&1, do: %{&1 | state: "..."}))
+    |> Map.replace_lazy(:state, &if(&1, do: %{&1 | state: "...", batcher: "...", acks: []}))
   end
 
   defp handle(messages, sender, read_at, %{batcher: nil} = handler),
@@ -147,6 +150,11 @@ defmodule Barytherium.Consumer.Worker do
 
   defp handle(messages, sender, read_at, handler) do
     {batches, batcher} = Batcher.add(handler.batcher, messages, sender, read_at)
+    collected(batches, batcher, handler)
+  end
+
+  defp collected(batches, batcher, %{collecting: {times, number}} = handler) do
+    :atomics.put(times, number, batcher.count)
     handle_all(batches, %{handler | batcher: batcher})
   end
 
@@ -154,7 +162,7 @@ defmodule Barytherium.Consumer.Worker do
 
   defp handle_collected(handler) do
     {batches, batcher} = Batcher.take(handler.batcher)
-    handle_all(batches, %{handler | batcher: batcher})
+    collected(batches, batcher, handler)
   end
 
   defp handle_all([], handler), do: {:ok, handler}

@@ -1034,6 +1034,8 @@ defmodule Barytherium.ClientTest do
           {[url: "stomp://h", secure: true], ~r/the scheme of the URL decides/},
           {[url: "stomp://h", ssl: [verify: :verify_none]], ~r/no URL begins with stomp\+ssl/},
           {[url: "stomp://h", cacertfile: "a"], ~r/secure: true is missing/},
+          {[url: "stomp://h", client_id: "a", headers: [{"client-id", "b"}]],
+           ~r/option :client_id/},
           {[url: "stomp://h", backof: {1, 2}], ~r/unknown option :backof/},
           {[url: "stomp://h", backoff: {2, 1}], ~r/invalid value for option :backoff: \{2, 1\}/},
           {[url: "stomp://h:99999"], ~r/invalid value for option :url|not a port/},

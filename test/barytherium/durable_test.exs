@@ -45,6 +45,19 @@ defmodule Barytherium.DurableTest do
       assert Task.await(ending) == :ok
     end
 
+    test "deletes nothing that the broker has refused" do
+      {client, peer, listener} = connected("RabbitMQ/3.10.8")
+      {subscription, _headers} = subscribed(client, peer, durable: "n")
+      Peer.close(peer)
+      peer = accept_connected(listener, [{"version", "1.2"}, {"server", "RabbitMQ/3.10.8"}])
+      {refused, ""} = expect(peer, :subscribe)
+      reply(peer, :error, [{"receipt-id", refused["receipt"]}])
+      eventually(fn -> Client.status(client).unconfirmed == 0 end)
+      error = Client.unsubscribe(client, subscription, delete: true)
+      assert {:error, %{reason: :not_subscribed}} = error
+      assert Client.status(client).subscriptions == 1
+    end
+
     test "deletes nothing without a connection, or of what is not durable" do
       {client, peer, _listener} = connected("RabbitMQ/3.10.8")
       {subscription, _headers} = subscribed(client, peer)
@@ -113,6 +126,28 @@ defmodule Barytherium.DurableTest do
         assert key == "#{n}"
         Peer.close(peer)
       end
+    end
+
+    test "of a subscription that fails on a later connection does not hinder the others" do
+      {:ok, works} = Agent.start_link(fn -> true end)
+
+      headers = fn ->
+        if Agent.get(works, & &1), do: [{"key", "1"}], else: raise("hunter2")
+      end
+
+      {client, peer, listener} = connected("other")
+      {_subscription, %{"key" => "1"}} = subscribed(client, peer, headers: headers)
+      Agent.update(works, fn _works -> false end)
+
+      log =
+        capture_log(fn ->
+          Peer.close(peer)
+          peer = accept_connected(listener)
+          assert {%{"key" => "1"}, ""} = confirm(peer, :subscribe)
+        end)
+
+      assert log =~ "the function for the headers of /queue/a failed (RuntimeError)"
+      refute log =~ "hunter2"
     end
 
     test "that fails is an attempt that failed, and shows nothing" do

@@ -36,9 +36,10 @@ defmodule Barytherium.Client.Connecting do
     client = self()
 
     functions =
-      for {number, %{subscription: %{headers: headers}}} <- data.subscriptions,
+      for {number, %{ending: false, subscription: %{headers: headers} = subscription}} <-
+            data.subscriptions,
           not is_list(headers),
-          do: {number, headers}
+          do: {number, headers, subscription}
 
     spawn(fn -> fetch(client, settings, endpoint, functions) end)
   end
@@ -51,7 +52,8 @@ defmodule Barytherium.Client.Connecting do
     upgrade = Options.upgrade_headers(settings, endpoint)
 
     called =
-      for {number, function} <- functions, do: {number, Options.headers(:subscribe, function)}
+      for {number, function, subscription} <- functions,
+          do: {number, called(function, subscription)}
 
     :gen_statem.cast(client, {:greeter, self(), :ready, called})
     keep(frame, upgrade, monitor)
@@ -60,6 +62,17 @@ defmodule Barytherium.Client.Connecting do
       Events.no_credentials(kind, reason)
       :gen_statem.cast(client, {:greeter, self(), :failed, []})
   end
+
+  # The other subscriptions need not wait for this one.
+  defp called(function, %{called: last} = subscription) do
+    Options.headers(:subscribe, function)
+  catch
+    kind, reason ->
+      Events.no_headers(kind, reason, subscription.destination)
+      last
+  end
+
+  defp called(function, _first), do: Options.headers(:subscribe, function)
 
   defp keep(frame, upgrade, monitor) do
     receive do

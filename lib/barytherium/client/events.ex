@@ -6,7 +6,7 @@ defmodule Barytherium.Client.Events do
   require Logger
 
   alias Barytherium.Client.{Endpoint, Handlers, Options, Session, State}
-  alias Barytherium.{Error, Frame, Telemetry}
+  alias Barytherium.{Error, Frame, Telemetry, Text}
 
   @spec connected(Frame.t(), State.t()) :: :ok
   def connected(
@@ -112,9 +112,21 @@ defmodule Barytherium.Client.Events do
   end
 
   def no_credentials(kind, reason) do
-    what = if is_exception(reason), do: reason.__struct__, else: reason
-    what = if is_atom(what), do: inspect(what), else: kind
+    what = failure(kind, reason)
     Logger.error("Barytherium cannot log in: a function for the credentials failed (#{what})")
+  end
+
+  @spec no_headers(atom(), term(), String.t()) :: :ok
+  def no_headers(kind, reason, destination) do
+    Logger.error(
+      "Barytherium: the function for the headers of #{Text.line(destination)} failed (#{failure(kind, reason)}); " <>
+        "those of the last connection are used"
+    )
+  end
+
+  defp failure(kind, reason) do
+    what = if is_exception(reason), do: reason.__struct__, else: reason
+    if is_atom(what), do: inspect(what), else: kind
   end
 
   @doc "What is wrong has changed; nothing, if it is well again."

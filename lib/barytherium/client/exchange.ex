@@ -106,12 +106,25 @@ defmodule Barytherium.Client.Exchange do
   def unsubscribe(entry, from, timeout \\ @unsubscribe_timeout, state, data)
 
   def unsubscribe(
-        %{subscription: %{number: number} = subscription} = entry,
+        %{subscription: subscription} = entry,
         from,
         timeout,
         state,
         data
       ) do
+    if Map.get(entry, :unsubscribe, @plainly).delete and not subscribed?(subscription, data),
+      # The broker has refused it, or it has not been written yet.
+      do: answer(from, {:error, :not_subscribed, []}, data),
+      else: end_subscription(entry, from, timeout, state, data)
+  end
+
+  defp end_subscription(
+         %{subscription: %{number: number} = subscription} = entry,
+         from,
+         timeout,
+         state,
+         data
+       ) do
     # Messages that cannot be acknowledged any more are delivered again to another subscriber. The others
     # go to this one until the broker has answered.
     if subscription.ack != :auto, do: Routing.delete(subscription, data)

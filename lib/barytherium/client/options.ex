@@ -102,7 +102,7 @@ defmodule Barytherium.Client.Options do
       :string,
       nil,
       "The name of a durable subscription to a topic. The broker keeps messages while the " <>
-        "client is away. ActiveMQ also needs a `client-id` among the `:headers` of CONNECT."
+        "client is away. ActiveMQ also needs the option `:client_id` of the client."
     },
     inflate: {
       :boolean,
@@ -112,7 +112,8 @@ defmodule Barytherium.Client.Options do
     headers: {
       {:is, &__MODULE__.headers_or_function?/1, @headers},
       [],
-      "Further headers of SUBSCRIBE: a list, or a function as for those of CONNECT, which is called for each connection."
+      "Further headers of SUBSCRIBE: a list, or a function as for those of CONNECT, which is called for each connection. " <>
+        "If it fails, those of the last connection are used."
     },
     max_silence: {
       :limit,
@@ -204,6 +205,7 @@ defmodule Barytherium.Client.Options do
     {options, network} = Schema.split(opts, @schema)
     check_known!(network)
     check_headers!(:connect, options.headers)
+    check_client_id!(options)
 
     %{
       endpoints: endpoints!(options, network),
@@ -244,6 +246,15 @@ defmodule Barytherium.Client.Options do
     end
 
     :ok
+  end
+
+  # Of repeated headers only the first counts.
+  defp check_client_id!(%{client_id: nil}), do: :ok
+
+  defp check_client_id!(%{headers: headers}) do
+    if is_list(headers) and List.keymember?(headers, "client-id", 0),
+      do: raise(ArgumentError, "option :client_id is given, and client-id among the :headers"),
+      else: :ok
   end
 
   defp endpoints!(%{url: nil, urls: nil}, _network),

@@ -34,6 +34,8 @@ defmodule BarytheriumOpentelemetry do
       for event <- [@message, @batch], part <- [:start, :stop, :exception], do: event ++ [part]
 
     events = [@publish ++ [:start], @publish, @request] ++ spans
+    # It may have been called before.
+    :telemetry.detach(__MODULE__)
     :ok = :telemetry.attach_many(__MODULE__, events, &__MODULE__.handle/4, nil)
     Application.put_env(:barytherium, :publish_headers, {__MODULE__, :inject, []})
   end
@@ -44,7 +46,7 @@ defmodule BarytheriumOpentelemetry do
   @doc false
   def handle([:barytherium, :client, :publish, :start], _measurements, %{messages: messages}, _) do
     name = "publish #{destination(messages)}"
-    start(@publish, :otel_ctx.get_current(), name, :producer, messages, [])
+    start(@publish, nil, name, :producer, messages, [])
   end
 
   def handle(event, _measurements, %{result: result}, _) when event in [@publish, @request] do
@@ -96,6 +98,10 @@ defmodule BarytheriumOpentelemetry do
   end
 
   defp start(key, parent, name, kind, messages, links) do
+    # A process may have been interrupted before the end of the last one.
+    finish(key, fn _span -> :ok end)
+    parent = parent || :otel_ctx.get_current()
+
     attributes = %{
       "messaging.system" => "stomp",
       "messaging.destination.name" => destination(messages),

@@ -227,10 +227,19 @@ defmodule Barytherium.Client do
     started = System.monotonic_time()
     Telemetry.publish_start(client, frames, started)
     frames = Outbound.with_configured_headers(frames)
-    result = write.(frames)
+    result = or_exit(fn -> write.(frames) end, client, frames, started)
     summary = if result == :ok, do: :ok, else: {:error, elem(result, 1)}
     Telemetry.publish(client, frames, started, summary)
     result
+  end
+
+  # The events come in pairs.
+  defp or_exit(write, client, frames, started) do
+    write.()
+  catch
+    kind, reason ->
+      Telemetry.publish(client, frames, started, {:error, Error.new(:closed)})
+      :erlang.raise(kind, reason, __STACKTRACE__)
   end
 
   defp message_schema, do: [headers: {:list, [], ""}] ++ frame_schema()
@@ -347,7 +356,8 @@ defmodule Barytherium.Client do
     Telemetry.publish_start(client, [frame], started)
     [frame] = Outbound.with_configured_headers([frame])
     request = {:request, frame, options.reply_to, options.timeout, options.wait}
-    result = client |> call(request, options.timeout) |> failure()
+    ask = fn -> client |> call(request, options.timeout) |> failure() end
+    result = or_exit(ask, client, [frame], started)
     Telemetry.request(client, frame, started, result)
     result
   end
@@ -494,7 +504,9 @@ defmodule Barytherium.Client do
       too;
     * `:headers` - further headers of UNSUBSCRIBE. Default: `[]`;
     * `:delete` - with `true` the broker forgets a durable subscription, and what waits for it. That needs a connection
-      (`:disconnected`), and a subscription with `:durable` (`:not_durable`). Default: `false`: the broker keeps it.
+      (`:disconnected`), a subscription with `:durable` (`:not_durable`), and that the broker has not refused it
+      (`:not_subscribed`); then it goes on. After `:timeout` and `:unconfirmed` it has ended here, and has to be made
+      again to be deleted. Default: `false`: the broker keeps it.
   """
   @spec unsubscribe(client(), subscription(), non_neg_integer() | keyword()) ::
           :ok | {:error, Error.t()}
@@ -691,7 +703,7 @@ defmodule Barytherium.Client do
   Shows all frames of a client, to see what goes over the wire. It is switched on and off while the client runs, also a
   consumer's, and costs nothing when it is off.
 
-  With a process of this node, that gets
+  With a process of the client's node, that gets
 
       {:barytherium, :trace, {:sent | :received, frames, connection}}
 
@@ -699,15 +711,22 @@ defmodule Barytherium.Client do
   `[:barytherium, :client, :trace]` for each list of frames, emitted in a process of its own. `nil` ends it, and so does the
   end of the process. There is one at a time.
 
-  Values of the headers of CONNECT are left out, because they may be credentials. Bodies are not. Frames to the same
-  process are in the order of the wire; heart-beats are not shown. Nothing waits for the process: if it is slower than the
-  feed, its mailbox grows.
+  Values of the headers of CONNECT, and of SUBSCRIBE unless it is known what they are, are left out, because they may be
+  credentials. Bodies are not. Frames to the same process are in the order of the wire; heart-beats are not shown. Nothing
+  waits for the process: if it is slower than the feed, its mailbox grows.
   """
   @spec trace(client(), pid() | :telemetry | nil) :: :ok
-  def trace(client, to)
-      when to in [nil, :telemetry] or (is_pid(to) and node(to) == node()) do
-    with {:error, reason} <- call(client, {:trace, to}, @timeout),
-         do: exit({reason, {__MODULE__, :trace, [client]}})
+  def trace(client, to) when to in [nil, :telemetry] or is_pid(to) do
+    case call(client, {:trace, to}, @timeout) do
+      :ok ->
+        :ok
+
+      {:error, :another_node} ->
+        raise ArgumentError, "the process is not on the node of the client: #{inspect(to)}"
+
+      {:error, reason} ->
+        exit({reason, {__MODULE__, :trace, [client]}})
+    end
   end
 
   @doc """

@@ -113,8 +113,10 @@ defmodule Barytherium.Frame do
     parse_state(version, opts |> Schema.all!(ParseOptions.schema()) |> ParseOptions.limits())
   end
 
-  # Headers of CONNECT that tell nothing about who connects.
-  @harmless ~w(accept-version host heart-beat)
+  # Headers of which it is known that they are no credentials.
+  @harmless ~w(accept-version host heart-beat id destination ack receipt selector durable auto-delete x-queue-name
+               prefetch-count consumer-window-size durable-subscription-name activemq.prefetchSize
+               activemq.subscriptionName)
 
   @doc false
   # Sends frames that are written, without what may be a credential.
@@ -123,7 +125,7 @@ defmodule Barytherium.Frame do
     do: send(tap, {:barytherium, :trace, {:sent, Enum.map(frames, &traced/1), self()}})
 
   defp traced(%__MODULE__{command: command, headers: headers} = frame)
-       when command in [:connect, :stomp] do
+       when command in [:connect, :stomp, :subscribe] do
     %{
       frame
       | headers:

@@ -167,7 +167,12 @@ defmodule Barytherium.Telemetry do
 
   @doc false
   @spec publish_start(GenServer.server(), [Barytherium.Frame.t()], integer()) :: :ok
+  # There may be many messages, and nobody who wants to know.
   def publish_start(client, frames, started) do
+    if frames != [] and telemetry?(), do: execute_start(client, frames, started), else: :ok
+  end
+
+  defp execute_start(client, frames, started) do
     measurements = %{
       monotonic_time: started,
       system_time: System.system_time(),
@@ -266,8 +271,10 @@ defmodule Barytherium.Telemetry do
 
   # Checked for each event, because the application may load `:telemetry` later. The check takes
   # less than a microsecond.
+  defp telemetry?, do: function_exported?(:telemetry, :execute, 3)
+
   defp execute(event, measurements, metadata) do
-    if function_exported?(:telemetry, :execute, 3),
+    if telemetry?(),
       do: apply(:telemetry, :execute, [[:barytherium | event], measurements, metadata])
 
     :ok

@@ -74,8 +74,8 @@ defmodule Barytherium.TraceTest do
     assert_receive :traced
     eventually(fn -> Client.status(client).state == :connected end)
     TestBroker.fault(broker, :close)
+    eventually(fn -> Client.status(client).connections == 2 end)
     assert_receive {:copy, {:barytherium, :trace, {:sent, [%Frame{command: :connect}], _}}}
-    eventually(fn -> Client.status(client).state == :connected end)
     Process.exit(tap, :kill)
     eventually(fn -> :sys.get_state(client) |> elem(1) |> Map.fetch!(:tap) == nil end)
     assert Client.publish(client, "/queue/a", "1", wait: true) == :ok

@@ -83,6 +83,11 @@ defmodule Barytherium.TracingTest do
     assert batch.opts.attributes["messaging.batch.message_count"] == 3
   end
 
+  test "no messages are no span", %{client: client} do
+    assert Client.publish_many(client, []) == :ok
+    refute_received {:span, _span}
+  end
+
   test "requests, transactions, and the header of a message itself", %{
     client: client,
     broker: broker

@@ -72,7 +72,8 @@ defmodule Barytherium.Client.Outbound do
   defp call(module, function, args) do
     headers = apply(module, function, args)
     :ok = check_headers!(:send, headers)
-    headers
+    {%Frame{headers: headers}, _cost} = Frame.prepare(%Frame{command: :send, headers: headers})
+    Enum.uniq_by(headers, fn {name, _value} -> name end)
   catch
     kind, _reason ->
       Logger.error(

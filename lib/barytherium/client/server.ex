@@ -36,6 +36,9 @@ defmodule Barytherium.Client.Server do
   # Marks a client in the dictionary of its process.
   @client_key :"$barytherium_client"
 
+  # What may hold credentials or bodies.
+  @hidden [:waiting, :settings, :handlers, :endpoint, :round, :subscriptions, :requests]
+
   @doc "Whether this process is a client. It is not asked, because it may be the one that waits."
   @spec client?(pid()) :: boolean()
   def client?(pid) do
@@ -232,6 +235,11 @@ defmodule Barytherium.Client.Server do
   def handle_event(:info, {{:requester, number}, _monitor, :process, _pid, _reason}, state, data),
     do: Closing.close_if_done(state, Exchange.fail(number, :unconfirmed, data))
 
+  # What is native reaches no other node.
+  def handle_event({:call, from}, {:trace, to}, _state, _data)
+      when is_pid(to) and node(to) != node(),
+      do: {:keep_state_and_data, {:reply, from, {:error, :another_node}}}
+
   def handle_event({:call, from}, {:trace, to}, _state, data),
     do: {:keep_state, Trace.set(to, data), {:reply, from, :ok}}
 
@@ -366,7 +374,7 @@ defmodule Barytherium.Client.Server do
     status
     |> Map.replace_lazy(:queue, fn queue -> for {type, _event} <- queue, do: {type, :hidden} end)
     |> Map.replace(:log, [])
-    |> Map.replace_lazy(:data, &Map.drop(&1, [:waiting, :settings, :handlers, :endpoint, :round]))
+    |> Map.replace_lazy(:data, &Map.drop(&1, @hidden))
   end
 
   defp not_written(:timeout), do: :not_written

@@ -52,10 +52,11 @@ defmodule Barytherium.Tail.Format do
   @spec trace(:sent | :received, Frame.t()) :: String.t()
   def trace(direction, %Frame{command: command, headers: headers, body: body}) do
     mark = if direction == :sent, do: ">", else: "<"
-    headers = for {name, value} <- headers, do: " #{name}:#{value}"
+    # They may be anything, and need not be text.
+    headers = for {name, value} <- headers, do: [" ", name, ":", value]
     body = if body == "", do: "", else: " (#{size(body)} bytes)"
     command = command |> to_string() |> String.upcase()
-    Text.line("#{mark} #{command}#{headers}#{body}")
+    Text.line(IO.iodata_to_binary([mark, " ", command, headers, body]))
   end
 
   defp size({:compressed, body, _reason}), do: byte_size(body)

@@ -120,12 +120,12 @@ impl Recipients {
         }
     }
 
-    /// Whether somebody waits for what may come behind messages.
     /// Who gets a copy of every frame.
     pub fn tap(&self) -> Option<LocalPid> {
         self.routes.as_ref()?.tap()
     }
 
+    /// Whether somebody waits for what may come behind messages.
     fn is_urgent(&self) -> bool {
         self.routes
             .as_ref()

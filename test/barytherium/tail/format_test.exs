@@ -94,4 +94,11 @@ defmodule Barytherium.Tail.FormatTest do
     assert [_all, base64] = Regex.run(~r/"body_base64":"([^"]*)"}\n\z/, saved)
     assert Base.decode64!(base64) == body
   end
+
+  test "a traced frame is one line of text, whatever its headers are" do
+    frame = %Frame{command: :send, headers: [{"a", <<255, ?\n, ?b>>}], body: <<255>>}
+    line = Format.trace(:sent, frame)
+    assert line =~ ~r/^> SEND a:.*b \(1 bytes\)$/
+    assert String.valid?(line)
+  end
 end

@@ -1,7 +1,7 @@
 # Run by script/bench. Options: --rounds N, --time MS, --only NAME (a part of a case's name), --write (the chart).
 
 for file <-
-      ~w(payload elixir_loop splitting_loop feed processor contender consumers report chart),
+      ~w(payload elixir_loop splitting_loop feed processor report contender consumers chart),
     do: Code.require_file("#{file}.ex", __DIR__)
 
 defmodule Bench do

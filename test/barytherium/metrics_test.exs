@@ -100,13 +100,19 @@ defmodule Barytherium.MetricsTest do
     broker = start_supervised!(TestBroker)
     url = "stomp://127.0.0.1:#{TestBroker.port(broker)}"
     start_supervised!({Trains, url: url, name: Trains})
-    handled(broker)
+    handled(broker, 1)
     {broker, hd(Consumer.clients(Trains))}
   end
 
-  defp handled(broker) do
+  # The handler notes the time after the broker has the acknowledgement.
+  defp handled(broker, count) do
     TestBroker.publish(broker, "/queue/trains", "1A23")
     TestBroker.assert_acked(broker, "/queue/trains", "1A23", 5_000)
+
+    ReceiverCase.eventually(fn ->
+      [%{to_ack: times}] = Trains |> Consumer.clients() |> hd() |> Client.feeds()
+      Enum.sum(for {_time, n} <- times, do: n) == count
+    end)
   end
 
   test "the delays are those since the last event", %{metrics: module} do
@@ -119,7 +125,7 @@ defmodule Barytherium.MetricsTest do
     module.poll([client])
     assert_receive {[:barytherium, :feed], second, _metadata}
     refute is_map_key(second, :to_start_p50)
-    handled(broker)
+    handled(broker, 2)
     module.poll([client])
     assert_receive {[:barytherium, :feed], %{to_start_p50: _}, %{client: ^client}}
     module.poll([], [Trains, :not_there])

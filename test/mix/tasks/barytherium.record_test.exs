@@ -4,6 +4,8 @@ defmodule Mix.Tasks.Barytherium.RecordTest do
 
   alias Barytherium.{Directory, Recording, TestBroker}
 
+  @moduletag :programs
+
   test "after a kill everything that was acknowledged is in the file, and the recording goes on" do
     path = Path.join(Directory.make!(), "feed.rec")
     broker = start_supervised!(TestBroker)

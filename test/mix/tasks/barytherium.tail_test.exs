@@ -4,6 +4,8 @@ defmodule Mix.Tasks.Barytherium.TailTest do
 
   alias Barytherium.{Directory, TestBroker}
 
+  @moduletag :programs
+
   @mix System.find_executable("mix")
 
   setup do

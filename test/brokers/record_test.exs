@@ -62,7 +62,8 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
       frames()
       ready? = fn {_time, frame} -> frame.body == "ready" end
 
-      unless File.exists?(path) and Enum.any?(Recording.stream(path), ready?),
+      # The file is there before what it begins with.
+      unless Recording.check(path) == :ok and Enum.any?(Recording.stream(path), ready?),
         do: await_recording(sender, path)
     end
 

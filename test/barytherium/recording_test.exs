@@ -145,7 +145,8 @@ defmodule Barytherium.RecordingTest do
       end)
 
     assert Enum.map(frames, &elem(&1, 0)) == Enum.to_list(1..5)
-    assert log == ""
+    # Others log meanwhile.
+    refute log =~ path
   end
 
   test "a file that has its size is followed by others, and so is each run", %{path: path} do
@@ -211,7 +212,8 @@ defmodule Barytherium.RecordingTest do
     # What is before a time is not read.
     <<_first::binary-size(200_000), rest::binary>> = File.read!(path)
     File.write!(path, ["STOMPREC", 1, :binary.copy(<<0>>, 199_991), rest])
-    assert ExUnit.CaptureLog.capture_log(fn -> assert length(read(path, 30)) == 11 end) == ""
+    log = ExUnit.CaptureLog.capture_log(fn -> assert length(read(path, 30)) == 11 end)
+    refute log =~ path
 
     for index <- ["no index", for(n <- 1..20, into: <<>>, do: <<n::64, 1_000 * n::64>>)] do
       record(path <> ".other", for(time <- 1..40, do: {time, message("#{time}")}))

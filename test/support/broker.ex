@@ -72,7 +72,8 @@ defmodule Barytherium.Broker do
 
   # A signal is delivered after `kill` has returned.
   defp await_end(broker) do
-    if File.exists?("/proc/#{broker.pid}/exe") do
+    # Its program is gone from there before its ports are closed.
+    if File.exists?("/proc/#{broker.pid}") do
       Process.sleep(10)
       await_end(broker)
     end

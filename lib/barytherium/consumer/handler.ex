@@ -127,7 +127,7 @@ defmodule Barytherium.Consumer.Handler do
 
     handler =
       observe(%{
-        look_for_stop(handler)
+        handler
         | sender: sender,
           observed: Telemetry.observed?(),
           flushed: now,
@@ -182,6 +182,7 @@ defmodule Barytherium.Consumer.Handler do
 
   # Looks at what decides whether messages are handled.
   defp observe(%{sender: sender} = handler) do
+    handler = look_for_stop(handler)
     expired = Deadline.left(handler.deadline) == 0
     live = match?(%Session{sender: ^sender}, handler.session) and Process.alive?(sender)
     %{handler | live: live, expired: expired}
@@ -245,7 +246,7 @@ defmodule Barytherium.Consumer.Handler do
     handler = %{handler | checked: now, stride: stride}
 
     if now - handler.flushed > @flush_after,
-      do: %{handler | flushed: now} |> look_for_stop() |> Decisions.flush() |> observe(),
+      do: %{handler | flushed: now} |> Decisions.flush() |> observe(),
       else: handler
   end
 
@@ -283,7 +284,7 @@ defmodule Barytherium.Consumer.Handler do
         do: Decisions.flush(%{handler | flushed: now}),
         else: handler
 
-    handler |> look_for_stop() |> observe()
+    observe(handler)
   end
 
   defp batch([], handler), do: {:ok, handler}
@@ -331,7 +332,7 @@ defmodule Barytherium.Consumer.Handler do
     idle(handler.working)
     Retry.wait(Retry.delay(handler.retry, handler.attempts), fn -> hindered?(failed, handler) end)
     working(handler.working)
-    handler = handler |> look_for_stop() |> observe()
+    handler = observe(handler)
 
     case {handler.deadline, wanted(handler, failed)} do
       {_deadline, []} -> each(messages, %{handler | attempts: 0})
@@ -341,7 +342,7 @@ defmodule Barytherium.Consumer.Handler do
   end
 
   defp hindered?(failed, handler) do
-    handler = handler |> look_for_stop() |> observe()
+    handler = observe(handler)
     handler.deadline != :infinity or wanted(handler, failed) == []
   end
 
@@ -390,7 +391,7 @@ defmodule Barytherium.Consumer.Handler do
     if List.keymember?(handler.nack_headers, "requeue", 0),
       do: Process.sleep(pause(handler.failures))
 
-    handler = handler |> look_for_stop() |> observe()
+    handler = observe(handler)
     if left == [], do: each(messages, handler), else: give_back(left, messages, handler)
   end
 
@@ -406,7 +407,7 @@ defmodule Barytherium.Consumer.Handler do
       handler = %{handler | failures: handler.failures + 1}
 
       # During the pauses the connection may have ended, or the consumer may have been asked to stop.
-      each(messages, handler |> look_for_stop() |> observe())
+      each(messages, observe(handler))
     end
   end
 

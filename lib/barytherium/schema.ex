@@ -133,6 +133,18 @@ defmodule Barytherium.Schema do
   def valid?(:string, value), do: is_binary(value) and value != ""
   def valid?(:list, value), do: is_list(value) and not List.improper?(value)
 
+  @doc "Whether a value can be called by `call/1`: a function without arguments, or `{module, function, arguments}`."
+  @spec callable?(term()) :: boolean()
+  def callable?({module, function, args}),
+    do: is_atom(module) and is_atom(function) and is_list(args)
+
+  def callable?(value), do: is_function(value, 0)
+
+  @doc "What it returns."
+  @spec call((() -> term()) | {module(), atom(), [term()]}) :: term()
+  def call({module, function, args}), do: apply(module, function, args)
+  def call(function), do: function.()
+
   defp expected({:one_of, values}), do: Enum.map_join(values, " or ", &inspect/1)
   defp expected({:is, _function, expected}), do: expected
   defp expected({:secret, type}), do: expected(type)

@@ -320,7 +320,7 @@ defmodule Barytherium.Client.Options do
   def headers(_command, headers) when is_list(headers), do: headers
 
   def headers(command, function) do
-    headers = call(function)
+    headers = Schema.call(function)
     unless headers?(headers), do: raise(ArgumentError, @no_headers)
     Outbound.check_headers!(command, headers)
     headers
@@ -390,10 +390,7 @@ defmodule Barytherium.Client.Options do
   defp header(name, value), do: [{name, value}]
 
   defp reveal(value) when is_binary(value) or value == nil, do: value
-  defp reveal(function), do: string!(call(function))
-
-  defp call({module, function, args}), do: apply(module, function, args)
-  defp call(function), do: function.()
+  defp reveal(function), do: string!(Schema.call(function))
 
   # The message does not show it.
   defp string!(value) when is_binary(value), do: value
@@ -419,10 +416,7 @@ defmodule Barytherium.Client.Options do
   end
 
   @doc false
-  def secret?({module, function, args}),
-    do: is_atom(module) and is_atom(function) and is_list(args)
-
-  def secret?(value), do: (is_binary(value) and value != "") or is_function(value, 0)
+  def secret?(value), do: Schema.valid?(:string, value) or Schema.callable?(value)
 
   @doc false
   def urls?([_ | _] = urls), do: not List.improper?(urls)
@@ -443,10 +437,7 @@ defmodule Barytherium.Client.Options do
   def versions?(_other), do: false
 
   @doc false
-  def headers_or_function?({module, function, args}),
-    do: is_atom(module) and is_atom(function) and is_list(args)
-
-  def headers_or_function?(value), do: is_function(value, 0) or headers?(value)
+  def headers_or_function?(value), do: Schema.callable?(value) or headers?(value)
 
   @doc false
   def headers?(headers),

@@ -114,25 +114,21 @@ defmodule Barytherium.Connection.Options do
       {:error, {:upgrade_headers, to_string(kind)}}
   end
 
-  defp reveal(function) when is_function(function), do: function.()
-  defp reveal({module, function, args}), do: apply(module, function, args)
-  defp reveal(headers), do: headers
+  defp reveal(headers) when is_list(headers), do: headers
+  defp reveal(callable), do: Schema.call(callable)
 
   @doc false
   def path?(path), do: is_binary(path) and path =~ ~r{\A/[!-~]*\z} and not (path =~ "#")
 
   @doc false
-  def upgrade_headers?({module, function, args}),
-    do: is_atom(module) and is_atom(function) and is_list(args)
-
-  def upgrade_headers?(given), do: is_function(given, 0) or WebSocket.headers?(given)
+  def upgrade_headers?(given), do: Schema.callable?(given) or WebSocket.headers?(given)
 
   @doc false
   def proxy?(url), do: Http.proxy(url) != :error
 
   @doc """
-  Raises `ArgumentError` unless all of `opts` are valid options for the transport, with `options` of our own. The message about
-  an unknown one names the nearest of `known`.
+  Raises `ArgumentError` unless all of `opts` are valid options for the transport, with `options` of our own. The message
+  about an unknown one names the nearest of `known`.
   """
   @spec check_transport!([term()], %{atom() => term()}, [atom()]) :: :ok
   def check_transport!(opts, options, known) do

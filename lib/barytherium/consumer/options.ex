@@ -57,7 +57,7 @@ defmodule Barytherium.Consumer.Options do
       {{:one_of, [:continue, :restart]}, :continue,
        "What to do after a callback has raised and its message was refused."},
     max_attempts: {
-      {:is, &__MODULE__.attempts?/1, "an integer from 1 on, or :infinity"},
+      :mark,
       :infinity,
       "How often a message is given to its callback, as long as that raises. Deliveries that the broker has counted " <>
         "are among them. Then follows `:on_exhausted`. With `:infinity` the broker delivers it again. The last attempt " <>
@@ -85,6 +85,17 @@ defmodule Barytherium.Consumer.Options do
       "Headers of every NACK. With `[{\"requeue\", \"false\"}]` RabbitMQ does not deliver the message " <>
         "again, but discards it or moves it to its dead-letter exchange."
     }
+  ]
+
+  # Those that go to the handlers as they are.
+  @of_handlers [
+    :on_exception,
+    :nack_headers,
+    :handlers,
+    :key,
+    :max_handling,
+    :batch_size,
+    :batch_timeout
   ]
 
   # A consumer handles what has arrived in batches of up to 256 messages.
@@ -150,8 +161,7 @@ defmodule Barytherium.Consumer.Options do
 
     worker =
       options
-      |> Map.take([:on_exception, :nack_headers, :handlers, :key, :max_handling])
-      |> Map.merge(Map.take(options, [:batch_size, :batch_timeout]))
+      |> Map.take(@of_handlers)
       |> Map.merge(%{module: module, init_arg: Secret.new(options.init_arg)})
       |> Map.put(:retry, Retry.new(options, move))
       |> Map.put(:most_left, most_left(client.subscriptions))
@@ -249,9 +259,6 @@ defmodule Barytherium.Consumer.Options do
 
   @doc false
   def any?(_value), do: true
-
-  @doc false
-  def attempts?(count), do: Schema.valid?(:limit, count) and count != 0
 
   @doc false
   def delay?({shortest, longest}),

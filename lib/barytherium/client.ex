@@ -222,16 +222,19 @@ defmodule Barytherium.Client do
     ])
   end
 
-  # Returns what `write` does, and emits events about it.
-  defp observed(write, client, frames) do
+  # Returns what `write` does, and emits events about it; that of its end with `report`.
+  defp observed(write, client, frames, report \\ &Telemetry.publish/4) do
     started = System.monotonic_time()
     Telemetry.publish_start(client, frames, started)
     frames = Outbound.with_configured_headers(frames)
     result = or_exit(fn -> write.(frames) end, client, frames, started)
-    summary = if result == :ok, do: :ok, else: {:error, elem(result, 1)}
-    Telemetry.publish(client, frames, started, summary)
+    report.(client, frames, started, summary(result))
     result
   end
+
+  defp summary(:ok), do: :ok
+  defp summary({:ok, _reply}), do: :ok
+  defp summary(error), do: {:error, elem(error, 1)}
 
   # The events come in pairs.
   defp or_exit(write, client, frames, started) do
@@ -352,14 +355,13 @@ defmodule Barytherium.Client do
     options = Schema.all!(opts, request_schema())
     Outbound.check_request!(options.headers)
     frame = Outbound.send_frame({destination, body, options.headers}, options)
-    started = System.monotonic_time()
-    Telemetry.publish_start(client, [frame], started)
-    [frame] = Outbound.with_configured_headers([frame])
-    request = {:request, frame, options.reply_to, options.timeout, options.wait}
-    ask = fn -> client |> call(request, options.timeout) |> failure() end
-    result = or_exit(ask, client, [frame], started)
-    Telemetry.request(client, frame, started, result)
-    result
+
+    ask = fn [frame] ->
+      request = {:request, frame, options.reply_to, options.timeout, options.wait}
+      client |> call(request, options.timeout) |> failure()
+    end
+
+    observed(ask, client, [frame], &Telemetry.request/4)
   end
 
   defp request_schema do
@@ -733,10 +735,9 @@ defmodule Barytherium.Client do
   Closes the connection in an orderly way, and ends the client.
 
   Ends the subscriptions with `ack: :auto`, waits for all receipts, and sends a DISCONNECT. Requests that wait for a reply
-  get `:unconfirmed`. Messages that
-  were not acknowledged before are delivered again by the broker. Returns an error with the reason `:timeout` if that takes
-  longer than `timeout` milliseconds. The client ends in either case. The client of a consumer is closed by
-  stopping the consumer; here it raises `ArgumentError`.
+  get `:unconfirmed`. Messages that were not acknowledged before are delivered again by the broker. Returns an error with
+  the reason `:timeout` if that takes longer than `timeout` milliseconds. The client ends in either case. The client of a
+  consumer is closed by stopping the consumer; here it raises `ArgumentError`.
   """
   @spec close(client(), non_neg_integer()) :: :ok | {:error, Error.t()}
   def close(client, timeout \\ @timeout) do

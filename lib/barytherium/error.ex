@@ -25,7 +25,8 @@ defmodule Barytherium.Error do
     * `:closing` - another process closes the client already;
     * `:unconfirmed` - the connection ended before the broker's receipt. The broker may have carried the
       request out;
-    * `:timeout` - no receipt, or no reply to a request, within the time-out. The broker may have carried the request out, or may still do so;
+    * `:timeout` - no receipt, or no reply to a request, within the time-out. The broker may have carried the request
+      out, or may still do so;
     * `:refused` - the broker answered with an ERROR frame, which is in `:frame`. If it does not say what it
       refused, and most brokers do not, all requests that wait get this answer, and the connection ends.
 

@@ -173,40 +173,30 @@ defmodule Barytherium.Telemetry do
   end
 
   defp execute_start(client, frames, started) do
-    measurements = %{
-      monotonic_time: started,
-      system_time: System.system_time(),
-      count: length(frames),
-      bytes: frames |> Enum.map(&byte_size(&1.body)) |> Enum.sum()
-    }
-
+    times = %{monotonic_time: started, system_time: System.system_time()}
     metadata = %{client: client, messages: Enum.map(frames, & &1.headers)}
-    execute([:client, :publish, :start], measurements, metadata)
+    execute([:client, :publish, :start], Map.merge(times, sizes(frames)), metadata)
   end
+
+  defp sizes(frames),
+    do: %{count: length(frames), bytes: frames |> Enum.map(&byte_size(&1.body)) |> Enum.sum()}
 
   @doc false
   @spec publish(GenServer.server(), [Barytherium.Frame.t()], integer(), term()) :: :ok
   def publish(client, frames, started, result) do
-    measurements = %{
-      duration: System.monotonic_time() - started,
-      count: length(frames),
-      bytes: frames |> Enum.map(&byte_size(&1.body)) |> Enum.sum()
-    }
-
+    measurements = Map.put(sizes(frames), :duration, System.monotonic_time() - started)
     messages = Enum.map(frames, & &1.headers)
     client(:publish, measurements, %{client: client, messages: messages, result: result})
   end
 
   @doc false
-  @spec request(GenServer.server(), Barytherium.Frame.t(), integer(), {:ok | :error, term()}) ::
-          :ok
-  def request(client, frame, started, result) do
+  @spec request(GenServer.server(), [Barytherium.Frame.t()], integer(), term()) :: :ok
+  def request(client, [frame], started, result) do
     measurements = %{
       duration: System.monotonic_time() - started,
       bytes: byte_size(frame.body)
     }
 
-    result = with {:ok, _reply} <- result, do: :ok
     client(:request, measurements, %{client: client, headers: frame.headers, result: result})
   end
 

@@ -47,9 +47,9 @@ defmodule Barytherium.Connection do
     * `:server_name_indication` - expect this name;
     * `verify: :verify_none` - do not verify the server. This is logged.
 
-  The error is an atom: a POSIX error, `:nxdomain`, `:timeout`, the name of a TLS alert,
-  `:options` for TLS options that cannot be used, `:upgrade_headers` if the function for these has failed, `:proxy_refused` or `:upgrade_refused` if the proxy or the server
-  answers so. Further details are logged.
+  The error is an atom: a POSIX error, `:nxdomain`, `:timeout`, the name of a TLS alert, `:options` for TLS options that
+  cannot be used, `:upgrade_headers` if the function for these has failed, `:proxy_refused` or `:upgrade_refused` if the
+  proxy or the server answers so. Further details are logged.
 
   Raises `ArgumentError` for an invalid option, host or port.
   """
@@ -213,22 +213,15 @@ defmodule Barytherium.Connection do
   defp connect_to(plan, address, port, opts, timeout) do
     deadline = Deadline.in_ms(timeout)
 
-    with {:ok, socket} <- connect_transport(plan, address, port, opts, timeout, deadline),
+    with {:ok, socket} <- connect_transport(plan, address, port, opts, deadline),
          do: upgrade(socket, plan.websocket, deadline)
   end
 
-  defp connect_transport(
-         %{proxy: nil, tls: {:otp, tls}},
-         address,
-         port,
-         opts,
-         timeout,
-         _deadline
-       ),
-       do: :ssl.connect(address, port(address, port), opts ++ tls, timeout)
+  defp connect_transport(%{proxy: nil, tls: {:otp, tls}}, address, port, opts, deadline),
+    do: :ssl.connect(address, port(address, port), opts ++ tls, Deadline.left(deadline))
 
-  defp connect_transport(plan, address, port, opts, timeout, deadline) do
-    with {:ok, socket} <- connect_tcp(address, port, opts, timeout),
+  defp connect_transport(plan, address, port, opts, deadline) do
+    with {:ok, socket} <- connect_tcp(address, port, opts, Deadline.left(deadline)),
          {:ok, socket} <- tunnel(socket, plan.proxy, deadline),
          do: secure(socket, plan.tls, deadline)
   end

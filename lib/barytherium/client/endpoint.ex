@@ -2,6 +2,7 @@ defmodule Barytherium.Client.Endpoint do
   @moduledoc false
   # A broker that a client can connect to.
 
+  alias Barytherium.Connection.Http
   alias Barytherium.{Network, Schema, Secret}
 
   @form "stomp://user:pass@host:port/vhost, or stomp+ssl://... for TLS, ws://... and wss://... for a WebSocket"
@@ -178,9 +179,7 @@ defmodule Barytherium.Client.Endpoint do
   @doc "The endpoint for logs and metadata. It shows no credentials."
   @spec to_string(t()) :: String.t()
   def to_string(%__MODULE__{} = endpoint) do
-    scheme = scheme_of(endpoint)
-    host = if String.contains?(endpoint.host, ":"), do: "[#{endpoint.host}]", else: endpoint.host
-    "#{scheme}://#{host}:#{endpoint.port}"
+    "#{scheme_of(endpoint)}://#{Http.authority(endpoint.host, endpoint.port)}"
   end
 
   defp scheme_of(%{websocket: nil, secure: secure}),

@@ -166,10 +166,8 @@ defmodule Barytherium.Connection.WebSocket do
   @doc "Sends a close frame (RFC 6455, 7.1.2), and closes the socket for writing."
   @spec shutdown(t(), :write) :: :ok | {:error, error()}
   def shutdown(%{socket: socket} = connection, :write) do
-    with :ok <- send_close(connection), do: transport_shutdown(socket)
+    with :ok <- send_close(connection), do: Transport.of(socket).shutdown(socket, :write)
   end
-
-  defp transport_shutdown(socket), do: Transport.of(socket).shutdown(socket, :write)
 
   @doc "Sends a close frame, unless one was sent, and closes the socket."
   @spec close(t()) :: :ok

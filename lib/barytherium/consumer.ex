@@ -27,7 +27,8 @@ defmodule Barytherium.Consumer do
   ## Handling messages
 
   `c:handle_message/2` handles one message, or `c:handle_batch/2` all that have arrived together, at
-  most 256; or with the option `:batch_size` so many, or those that have come within `:batch_timeout`. They return what is to be done with the message or the batch:
+  most 256; or with the option `:batch_size` so many, or those that have come within `:batch_timeout`. They
+  return what is to be done with the message or the batch:
 
     * `{:ack, state}` - it is acknowledged;
     * `{:nack, state}` - it is refused. RabbitMQ delivers it again, ActiveMQ moves it to the dead-letter
@@ -217,8 +218,8 @@ defmodule Barytherium.Consumer do
         {:ack, state}
       end
 
-  It waits for the broker's receipt. The error `:refused` says that the requester has left. With `receipt: false` it is faster, but a reply that the broker refuses ends the
-  connection: ActiveMQ refuses one whose requester has left.
+  It waits for the broker's receipt. The error `:refused` says that the requester has left. With `receipt: false` it is
+  faster, but a reply that the broker refuses ends the connection: ActiveMQ refuses one whose requester has left.
   """
   @spec reply(Frame.t(), iodata(), [Client.publish_option()]) ::
           :ok | {:error, Barytherium.Error.t()}

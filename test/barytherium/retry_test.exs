@@ -57,6 +57,14 @@ defmodule Barytherium.RetryTest do
     {broker, consumer}
   end
 
+  # A consumer of batches that are full when these messages have come.
+  defp start_batches(bodies, opts) do
+    own = [on_exhausted: {:publish, "/queue/dead"}, batch_timeout: 60_000]
+    {broker, _consumer} = start(FailingBatch, own ++ opts)
+    for body <- bodies, do: TestBroker.publish(broker, "/queue/a", body)
+    broker
+  end
+
   defp tried(body, count), do: for(_n <- 1..count, do: assert_receive({:tried, ^body, at}) && at)
 
   defp dead(broker, destination, body) do
@@ -202,15 +210,7 @@ defmodule Barytherium.RetryTest do
   end
 
   test "of a batch only those are given up that fail by themselves" do
-    opts = [
-      max_attempts: 2,
-      on_exhausted: {:publish, "/queue/dead"},
-      batch_size: 3,
-      batch_timeout: 60_000
-    ]
-
-    {broker, _consumer} = start(FailingBatch, opts)
-    for body <- ["1", "bad", "2"], do: TestBroker.publish(broker, "/queue/a", body)
+    broker = start_batches(["1", "bad", "2"], max_attempts: 2, batch_size: 3)
 
     for bodies <- [["1", "bad", "2"], ["1"], ["bad"], ["2"]],
         do: assert_receive({:tried, ^bodies})
@@ -224,15 +224,7 @@ defmodule Barytherium.RetryTest do
   end
 
   test "of several of a batch each has all of its attempts, and so has the next batch" do
-    opts = [
-      max_attempts: 3,
-      on_exhausted: {:publish, "/queue/dead"},
-      batch_size: 2,
-      batch_timeout: 60_000
-    ]
-
-    {broker, _consumer} = start(FailingBatch, opts)
-    for body <- ["bad", "1", "2", "bad"], do: TestBroker.publish(broker, "/queue/a", body)
+    start_batches(["bad", "1", "2", "bad"], max_attempts: 3, batch_size: 2)
 
     for together <- [["bad", "1"], ["2", "bad"]] do
       for _n <- 1..2, do: assert_receive({:tried, ^together})

@@ -29,7 +29,8 @@ defmodule Barytherium.Client.Connecting do
 
   @doc """
   Fetches the credentials, and headers that come from functions, in a process of its own, because that may take long or
-  raise. The client gets `{:greeter, pid, :ready | :failed, headers}`, with those of SUBSCRIBE. The process keeps them until `greet/2`.
+  raise. The client gets `{:greeter, pid, :ready | :failed, headers}`, with those of SUBSCRIBE. The process keeps the
+  others until `greet/2`.
   """
   @spec start_greeter(State.t()) :: pid()
   def start_greeter(%{settings: settings, endpoint: endpoint} = data) do

@@ -41,9 +41,6 @@ defmodule Barytherium.Client.Exchange do
           | :quiescing
           | :nobody
 
-  # How a subscription ends.
-  @plainly %{headers: [], delete: false}
-
   # Milliseconds that the broker's answer to an UNSUBSCRIBE may take that nobody waits for.
   @unsubscribe_timeout 10_000
 
@@ -93,10 +90,13 @@ defmodule Barytherium.Client.Exchange do
 
   defp end_one(%{subscription: subscription} = entry, session) do
     {frame, left} = Session.unsubscribe(session, subscription)
-    %{headers: headers, delete: delete} = Map.get(entry, :unsubscribe, @plainly)
+    %{headers: headers, delete: delete} = how(entry)
     {own, others} = if delete, do: Session.deletion(session, subscription), else: {[], []}
     {[%{frame | headers: frame.headers ++ own ++ headers} | others], left}
   end
+
+  # How it ends, which only `Barytherium.Client.unsubscribe/3` says.
+  defp how(entry), do: Map.get(entry, :unsubscribe, %{headers: [], delete: false})
 
   @doc """
   Ends a subscription of a client. It is kept until the broker's receipt, because the last messages of
@@ -112,7 +112,7 @@ defmodule Barytherium.Client.Exchange do
         state,
         data
       ) do
-    if Map.get(entry, :unsubscribe, @plainly).delete and not subscribed?(subscription, data),
+    if how(entry).delete and not subscribed?(subscription, data),
       # The broker has refused it, or it has not been written yet.
       do: answer(from, {:error, :not_subscribed, []}, data),
       else: end_subscription(entry, from, timeout, state, data)
@@ -133,7 +133,7 @@ defmodule Barytherium.Client.Exchange do
 
     # What is deleted is not to be given back.
     if state == :connected and subscribed?(subscription, data) and
-         not Map.get(entry, :unsubscribe, @plainly).delete and Requeue.needed?(data, subscription) do
+         not how(entry).delete and Requeue.needed?(data, subscription) do
       if from != :nobody, do: Process.send_after(self(), {:unsubscribe_timeout, number}, timeout)
       Requeue.begin(subscription, data)
     else

@@ -54,13 +54,10 @@ defmodule Barytherium.Tail.Format do
     mark = if direction == :sent, do: ">", else: "<"
     # They may be anything, and need not be text.
     headers = for {name, value} <- headers, do: [" ", name, ":", value]
-    body = if body == "", do: "", else: " (#{size(body)} bytes)"
+    body = if body == "", do: "", else: " (#{byte_size(body)} bytes)"
     command = command |> to_string() |> String.upcase()
     Text.line(IO.iodata_to_binary([mark, " ", command, headers, body]))
   end
-
-  defp size({:compressed, body, _reason}), do: byte_size(body)
-  defp size(body), do: byte_size(body)
 
   @doc "A message for `--save`: as it came, with the body in Base64."
   @spec saved(Frame.t(), DateTime.t()) :: iolist()

@@ -3,7 +3,7 @@ defmodule Barytherium.Broker do
   Starts a real broker on a free loopback port, in a directory of its own, and stops it by its pid.
   """
 
-  alias Barytherium.{Certificates, Peer}
+  alias Barytherium.Certificates
 
   @enforce_keys [:kind, :port, :tls, :web, :pid, :directory, :environment]
   defstruct [:kind, :port, :tls, :web, :pid, :directory, :environment]
@@ -93,6 +93,28 @@ defmodule Barytherium.Broker do
     :ok
   end
 
+  @doc "Says what the log of a broker ends with, if the broker has ended, or has closed a port."
+  def report_end(broker) do
+    web = if broker.web, do: Map.values(broker.web), else: []
+    silent = Enum.reject([broker.port, broker.tls.port | web], &listens?/1)
+
+    if silent != [] do
+      logs = Path.wildcard(Path.join(broker.directory, "{log,data}/*.log"))
+      ends = for log <- logs, do: "\n#{log}:\n" <> last_lines(log)
+      IO.puts(:stderr, "#{inspect(broker.kind)} does not listen on #{inspect(silent)}#{ends}")
+    end
+  end
+
+  defp listens?(port) do
+    case :gen_tcp.connect({127, 0, 0, 1}, port, []) do
+      {:ok, socket} -> :gen_tcp.close(socket) == :ok
+      {:error, _refused} -> false
+    end
+  end
+
+  defp last_lines(log),
+    do: log |> File.read!() |> String.split("\n") |> Enum.take(-40) |> Enum.join("\n")
+
   @doc "Publishes with stomp.py, see `publish.py`. Returns its output."
   def publish!(broker, script_args) do
     script = Path.join(__DIR__, "publish.py")
@@ -101,11 +123,27 @@ defmodule Barytherium.Broker do
     output
   end
 
+  # Below the ports that the system gives to connections, and to listeners that let it choose: a broker binds its ports
+  # seconds after they are chosen.
+  @first_port 10_000
+  @ports 22_000
+
+  @doc "A port that nothing has, and that no other call returns soon."
   def free_port do
-    listener = Peer.listen(:tcp)
-    port = Peer.port(listener)
-    Peer.close(listener)
-    port
+    # Several VMs run tests at the same time, and begin at different ports.
+    number =
+      String.to_integer(System.pid()) * 1_000 + System.unique_integer([:positive, :monotonic])
+
+    port = @first_port + rem(number, @ports)
+
+    case :gen_tcp.listen(port, ip: {127, 0, 0, 1}) do
+      {:ok, listener} ->
+        :gen_tcp.close(listener)
+        port
+
+      {:error, :eaddrinuse} ->
+        free_port()
+    end
   end
 
   defp open(command, args, environment) do

@@ -26,7 +26,12 @@ defmodule Barytherium.BrokerCase do
       setup_all do
         if missing = @broker_kind.missing(), do: raise(missing)
         broker = Broker.start!(@broker_kind)
-        on_exit(fn -> Broker.stop(broker) end)
+
+        on_exit(fn ->
+          Broker.report_end(broker)
+          Broker.stop(broker)
+        end)
+
         %{broker: broker}
       end
     end

@@ -29,6 +29,8 @@ defmodule Barytherium.Client do
     * `{:barytherium, :client, {{:error, frame}, client}}` - the broker has sent an ERROR frame;
     * `{:barytherium, :client, {{:subscription_failed, %{destination: destination, error: error}}, client}}` -
       a subscription could not be made on a new connection;
+    * `{:barytherium, :client, {{:not_published, %{frame: frame, error: error}}, client}}` - a message that was to be kept
+      (option `:spool`) is given up: the broker refuses it. `frame` is its SEND frame;
     * `{:barytherium, :client, {{:health, problems}, client}}` - what `health/1` says has changed, for a client that
       has limits;
     * `{:barytherium, :client, {{:message, frame}, client}}` - the broker has sent a message that belongs
@@ -70,6 +72,13 @@ defmodule Barytherium.Client do
           | {:timeout, non_neg_integer()}
           | {:wait, boolean()}
 
+  @type publish_async_option ::
+          {:headers, Frame.frame_headers()}
+          | {:content_length, boolean()}
+          | {:persistent, boolean()}
+          | {:timeout, non_neg_integer()}
+          | {:to, pid() | :nobody}
+
   @type ack_option :: {:receipt, boolean()} | {:timeout, non_neg_integer()}
 
   @typedoc """
@@ -82,6 +91,8 @@ defmodule Barytherium.Client do
     * `:connections` - connections so far;
     * `:subscriptions` - subscriptions that are kept up;
     * `:unconfirmed` - requests whose receipts have not arrived;
+    * `:publishing` - calls of `publish_async/4` and `publish_many_async/3` that were accepted and have no result yet,
+      with those of earlier clients that are in the files of the option `:spool`;
     * `:network` - the `Barytherium.Network` of the connection, or `nil`.
   """
   @type status :: %{
@@ -94,6 +105,7 @@ defmodule Barytherium.Client do
           connections: non_neg_integer(),
           subscriptions: non_neg_integer(),
           unconfirmed: non_neg_integer(),
+          publishing: non_neg_integer(),
           network: nil | pid()
         }
 
@@ -326,6 +338,101 @@ defmodule Barytherium.Client do
   defp pick(messages, indexes) do
     indexes = MapSet.new(indexes)
     for {message, index} <- Enum.with_index(messages), index in indexes, do: message
+  end
+
+  @doc """
+  Sends a message, and does not wait for the receipt: the result comes as a message.
+
+      {:ok, reference} = Barytherium.Client.publish_async(client, "/queue/a", "hello")
+
+      receive do
+        {:barytherium, :published, {^reference, :ok}} -> :confirmed
+        {:barytherium, :published, {^reference, {:error, error}}} -> {:failed, error}
+      end
+
+  `{:ok, reference}` means that the client has accepted the message. It does while its messages without a result fit into
+  the option `:publish_window` of `start_link/1`; otherwise this waits for room, for `:timeout` milliseconds at most, and
+  then returns an error with the reason `:not_written`. So whoever publishes is never faster than the broker for long.
+  Messages are written in the order in which they are accepted. `flush/2` waits for the results.
+
+  What is accepted and not confirmed when the connection ends gets an error with the reason `:unconfirmed`, or
+  `:disconnected` if it was not written. With the option `:spool` of `start_link/1` it is kept instead, and sent once more
+  on the next connection, from the first message that is not confirmed on, in the same order: each message gets to the
+  broker at least once. Messages are then accepted without a connection, too. See
+  [Publishing without waiting](patterns.html#publishing-without-waiting).
+
+  Options are `:headers`, `:persistent` and `:content_length` as for `publish/4`, and
+
+    * `:timeout` - milliseconds to wait for room. Default: 5,000;
+    * `:to` - the process that gets the result, or `:nobody`. Default: the caller. In a consumer's callback that is the
+      process of the callback, which gets it in `handle_info/2`.
+
+  If the client ends, results may be missing, so monitor it. Other errors than those of `publish/4`: the reason is that of
+  the file system, `:enospc` for example, if the message cannot be written to the files of the spool. It is not accepted
+  then.
+  """
+  @spec publish_async(client(), String.t(), iodata(), [publish_async_option()]) ::
+          {:ok, reference()} | {:error, Error.t()}
+  def publish_async(client, destination, body, opts \\ []) do
+    options = Schema.all!(opts, async_schema() ++ message_schema())
+    frame = Outbound.send_frame({destination, body, options.headers}, options)
+    accept(client, [frame], :one, options)
+  end
+
+  @doc """
+  Sends many messages like `publish_async/4`, which are accepted together, and have one result:
+
+      {:barytherium, :published, {reference, :ok | {:error, error, positions}}}
+
+  `positions` are those of the messages that have failed, in the list, from 0 on; `error` is that of one of them. Messages
+  that are given together are written together: lists of some hundred messages cost a fraction of single ones, and longer
+  ones gain nothing. Options are those of `publish_async/4` but for `:headers`.
+  """
+  @spec publish_many_async(client(), [message()], [publish_async_option()]) ::
+          {:ok, reference()} | {:error, Error.t()}
+  def publish_many_async(client, messages, opts \\ []) do
+    options = Schema.all!(opts, async_schema() ++ frame_schema())
+    unless is_list(messages), do: raise(ArgumentError, "not a list of messages")
+    accept(client, Enum.map(messages, &Outbound.send_frame(&1, options)), :many, options)
+  end
+
+  defp async_schema,
+    do: [
+      timeout: {:time, @timeout, ""},
+      to: {{:is, &(is_pid(&1) or &1 == :nobody), "a pid or :nobody"}, self(), ""}
+    ]
+
+  defp accept(_client, [], :many, %{to: to}) do
+    reference = make_ref()
+    if to != :nobody, do: send(to, {:barytherium, :published, {reference, :ok}})
+    {:ok, reference}
+  end
+
+  defp accept(client, frames, how, %{to: to, timeout: timeout}) do
+    reference = make_ref()
+    to = if to != :nobody, do: {to, reference, how}
+
+    publish = fn frames ->
+      {frames, size} = Outbound.publication(frames)
+
+      with :ok <- call(client, {:publish, {to, size, frames}, timeout}, timeout),
+           do: {:ok, reference}
+    end
+
+    observed(&failure(publish.(&1)), client, frames)
+  end
+
+  @doc """
+  Waits until everything that `publish_async/4` and `publish_many_async/3` have given to the client before, in whatever
+  process, has its result. With `:ok` the results of the caller are in its mailbox. What an earlier client has left in the
+  files of the option `:spool` counts, too.
+
+  Returns an error with the reason `:timeout` after `timeout` milliseconds. The messages go on.
+  """
+  @spec flush(client(), non_neg_integer()) :: :ok | {:error, Error.t()}
+  def flush(client, timeout \\ @timeout) do
+    Outbound.check_timeout!(timeout)
+    client |> call({:flush, timeout}, timeout) |> failure()
   end
 
   @doc """

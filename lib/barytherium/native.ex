@@ -24,6 +24,7 @@ defmodule Barytherium.Native do
   @type stats :: reference()
   @type routes :: reference()
   @type feed :: reference()
+  @type file_lock :: reference()
   @typedoc "Several recipients need a key: the name of a header, or a part of the body."
   @type route :: %{
           recipients: [pid(), ...],
@@ -224,6 +225,9 @@ defmodule Barytherium.Native do
   @spec websocket_read(websocket(), binary(), non_neg_integer()) ::
           {:ok, binary()} | :more | :closed | :protocol_error
   def websocket_read(_websocket, _bytes, _length), do: not_loaded()
+
+  @spec lock_file(String.t()) :: {:ok, file_lock()} | {:error, :locked | :enolck}
+  def lock_file(_path), do: not_loaded()
 
   @spec new_stats() :: stats()
   def new_stats, do: not_loaded()

@@ -40,12 +40,15 @@ defmodule Barytherium.Telemetry do
       Metadata: `:frame`, and as `:disconnected`.
     * `[:barytherium, :client, :unexpected_message]` - a message came that belongs to no subscription.
       Measurements: none. Metadata: `:frame`.
+    * `[:barytherium, :client, :not_published]` - a message that was to be kept (option `:spool`) is given up.
+      Measurements: none. Metadata: as before, `:frame`, its SEND frame, and `:error`, a `Barytherium.Error`.
     * `[:barytherium, :client, :health]` - what `Barytherium.Client.health/1` says has changed, for a client that has
       limits. Measurements: none. Metadata: as before, and `:problems`, which is empty if all is well.
     * `[:barytherium, :client, :publish, :start]` - a message is about to be published, or several are, or a request;
       emitted in the calling process. Measurements: `:monotonic_time`, `:system_time`, `:count` and `:bytes`. Metadata:
       `:client` and `:messages`, as of the next event. See "Tracing" about headers.
-    * `[:barytherium, :client, :publish]` - `Barytherium.Client.publish/4` or `publish_many/3` returns;
+    * `[:barytherium, :client, :publish]` - `Barytherium.Client.publish/4` or `publish_many/3` returns, or
+      `publish_async/4` or `publish_many_async/3`, which return when the client has accepted the messages;
       emitted in the calling process. Measurements: `:duration`, `:count` (of messages), and `:bytes`
       (of their bodies). Metadata: `:client`, as it was given; `:messages`, a list with the headers of
       each message, `destination` included; `:result`, `:ok` or `{:error, error}`.
@@ -92,7 +95,7 @@ defmodule Barytherium.Telemetry do
             [[:client, :publish, :start], [:client, :trace]] ++
             for(
               event <-
-                ~w(connected disconnected connection_failure error unexpected_message publish request health)a,
+                ~w(connected disconnected connection_failure error unexpected_message publish request not_published health)a,
               do: [:client, event]
             ) ++
             [[:consumer, :exhausted]] ++

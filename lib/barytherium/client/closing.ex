@@ -8,6 +8,7 @@ defmodule Barytherium.Client.Closing do
     Events,
     Exchange,
     Handlers,
+    Publishing,
     Replies,
     Requests,
     Session,
@@ -30,7 +31,7 @@ defmodule Barytherium.Client.Closing do
           :gen_statem.event_handler_result(atom())
   def close(from, timeout, data) do
     Process.send_after(self(), :close_timeout, timeout)
-    data = %{data | closing: {from, Deadline.in_ms(timeout), timeout}}
+    data = Publishing.refuse_blocked(%{data | closing: {from, Deadline.in_ms(timeout), timeout}})
     close_if_done(:closing, Exchange.quiesce(timeout, data))
   end
 
@@ -45,7 +46,7 @@ defmodule Barytherium.Client.Closing do
     Process.send_after(self(), :handling_timeout, handling)
     last = handling - min(div(handling, 5), @longest_callback)
     Handlers.stop_at(data.handlers, Deadline.in_ms(last))
-    data = Connecting.refuse_waiting(data)
+    data = Publishing.refuse_blocked(Connecting.refuse_waiting(data))
     data = %{data | closing: {from, Deadline.in_ms(handling + farewell), farewell}}
 
     case state do
@@ -80,7 +81,7 @@ defmodule Barytherium.Client.Closing do
       Replies.numbers(data) != [] ->
         close_if_done(state, Exchange.fail_replies(data))
 
-      not Requests.none?(data.requests) ->
+      not Requests.none?(data.requests) or Publishing.busy?(data) ->
         {:next_state, :closing, data}
 
       not match?(%{network: network, session: %Session{}} when network != nil, data.connection) ->

@@ -10,6 +10,7 @@ defmodule Barytherium.Client.Connecting do
     Exchange,
     Handlers,
     Options,
+    Publishing,
     Renewals,
     Session,
     State,
@@ -184,7 +185,8 @@ defmodule Barytherium.Client.Connecting do
     Events.connected(frame, data)
 
     data = Renewals.write(subscriptions, data)
-    {:next_state, :connected, Enum.reduce(waiting, data, &stop_waiting/2)}
+    data = Enum.reduce(waiting, data, &stop_waiting/2)
+    {:next_state, :connected, Publishing.go_on(data)}
   end
 
   defp stop_waiting({_number, %{from: {pid, _tag} = from, action: action, timer: timer}}, data) do
@@ -229,7 +231,7 @@ defmodule Barytherium.Client.Connecting do
 
   defp disconnected(wait, data) do
     {waiting, impatient} = Enum.split_with(data.waiting, fn {_number, call} -> call.patient end)
-    data = refuse_waiting(%{data | waiting: Map.new(impatient)})
+    data = Publishing.no_connection(refuse_waiting(%{data | waiting: Map.new(impatient)}))
 
     {:next_state, :disconnected, %{data | waiting: Map.new(waiting)},
      {:state_timeout, wait, :connect}}
@@ -263,7 +265,7 @@ defmodule Barytherium.Client.Connecting do
     if network, do: Process.exit(network, :shutdown)
     data = if network, do: put_in(data.former[network], true), else: data
     data = if data.connection, do: Transactions.forget_all(data), else: data
-    Exchange.fail_all(:unconfirmed, data)
+    Publishing.disconnected(Exchange.fail_all(:unconfirmed, data))
   end
 
   @doc "Forgets the connection."

@@ -5,7 +5,7 @@ defmodule Barytherium.Client.Events do
 
   require Logger
 
-  alias Barytherium.Client.{Endpoint, Handlers, Options, Session, State}
+  alias Barytherium.Client.{Endpoint, Handlers, Options, Session, Spool, State}
   alias Barytherium.{Error, Frame, Telemetry, Text}
 
   @spec connected(Frame.t(), State.t()) :: :ok
@@ -102,6 +102,18 @@ defmodule Barytherium.Client.Events do
     )
   end
 
+  @doc "A message that was to be kept until the broker has it is given up: the broker refuses it, or it cannot be written."
+  @spec not_published(Frame.t(), Error.t(), State.t()) :: :ok
+  def not_published(frame, error, data) do
+    destination = frame |> Frame.header("destination") |> Text.line()
+
+    Logger.error("Barytherium gives up a message to #{destination}: #{Exception.message(error)}")
+
+    event = %{frame: frame, error: error}
+    Telemetry.client(:not_published, %{}, Map.merge(metadata(nil, data), event))
+    to_listener({:not_published, event}, data)
+  end
+
   # An exception may contain the password. Those of this library do not.
   @spec no_credentials(atom(), term()) :: :ok
   def no_credentials(:error, %ArgumentError{message: message} = error) do
@@ -163,6 +175,7 @@ defmodule Barytherium.Client.Events do
       connections: data.connections,
       subscriptions: Enum.count(data.subscriptions, fn {_number, entry} -> not entry.ending end),
       unconfirmed: map_size(data.requests.open),
+      publishing: Spool.count(data.spool),
       network: State.network(data)
     }
   end

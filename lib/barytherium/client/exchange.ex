@@ -7,12 +7,14 @@ defmodule Barytherium.Client.Exchange do
     Acknowledgements,
     Events,
     Handlers,
+    Publishing,
     Renewals,
     Replies,
     Requests,
     Requeue,
     Routing,
     Session,
+    Spool,
     State,
     Transactions,
     Writing
@@ -37,6 +39,7 @@ defmodule Barytherium.Client.Exchange do
           | {:unsubscribe, from(), pos_integer()}
           | {:renewal, Session.subscription()}
           | {:commit, :gen_statem.from(), String.t()}
+          | {:spool, Spool.sequence_number()}
           | Requeue.t()
           | :quiescing
           | :nobody
@@ -174,12 +177,8 @@ defmodule Barytherium.Client.Exchange do
 
   @doc "Handles a RECEIPT or ERROR frame."
   @spec control(Frame.t(), State.t()) :: State.t()
-  def control(%Frame{command: :receipt, headers: headers}, data) do
-    case Requests.confirm(data.requests, receipt_id(headers)) do
-      {:open, requests} -> %{data | requests: requests}
-      {:done, from, requests} -> finish(from, :ok, %{data | requests: requests})
-    end
-  end
+  def control(%Frame{command: :receipt, headers: headers}, data),
+    do: confirm(receipt_id(headers), data)
 
   # An ERROR about a frame that asked for a receipt concerns only that frame, if the broker says so.
   # After any other the connection is over (STOMP 1.2, "ERROR"). Not every broker closes it.
@@ -199,6 +198,13 @@ defmodule Barytherium.Client.Exchange do
   end
 
   def control(_unexpected, data), do: data
+
+  defp confirm(receipt_id, data) do
+    case Requests.confirm(data.requests, receipt_id) do
+      {:open, requests} -> %{data | requests: requests}
+      {:done, from, requests} -> finish(from, :ok, %{data | requests: requests})
+    end
+  end
 
   # It is of none of our subscriptions.
   defp unrouted(frame, data) do
@@ -225,15 +231,23 @@ defmodule Barytherium.Client.Exchange do
 
     case Requests.find(data.requests, receipt_id(headers)) do
       nil -> error(frame, data)
-      number -> fail(number, frame, data)
+      {number, index} -> refused(Requests.from(data.requests, number), number, index, frame, data)
     end
   end
+
+  # The other frames of the publication may be confirmed yet.
+  defp refused({:spool, publication}, _number, index, %Frame{headers: headers} = frame, data),
+    do: confirm(receipt_id(headers), Publishing.refused(publication, index, frame, data))
+
+  defp refused(_from, number, _index, frame, data), do: fail(number, frame, data)
 
   defp error(frame, %{connection: %{session: nil}} = data),
     do: put_in(data.connection.verdict, frame)
 
-  defp error(frame, data),
-    do: Writing.hang_up(frame, fail_all(frame, put_in(data.connection.verdict, frame)))
+  defp error(frame, data) do
+    data = put_in(Publishing.suspect(frame, data).connection.verdict, frame)
+    Writing.hang_up(frame, fail_all(frame, data))
+  end
 
   @doc """
   Acknowledges messages: in a transaction, or answers when the broker has sent receipts, or when they are about to be
@@ -356,7 +370,7 @@ defmodule Barytherium.Client.Exchange do
   end
 
   defp finish({from, timer}, result, data) do
-    Process.cancel_timer(timer)
+    timer && Process.cancel_timer(timer)
     if Requests.none?(data.requests), do: Routing.urgent(false, data)
     answer(from, result, data)
   end
@@ -375,6 +389,9 @@ defmodule Barytherium.Client.Exchange do
     result = with {:error, reason, _left} <- result, do: {:error, reason}
     reply(from, result, data)
   end
+
+  def answer({:spool, publication}, result, data),
+    do: Publishing.answered(publication, result, data)
 
   def answer(from, _result, data) when from in [:nobody, :quiescing], do: data
 

@@ -70,6 +70,19 @@ defmodule Barytherium.Client.Options do
         "wait doubles with each attempt, and is shortened by up to half of it at random. It starts " <>
         "again with the shortest when a connection has lasted for the longest wait."
     },
+    spool: {
+      {:is, &__MODULE__.spool?/1, ":memory or the path of a directory"},
+      nil,
+      "Where `Barytherium.Client.publish_async/4` keeps messages until the broker has confirmed them, also over a " <>
+        "disconnect: `:memory`, or the path of a directory for files, in which they also survive the end of the VM. " <>
+        "Default: nowhere. See [Publishing without waiting](patterns.html#publishing-without-waiting)."
+    },
+    publish_window: {
+      :count,
+      8 * 1024 * 1024,
+      "How many bytes of messages `Barytherium.Client.publish_async/4` has in memory before it waits; with a directory in " <>
+        "`:spool`, before they are only in files. A message counts with about 500 bytes besides its body."
+    },
     max_attempts: {
       :limit,
       :infinity,
@@ -177,6 +190,8 @@ defmodule Barytherium.Client.Options do
           login_in: :connect | :upgrade,
           connect: Secret.t(map()),
           backoff: Backoff.t(),
+          spool: nil | :memory | Path.t(),
+          publish_window: pos_integer(),
           listener: nil | pid()
         }
 
@@ -219,6 +234,8 @@ defmodule Barytherium.Client.Options do
           Map.take(options, [:login, :passcode, :vhost, :client_id, :headers, :heart_beat])
         ),
       backoff: Backoff.new(options.backoff),
+      spool: options.spool,
+      publish_window: options.publish_window,
       listener: options.listener
     }
   end
@@ -431,6 +448,9 @@ defmodule Barytherium.Client.Options do
     do: Schema.valid?(:time, longest) and shortest in 1..longest//1
 
   def backoff?(_other), do: false
+
+  @doc false
+  def spool?(value), do: value == :memory or Schema.valid?(:string, value)
 
   @doc false
   def versions?([_ | _] = versions), do: Enum.all?(versions, &(&1 in ["1.0", "1.1", "1.2"]))

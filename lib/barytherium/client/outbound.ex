@@ -50,6 +50,21 @@ defmodule Barytherium.Client.Outbound do
 
   defp persistent(false, headers), do: headers
 
+  # A receipt header is added to it when it is written.
+  @receipt_cost 128
+
+  @doc "The frames of one call with their positions, and what they take up while they wait, in bytes."
+  @spec publication([Frame.t()]) :: {[{non_neg_integer(), Frame.t()}], pos_integer()}
+  def publication(frames) do
+    {frames, {_count, size}} =
+      Enum.map_reduce(frames, {0, 0}, fn frame, {position, size} ->
+        {frame, cost} = Frame.prepare(frame)
+        {{position, frame}, {position + 1, size + cost + @receipt_cost}}
+      end)
+
+    {frames, size}
+  end
+
   @doc "Adds the headers that the function of the configuration `:publish_headers` returns, which are those of a trace."
   @spec with_configured_headers([Frame.t()]) :: [Frame.t()]
   def with_configured_headers(frames) do

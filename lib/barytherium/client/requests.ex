@@ -40,11 +40,11 @@ defmodule Barytherium.Client.Requests do
     end
   end
 
-  @doc "The request that this receipt belongs to."
-  @spec find(t(), nil | binary()) :: nil | request()
+  @doc "The request that this receipt belongs to, and the index of the frame."
+  @spec find(t(), nil | binary()) :: nil | {request(), non_neg_integer()}
   def find(%__MODULE__{open: open}, receipt_id) do
-    with {number, _index} <- parse(receipt_id), true <- is_map_key(open, number) do
-      number
+    with {number, index} <- parse(receipt_id), true <- is_map_key(open, number) do
+      {number, index}
     else
       _none -> nil
     end
@@ -57,6 +57,13 @@ defmodule Barytherium.Client.Requests do
       {nil, _open} -> :error
       {{from, left}, open} -> {:ok, from, Enum.sort(left), %{requests | open: open}}
     end
+  end
+
+  @doc "Removes the requests of these senders, which have come to nothing."
+  @spec forget(t(), [from()]) :: t()
+  def forget(%__MODULE__{open: open} = requests, froms) do
+    open = Map.reject(open, fn {_number, {{from, _timer}, _left}} -> from in froms end)
+    %{requests | open: open}
   end
 
   @doc "Who waits for it."

@@ -21,9 +21,11 @@ defmodule Barytherium.Client.Server do
     Feed,
     Handlers,
     Health,
+    Publishing,
     Renewals,
     Routing,
     Session,
+    Spool,
     State,
     Trace,
     Transactions,
@@ -37,7 +39,7 @@ defmodule Barytherium.Client.Server do
   @client_key :"$barytherium_client"
 
   # What may hold credentials or bodies.
-  @hidden [:waiting, :settings, :handlers, :endpoint, :round, :subscriptions, :requests]
+  @hidden [:waiting, :settings, :handlers, :endpoint, :round, :subscriptions, :requests, :spool]
 
   @doc "Whether this process is a client. It is not asked, because it may be the one that waits."
   @spec client?(pid()) :: boolean()
@@ -55,13 +57,12 @@ defmodule Barytherium.Client.Server do
     data = State.new(parent, settings)
     Process.put(@client_key, true)
 
-    case Handlers.start(settings[:consumer]) do
-      {:ok, handlers} ->
-        data = Health.watch(%{data | handlers: handlers})
-        {:ok, :disconnected, data, {:next_event, :internal, :connect}}
-
-      {:error, reason} ->
-        {:stop, reason}
+    with {:ok, spool} <- Spool.new(settings),
+         {:ok, handlers} <- Handlers.start(settings[:consumer]) do
+      data = Health.watch(%{data | spool: spool, handlers: handlers})
+      {:ok, :disconnected, data, {:next_event, :internal, :connect}}
+    else
+      {:error, reason} -> {:stop, reason}
     end
   end
 
@@ -124,7 +125,11 @@ defmodule Barytherium.Client.Server do
         state,
         %{connection: %{sender: sender}} = data
       ),
-      do: Closing.close_if_done(state, Enum.reduce(frames, data, &Exchange.control/2))
+      do:
+        Closing.close_if_done(
+          state,
+          frames |> Enum.reduce(data, &Exchange.control/2) |> Publishing.go_on()
+        )
 
   def handle_event(:cast, {:barytherium, :first_message, key}, state, data),
     do: Closing.close_if_done(state, Exchange.first_message(key, data))
@@ -179,6 +184,15 @@ defmodule Barytherium.Client.Server do
   def handle_event(:info, {:request_timeout, number}, state, data),
     do: Closing.close_if_done(state, Exchange.fail(number, :timeout, data))
 
+  def handle_event(:info, {:spool, event}, state, data),
+    do: Closing.close_if_done(state, Publishing.event(event, data))
+
+  def handle_event(:info, {:written, {:spool, sender}}, state, data),
+    do: Closing.close_if_done(state, Publishing.event({:written, sender}, data))
+
+  def handle_event(:info, {:not_written, {:spool, sender}, reason}, state, data),
+    do: Closing.close_if_done(state, Publishing.event({:not_written, sender, reason}, data))
+
   def handle_event(:info, {:written, number}, state, data),
     do: Closing.close_if_done(state, Exchange.written(number, data))
 
@@ -192,6 +206,12 @@ defmodule Barytherium.Client.Server do
     action = {:write, frames, Deadline.in_ms(timeout)}
     when_connected(action, from, {timeout, wait}, state, data)
   end
+
+  def handle_event({:call, from}, {:publish, publication, timeout}, state, data),
+    do: {:keep_state, Publishing.publish(publication, from, timeout, state, data)}
+
+  def handle_event({:call, from}, {:flush, timeout}, _state, data),
+    do: {:keep_state, Publishing.flush(from, timeout, data)}
 
   def handle_event({:call, from}, {:request, frame, reply_to, timeout, wait}, state, data) do
     action = {:request, frame, reply_to, Deadline.in_ms(timeout)}
@@ -364,6 +384,7 @@ defmodule Barytherium.Client.Server do
     Handlers.kill(data.handlers)
     data = Exchange.fail_all(:unconfirmed, data)
     for {_number, call} <- data.waiting, do: Exchange.refuse(call.action, call.from, data)
+    data = Publishing.stop(data)
     Connecting.stop_greeter(data)
     Closing.stop_and_wait(State.network(data))
   end

@@ -3,11 +3,19 @@ defmodule Barytherium.Client.State do
   # What `Barytherium.Client.Server` knows.
 
   alias Barytherium.Client.{Backoff, Connection, Endpoint, Exchange, Feed, Handlers, Options}
-  alias Barytherium.Client.{Requests, Session}
+  alias Barytherium.Client.{Requests, Session, Spool}
   alias Barytherium.Connection.Deadline
   alias Barytherium.Frame
 
-  @enforce_keys [:parent, :settings, :handlers, :subscriptions, :next_subscription, :backoff]
+  @enforce_keys [
+    :parent,
+    :settings,
+    :handlers,
+    :subscriptions,
+    :next_subscription,
+    :backoff,
+    :spool
+  ]
   defstruct [
     :parent,
     :settings,
@@ -15,6 +23,8 @@ defmodule Barytherium.Client.State do
     :subscriptions,
     :next_subscription,
     :backoff,
+    # What was published without waiting.
+    :spool,
     # The brokers that are left to try before the next wait, and the one in use.
     round: [],
     endpoint: nil,
@@ -49,6 +59,7 @@ defmodule Barytherium.Client.State do
           subscriptions: %{pos_integer() => subscription()},
           next_subscription: pos_integer(),
           backoff: Backoff.t(),
+          spool: nil | Spool.t(),
           round: [Endpoint.t()],
           endpoint: nil | Endpoint.t(),
           connection: nil | Connection.t(),
@@ -107,6 +118,7 @@ defmodule Barytherium.Client.State do
       subscriptions: subscriptions,
       next_subscription: map_size(subscriptions) + 1,
       backoff: settings.backoff,
+      spool: nil,
       token: Session.new_token()
     }
   end

@@ -47,6 +47,25 @@ defmodule Barytherium.Client.Writing do
     end)
   end
 
+  @doc """
+  Writes the frames of several requests together, for as long as that takes, and their receipts. The client gets
+  `{:written, {tag, sender}}`, or `{:not_written, {tag, sender}, reason}`. `cost` is the sum of the frames' costs.
+  """
+  @spec submit_all([{Requests.from(), [Frame.t(), ...]}], pos_integer(), atom(), State.t()) ::
+          State.t()
+  def submit_all(requests, cost, tag, data) do
+    if Requests.none?(data.requests), do: Routing.urgent(true, data)
+
+    {frames, requests} =
+      Enum.flat_map_reduce(requests, data.requests, fn {from, frames}, requests ->
+        Requests.add(requests, {from, nil}, frames)
+      end)
+
+    sender = data.connection.sender
+    Sender.submit_prepared(sender, frames, cost, {tag, sender})
+    %{data | requests: requests}
+  end
+
   defp write(frames, from, timeout, data, write) do
     number = data.requests.next
     timer = Process.send_after(self(), {:request_timeout, number}, timeout)

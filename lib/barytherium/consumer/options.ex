@@ -156,6 +156,11 @@ defmodule Barytherium.Consumer.Options do
             "option :client_id: with :concurrency there are several connections, and a broker takes one"
     end
 
+    if options.concurrency > 1 and is_binary(rest[:spool]) do
+      raise ArgumentError,
+            "option :spool: with :concurrency there are several clients, and a directory is for one"
+    end
+
     check_batches!(module, options, client.subscriptions)
     check_attempts!(options.max_attempts, client.subscriptions)
 

@@ -59,7 +59,7 @@ defmodule Barytherium.Network.Admission do
   defp timer(number, end_), do: Process.send_after(self(), {:late, number}, Deadline.left(end_))
 
   # A client that submits a write ends with its connection.
-  defp monitor(_number, {:tag, _pid, _tag}), do: nil
+  defp monitor(_number, {how, _pid, _tag}) when how in [:tag, :report], do: nil
   defp monitor(number, {pid, _tag}), do: :erlang.monitor(:process, pid, tag: {:gone, number})
 
   defp unwatch({timer, monitor}) do

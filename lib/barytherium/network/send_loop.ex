@@ -374,7 +374,11 @@ defmodule Barytherium.Network.SendLoop do
 
   defp answer(nil, _result), do: :ok
   defp answer({:tag, _pid, _tag}, :ok), do: :ok
-  defp answer({:tag, pid, tag}, {:error, reason}), do: send(pid, {:not_written, tag, reason})
+  defp answer({:report, pid, tag}, :ok), do: send(pid, {:written, tag})
+
+  defp answer({how, pid, tag}, {:error, reason}) when how in [:tag, :report],
+    do: send(pid, {:not_written, tag, reason})
+
   defp answer(from, result), do: GenServer.reply(from, result)
 
   defp count(state) do

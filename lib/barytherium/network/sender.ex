@@ -96,6 +96,13 @@ defmodule Barytherium.Network.Sender do
     GenServer.cast(sender_pid, {:submit, frames, cost, {:tag, self(), tag}, deadline})
   end
 
+  @doc false
+  # The same for frames of `Barytherium.Frame.prepare/1`, without a deadline. The caller gets `{:written, tag}` when the
+  # socket has them, or `{:not_written, tag, reason}`.
+  @spec submit_prepared(pid(), [Frame.t()], pos_integer(), term()) :: :ok
+  def submit_prepared(sender_pid, frames, cost, tag),
+    do: GenServer.cast(sender_pid, {:submit, frames, cost, {:report, self(), tag}, :infinity})
+
   # Runs in the caller, so that a mistake raises there and not in the sender, which others use too.
   defp prepare(sender_pid, frames) when is_pid(sender_pid) and is_list(frames) do
     Enum.map_reduce(frames, 0, fn frame, sum ->

@@ -22,6 +22,8 @@ rustler::atoms! {
     enetdown,
     emfile,
     ebadf,
+    enolck,
+    locked,
     // What comes next.
     read_dirty,
     read_inline,

@@ -13,6 +13,7 @@
 //! * [`socket`] and [`port`]: a socket's descriptor, and the VM's port, with all of the other `unsafe` code;
 //! * [`halt`]: connections that the VM closed while it halts;
 //! * [`parse_state`] and [`codec`]: parsing and formatting without a connection;
+//! * [`file_lock`]: for what is kept in files;
 //! * [`clock`], [`lock`], [`options`], [`stats`] and [`atoms`].
 #![deny(unsafe_code)]
 
@@ -26,6 +27,7 @@ mod codec;
 mod connection;
 mod delivery;
 mod feed;
+mod file_lock;
 mod halt;
 mod inflating;
 mod lock;

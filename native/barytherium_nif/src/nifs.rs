@@ -12,6 +12,7 @@ use crate::clock::now;
 use crate::codec::{self, FrameTerm, Framing};
 use crate::connection::Connection;
 use crate::delivery::Address;
+use crate::file_lock::FileLock;
 use crate::options::ConnectionOptions;
 use crate::parse_state::{Negotiated, ParseState};
 use crate::recipients::Recipients;
@@ -34,6 +35,12 @@ fn clock() -> u64 {
 #[rustler::nif]
 fn is_abandoned(descriptor: i32) -> bool {
     socket::is_abandoned(descriptor)
+}
+
+/// `{:ok, lock}` on a file that exists, `{:error, :locked}` or `{:error, :enolck}`. It ends with the last reference to it.
+#[rustler::nif(schedule = "DirtyIo")]
+fn lock_file(path: &str) -> Result<ResourceArc<FileLock>, Atom> {
+    FileLock::new(path.as_ref()).map(ResourceArc::new)
 }
 
 /// `{:ok, connection}`, `{:error, posix}`, or `{:error, :used}` if `parse_state` was used before.

@@ -1,0 +1,353 @@
+defmodule Barytherium.Client.Publishing do
+  @moduledoc false
+  # How `Barytherium.Client.publish_async/4` is accepted, written and answered. The functions run in the client, and take
+  # and return its data, whose `spool` holds what is accepted.
+  #
+  # One chunk of it at a time is at the sender: a large one would be overtaken there by a small one.
+  #
+  # When the broker refuses something and does not say what, all that was written is suspect. On the next connection
+  # frames are written one by one until the suspects are settled. A frame that is alone on the connection when that is
+  # refused, several times, has failed: a broker that stops may end its connections with an ERROR, too.
+
+  alias Barytherium.Client.{Events, Handlers, Requests, Session, Spool, State, Writing}
+  alias Barytherium.Client.Spool.Store
+  alias Barytherium.{Error, Frame}
+
+  @refusals 3
+
+  # Milliseconds for what is still to be written to files when the client ends.
+  @stop_timeout 5_000
+
+  @doc "Takes a publication. The caller gets `:ok` when it is accepted."
+  @spec publish(Store.publication(), :gen_statem.from(), timeout(), atom(), State.t()) ::
+          State.t()
+  def publish({_to, size, _frames} = publication, from, timeout, state, %{spool: spool} = data) do
+    cond do
+      not accepts?(state, data) ->
+        reply(from, {:error, :disconnected}, data)
+
+      :queue.is_empty(spool.blocked) and room?(size, spool) ->
+        publication |> accept(from, data) |> go_on()
+
+      true ->
+        number = make_ref()
+        timer = Process.send_after(self(), {:spool, {:no_room, number}}, timeout)
+        put_in(data.spool.blocked, :queue.in({number, timer, publication, from}, spool.blocked))
+    end
+  end
+
+  # While a consumer handles what has arrived before it stops, its callbacks may still publish.
+  defp accepts?(:closing, data), do: ready?(data) and Handlers.running?(data.handlers)
+  defp accepts?(:connecting, _data), do: true
+  defp accepts?(_state, %{spool: %{keep: :none}} = data), do: ready?(data)
+  defp accepts?(_state, _data), do: true
+
+  # When its end is decided, nothing more is written on a connection.
+  defp ready?(data), do: match?(%{connection: %{session: %Session{}, verdict: nil}}, data)
+
+  defp room?(size, %{keep: :disk} = spool),
+    do: spool.storing_size + size <= spool.limit or spool.storing_size == 0
+
+  defp room?(size, spool), do: Spool.room?(spool, size)
+
+  defp accept({_to, size, _frames} = publication, from, %{spool: %{keep: :disk} = spool} = data) do
+    Store.append(spool.store, publication)
+    storing = :queue.in({publication, from}, spool.storing)
+    %{data | spool: %{spool | storing: storing, storing_size: spool.storing_size + size}}
+  end
+
+  defp accept(publication, from, data),
+    do: reply(from, :ok, update_in(data.spool, &Spool.put(&1, publication)))
+
+  @doc "Answers when everything that was accepted is settled."
+  @spec flush(:gen_statem.from(), timeout(), State.t()) :: State.t()
+  def flush(from, timeout, %{spool: spool} = data) do
+    target = spool.next + :queue.len(spool.storing)
+    timer = Process.send_after(self(), {:spool, {:flush_timeout, from}}, timeout)
+    answer_flushes(put_in(data.spool.flushes, [{target, from, timer} | spool.flushes]))
+  end
+
+  @doc "Something has become of what the sender or the store was given, or a time is over."
+  @spec event(term(), State.t()) :: State.t()
+  def event({:written, sender}, %{connection: %{sender: sender}} = data),
+    do: go_on(put_in(data.spool.chunk, []))
+
+  # Nothing of the chunk was written. Which frame it is shows as with one that the broker refuses.
+  def event({:not_written, sender, :unescapable}, %{connection: %{sender: sender}} = data) do
+    %{chunk: chunk, written: written} = data.spool
+    data = forget_requests(chunk, data)
+
+    case Map.take(written, chunk) |> Map.to_list() do
+      [{number, %{sent: 1}}] ->
+        data = put_in(data.spool.chunk, [])
+        go_on(confirm(number, refused(number, 0, :unescapable, data)))
+
+      _several ->
+        spool = Enum.reduce(chunk, data.spool, &put_in(&2.written[&1].sent, 0))
+        spool = %{spool | chunk: [], suspects: Enum.max(chunk)}
+        go_on(%{data | spool: Spool.requeue(spool)})
+    end
+  end
+
+  # An earlier connection, or the end of this one, of which there will be a report.
+  def event({:written, _sender}, data), do: data
+  def event({:not_written, _sender, _reason}, data), do: data
+
+  def event({:recovered, low, next}, %{spool: spool} = data) do
+    flushes = for {target, from, timer} <- spool.flushes, do: {target + next - 1, from, timer}
+    spool = %{spool | low: low, told: low, read: low, next: next, flushes: flushes}
+    go_on(%{data | spool: spool})
+  end
+
+  def event({:stored, count}, data), do: go_on(Enum.reduce(1..count, data, &stored/2))
+
+  def event({:not_stored, count, reason}, data) do
+    not_stored = fn _n, data ->
+      {_publication, from, data} = take_stored(data)
+      reply(from, {:error, reason}, data)
+    end
+
+    go_on(Enum.reduce(1..count, data, not_stored))
+  end
+
+  def event({:read, publications, upto}, %{spool: %{read: read} = spool} = data) do
+    spool = %{spool | read: upto, reading?: false}
+
+    spool =
+      for {number, one} <- publications,
+          reduce: spool,
+          do: (spool -> Spool.put(spool, number, one))
+
+    there = MapSet.new(publications, fn {number, _publication} -> number end)
+    # The others are not in the files any more.
+    lost = Enum.reject(read..(upto - 1)//1, &(&1 in there))
+    go_on(%{data | spool: Enum.reduce(lost, spool, &Spool.settled(&2, &1))})
+  end
+
+  def event({:no_room, number}, data) do
+    {late, blocked} =
+      Enum.split_with(:queue.to_list(data.spool.blocked), &(elem(&1, 0) == number))
+
+    refuse(late, :not_written)
+    # Others may have waited behind it.
+    go_on(put_in(data.spool.blocked, :queue.from_list(blocked)))
+  end
+
+  def event({:flush_timeout, from}, data) do
+    {late, flushes} = Enum.split_with(data.spool.flushes, &(elem(&1, 1) == from))
+    for {_target, from, _timer} <- late, do: :gen_statem.reply(from, {:error, :timeout})
+    put_in(data.spool.flushes, flushes)
+  end
+
+  # What comes behind something that is only in the files has to be read, too.
+  defp stored(_n, data) do
+    {{_to, size, _frames} = publication, from, %{spool: spool} = data} = take_stored(data)
+    in_memory? = spool.read == spool.next and Spool.room?(spool, size)
+
+    spool =
+      if in_memory?, do: Spool.put(spool, publication), else: %{spool | next: spool.next + 1}
+
+    reply(from, :ok, %{data | spool: spool})
+  end
+
+  defp take_stored(%{spool: spool} = data) do
+    {{:value, {{_to, size, _frames} = publication, from}}, storing} = :queue.out(spool.storing)
+    spool = %{spool | storing: storing, storing_size: spool.storing_size - size}
+    {publication, from, %{data | spool: spool}}
+  end
+
+  @doc "Does what can be done now: accepts, reads, writes, and answers."
+  @spec go_on(State.t()) :: State.t()
+  def go_on(data), do: data |> tell_store() |> unblock() |> read() |> write() |> answer_flushes()
+
+  defp tell_store(%{spool: %{keep: :disk, low: low, told: told} = spool} = data)
+       when low > told do
+    Store.settled(spool.store, low)
+    put_in(data.spool.told, low)
+  end
+
+  defp tell_store(data), do: data
+
+  defp unblock(%{spool: %{blocked: blocked} = spool} = data) do
+    with {:value, {_number, timer, {_to, size, _frames} = publication, from}} <-
+           :queue.peek(blocked),
+         true <- room?(size, spool) do
+      Process.cancel_timer(timer)
+      unblock(accept(publication, from, put_in(data.spool.blocked, :queue.drop(blocked))))
+    else
+      _nothing_or_no_room -> data
+    end
+  end
+
+  # A client that closes leaves the rest in the files.
+  defp read(%{closing: nil, spool: %{reading?: false, read: read, next: next} = spool} = data)
+       when read < next do
+    half = div(spool.limit, 2)
+
+    if ready?(data) and spool.size <= half do
+      Store.read(spool.store, read, max(half, 1))
+      put_in(data.spool.reading?, true)
+    else
+      data
+    end
+  end
+
+  defp read(data), do: data
+
+  defp write(%{spool: %{chunk: []} = spool} = data) do
+    if :queue.is_empty(spool.queue) or not ready?(data), do: data, else: write_chunk(data)
+  end
+
+  defp write(data), do: data
+
+  defp write_chunk(data) do
+    case Spool.take_chunk(data.spool) do
+      {[], _spool} ->
+        data
+
+      {chunk, spool} ->
+        requests = for {number, publication} <- chunk, do: {{:spool, number}, sent(publication)}
+        cost = chunk |> Enum.map(fn {_number, publication} -> publication.size end) |> Enum.sum()
+        Writing.submit_all(requests, cost, :spool, %{data | spool: spool})
+    end
+  end
+
+  defp sent(%{frames: frames, sent: sent}),
+    do: for({_position, frame} <- Enum.take(frames, sent), do: frame)
+
+  defp answer_flushes(%{spool: %{flushes: []}} = data), do: data
+
+  defp answer_flushes(%{spool: %{low: low, flushes: flushes}} = data) do
+    {done, flushes} = Enum.split_with(flushes, fn {target, _from, _timer} -> target <= low end)
+
+    for {_target, from, timer} <- done do
+      Process.cancel_timer(timer)
+      :gen_statem.reply(from, :ok)
+    end
+
+    put_in(data.spool.flushes, flushes)
+  end
+
+  # What the broker answers
+
+  @doc "All receipts of what was written of a publication are there, or will not come."
+  @spec answered(
+          Spool.sequence_number(),
+          :ok | {:error, atom() | Frame.t(), [non_neg_integer()]},
+          State.t()
+        ) :: State.t()
+  def answered(number, :ok, data), do: confirm(number, data)
+
+  def answered(number, {:error, reason, places}, data) do
+    spool = Spool.left(data.spool, number, places)
+    # What is kept is written again on the next connection.
+    spool = if spool.keep == :none, do: Spool.fail(spool, number, Error.new(reason)), else: spool
+    %{data | spool: spool}
+  end
+
+  defp confirm(number, data), do: update_in(data.spool, &Spool.confirm(&1, number))
+
+  @doc "The frame at this place of what was written of a publication was refused, or cannot be written."
+  @spec refused(Spool.sequence_number(), non_neg_integer(), atom() | Frame.t(), State.t()) ::
+          State.t()
+  def refused(number, place, reason, %{spool: spool} = data) do
+    {position, frame} = Enum.at(spool.written[number].frames, place)
+    error = Error.new(reason)
+    if spool.keep != :none, do: Events.not_published(frame, error, data)
+    %{data | spool: Spool.add_failure(spool, number, [position], error)}
+  end
+
+  @doc "The broker has refused something, and does not say what."
+  @spec suspect(Frame.t(), State.t()) :: State.t()
+  def suspect(_error, %{spool: %{keep: keep, written: written}} = data)
+      when keep == :none or written == %{},
+      do: data
+
+  def suspect(error, %{spool: spool} = data) do
+    alone? = match?([_one], Requests.numbers(data.requests))
+
+    case Map.to_list(spool.written) do
+      [{number, %{sent: 1, frames: [{position, _frame} | _unsent]}}] when alone? ->
+        suspect(number, {number, position}, error, data)
+
+      written ->
+        {last, _publication} = Enum.max(written)
+        put_in(data.spool.suspects, last)
+    end
+  end
+
+  defp suspect(number, frame, error, %{spool: spool} = data) do
+    times = with {^frame, times} <- spool.refused, do: times + 1, else: (_other -> 1)
+    spool = %{spool | refused: {frame, times}, suspects: max(spool.suspects, number)}
+    data = %{data | spool: spool}
+
+    if times < @refusals,
+      do: data,
+      else: confirm(number, refused(number, 0, error, forget_requests([number], data)))
+  end
+
+  defp forget_requests(numbers, data),
+    do: update_in(data.requests, &Requests.forget(&1, for(n <- numbers, do: {:spool, n})))
+
+  # Endings
+
+  @doc "The connection has ended. Its requests have been answered."
+  @spec disconnected(State.t()) :: State.t()
+  def disconnected(data), do: update_in(data.spool, &Spool.requeue(%{&1 | chunk: []}))
+
+  @doc "There will be no connection for some time."
+  @spec no_connection(State.t()) :: State.t()
+  def no_connection(%{spool: %{keep: :none}} = data) do
+    error = Error.new(:disconnected)
+    answer_flushes(update_in(refuse_blocked(data).spool, &Spool.fail_all(&1, error, error)))
+  end
+
+  def no_connection(data), do: data
+
+  @doc "Refuses those that wait for room."
+  @spec refuse_blocked(State.t()) :: State.t()
+  def refuse_blocked(data) do
+    refuse(:queue.to_list(data.spool.blocked), :disconnected)
+    put_in(data.spool.blocked, :queue.new())
+  end
+
+  defp refuse(blocked, reason) do
+    for {_number, timer, _publication, from} <- blocked do
+      Process.cancel_timer(timer)
+      :gen_statem.reply(from, {:error, reason})
+    end
+  end
+
+  @doc "Whether something is still to be written before the client closes."
+  @spec busy?(State.t()) :: boolean()
+  def busy?(data), do: ready?(data) and not :queue.is_empty(data.spool.queue)
+
+  @doc "The client ends. What is in files stays there."
+  @spec stop(State.t()) :: State.t()
+  def stop(data) do
+    %{spool: spool} = data = refuse_blocked(data)
+
+    for {_publication, from} <- :queue.to_list(spool.storing),
+        do: :gen_statem.reply(from, {:error, :unconfirmed})
+
+    case spool.keep do
+      :disk ->
+        Store.settled(spool.store, spool.low)
+        Store.stop(spool.store, @stop_timeout)
+        data
+
+      :memory ->
+        # It may have been written on an earlier connection.
+        unconfirmed = Error.new(:unconfirmed)
+        %{data | spool: Spool.fail_all(spool, unconfirmed, unconfirmed)}
+
+      :none ->
+        %{data | spool: Spool.fail_all(spool, Error.new(:unconfirmed), Error.new(:disconnected))}
+    end
+  end
+
+  defp reply(from, reply, data) do
+    :gen_statem.reply(from, reply)
+    data
+  end
+end

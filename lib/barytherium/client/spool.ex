@@ -1,0 +1,216 @@
+defmodule Barytherium.Client.Spool do
+  @moduledoc false
+  # What a client has accepted of `Barytherium.Client.publish_async/4`, and what is not settled: confirmed by the broker,
+  # or failed. `Barytherium.Client.Publishing` writes it.
+  #
+  #   accepted ──► queue ──chunk──► written ──receipts──► settled ──► the caller gets the result
+  #                  ▲                 │
+  #                  └─────────────────┘ the connection has ended, and `keep` is not :none
+  #
+  # A publication is what one call has given: one message, or several. Publications are numbered as they are accepted,
+  # and are written in this order. With `keep: :disk` all are in the files of `store`, and in memory are those from `low`
+  # to `read`.
+
+  alias Barytherium.Client.Spool.Store
+  alias Barytherium.{Error, Frame}
+
+  # Bytes that are written together, so that others do not wait behind more.
+  @chunk 256 * 1024
+
+  @enforce_keys [:keep, :limit]
+  defstruct @enforce_keys ++
+              [
+                store: nil,
+                # All before `low` are settled, and these behind it. The store was told of those before `told`.
+                low: 1,
+                settled: MapSet.new(),
+                told: 1,
+                next: 1,
+                read: 1,
+                reading?: false,
+                # In memory: those that are to be written, those that were, and the bytes of both.
+                queue: :queue.new(),
+                written: %{},
+                size: 0,
+                # The numbers of those that the sender has, and perhaps not the socket.
+                chunk: [],
+                # Up to this number, frames are written alone. Which one was refused last, and how often.
+                suspects: 0,
+                refused: {nil, 0},
+                # Calls whose publication the store has not written, and the bytes of these; calls that wait for room;
+                # and calls that wait until everything is settled.
+                storing: :queue.new(),
+                storing_size: 0,
+                blocked: :queue.new(),
+                flushes: []
+              ]
+
+  @type t :: %__MODULE__{}
+
+  @type sequence_number :: pos_integer()
+
+  @typedoc """
+  `frames` are those that are not confirmed, with their positions in the call. The first `sent` of them are on the
+  connection. `failed` is the first error, and the positions of what has failed.
+  """
+  @type publication :: %{
+          to: nil | {pid(), reference(), :one | :many},
+          size: pos_integer(),
+          frames: [{non_neg_integer(), Frame.t()}],
+          sent: non_neg_integer(),
+          failed: nil | {Error.t(), [non_neg_integer()]}
+        }
+
+  @doc "As the options of the client say."
+  @spec new(map()) :: {:ok, t()} | {:error, {:spool, atom()}}
+  def new(%{spool: nil} = settings), do: {:ok, in_memory(:none, settings)}
+  def new(%{spool: :memory} = settings), do: {:ok, in_memory(:memory, settings)}
+
+  def new(%{spool: directory} = settings) do
+    case Store.start(directory) do
+      {:ok, store} -> {:ok, %{in_memory(:disk, settings) | store: store}}
+      {:error, reason} -> {:error, {:spool, reason}}
+    end
+  end
+
+  defp in_memory(keep, settings), do: %__MODULE__{keep: keep, limit: settings.publish_window}
+
+  @doc "How many publications are not settled."
+  @spec count(t()) :: non_neg_integer()
+  def count(spool), do: spool.next - spool.low - MapSet.size(spool.settled)
+
+  # One that is larger than the limit is let in alone.
+  @doc "Whether there is room in memory for so many bytes."
+  @spec room?(t(), pos_integer()) :: boolean()
+  def room?(spool, size), do: spool.size + size <= spool.limit or spool.size == 0
+
+  @doc "Adds a publication, with the number `next`."
+  @spec put(t(), Store.publication()) :: t()
+  def put(%{next: next} = spool, publication),
+    do: put(%{spool | next: next + 1, read: next + 1}, next, publication)
+
+  @doc "Adds one that has this number."
+  @spec put(t(), sequence_number(), Store.publication()) :: t()
+  def put(spool, number, {to, size, frames}) do
+    publication = %{to: to, size: size, frames: frames, sent: 0, failed: nil}
+    %{spool | queue: :queue.in({number, publication}, spool.queue), size: spool.size + size}
+  end
+
+  @doc "Takes what is written next. A suspect frame is written when nothing else of the spool is on the connection."
+  @spec take_chunk(t()) :: {[{sequence_number(), publication()}], t()}
+  def take_chunk(%{queue: queue, suspects: suspects} = spool) do
+    case :queue.peek(queue) do
+      {:value, {number, _publication}} when number <= suspects and spool.written != %{} ->
+        {[], spool}
+
+      {:value, {number, publication}} when number <= suspects ->
+        taken([{number, %{publication | sent: 1}}], :queue.drop(queue), spool)
+
+      _other ->
+        {chunk, queue} = take(queue, 0, [])
+        taken(chunk, queue, spool)
+    end
+  end
+
+  defp take(queue, bytes, chunk) do
+    with {:value, {number, %{size: size, frames: frames} = publication}} <- :queue.peek(queue),
+         true <- bytes == 0 or bytes + size <= @chunk do
+      entry = {number, %{publication | sent: length(frames)}}
+      take(:queue.drop(queue), bytes + size, [entry | chunk])
+    else
+      _no_more -> {Enum.reverse(chunk), queue}
+    end
+  end
+
+  defp taken(chunk, queue, spool) do
+    written = Enum.into(chunk, spool.written)
+    numbers = for {number, _publication} <- chunk, do: number
+    {chunk, %{spool | queue: queue, written: written, chunk: numbers}}
+  end
+
+  @doc "What was written and is not on a connection any more comes before everything else."
+  @spec requeue(t()) :: t()
+  def requeue(spool) do
+    {back, written} = Enum.split_with(spool.written, fn {_number, %{sent: sent}} -> sent == 0 end)
+    queue = back |> Enum.sort() |> :queue.from_list() |> :queue.join(spool.queue)
+    %{spool | queue: queue, written: Map.new(written)}
+  end
+
+  @doc "Of what was written, these are left: the frames at these places, and those that were not sent."
+  @spec left(t(), sequence_number(), [non_neg_integer()]) :: t()
+  def left(spool, number, places) do
+    places = MapSet.new(places)
+
+    update_in(spool.written[number], fn publication ->
+      {sent, unsent} = Enum.split(publication.frames, publication.sent)
+      sent = for {frame, place} <- Enum.with_index(sent), place in places, do: frame
+      %{publication | frames: sent ++ unsent, sent: 0}
+    end)
+  end
+
+  @doc "What was sent of it is confirmed, or has failed."
+  @spec confirm(t(), sequence_number()) :: t()
+  def confirm(spool, number) do
+    %{frames: frames, sent: sent} = publication = spool.written[number]
+
+    case Enum.drop(frames, sent) do
+      [] ->
+        settle(spool, number, publication)
+
+      frames ->
+        requeue(put_in(spool.written[number], %{publication | frames: frames, sent: 0}))
+    end
+  end
+
+  @doc "Frames of a written publication have failed."
+  @spec add_failure(t(), sequence_number(), [non_neg_integer()], Error.t()) :: t()
+  def add_failure(spool, number, positions, error) do
+    update_in(spool.written[number].failed, fn
+      nil -> {error, positions}
+      {first, before} -> {first, positions ++ before}
+    end)
+  end
+
+  @doc "All that is left of a written publication has failed."
+  @spec fail(t(), sequence_number(), Error.t()) :: t()
+  def fail(spool, number, error) do
+    positions = for {position, _frame} <- spool.written[number].frames, do: position
+    spool = add_failure(spool, number, positions, error)
+    settle(spool, number, spool.written[number])
+  end
+
+  @doc "All that is in memory has failed: what was written, and what was not."
+  @spec fail_all(t(), Error.t(), Error.t()) :: t()
+  def fail_all(spool, written, unwritten) do
+    spool = Enum.reduce(Map.keys(spool.written), spool, &fail(&2, &1, written))
+    queued = Map.new(:queue.to_list(spool.queue))
+    spool = %{spool | queue: :queue.new(), written: queued}
+    Enum.reduce(Map.keys(queued), spool, &fail(&2, &1, unwritten))
+  end
+
+  defp settle(spool, number, publication) do
+    tell(publication)
+    size = spool.size - publication.size
+    settled(%{spool | written: Map.delete(spool.written, number), size: size}, number)
+  end
+
+  @doc "There is nothing more to be done for this number."
+  @spec settled(t(), sequence_number()) :: t()
+  def settled(%{low: number} = spool, number), do: advance(%{spool | low: number + 1})
+  def settled(spool, number), do: %{spool | settled: MapSet.put(spool.settled, number)}
+
+  defp advance(%{low: low, settled: settled} = spool) do
+    if low in settled,
+      do: advance(%{spool | low: low + 1, settled: MapSet.delete(settled, low)}),
+      else: spool
+  end
+
+  defp tell(%{to: nil}), do: :ok
+
+  defp tell(%{to: {pid, reference, how}, failed: failed}),
+    do: send(pid, {:barytherium, :published, {reference, result(how, failed)}})
+
+  defp result(_how, nil), do: :ok
+  defp result(:one, {error, _positions}), do: {:error, error}
+  defp result(:many, {error, positions}), do: {:error, error, Enum.sort(positions)}
+end

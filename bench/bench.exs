@@ -1,11 +1,21 @@
 # Run by script/bench. Options: --rounds N, --time MS, --only NAME (a part of a case's name), --write (the chart).
 
 for file <-
-      ~w(payload elixir_loop splitting_loop feed processor report contender consumers chart),
+      ~w(payload elixir_loop splitting_loop feed processor report contender consumers publishers chart),
     do: Code.require_file("#{file}.ex", __DIR__)
 
 defmodule Bench do
-  alias Bench.{Chart, Consumers, Contender, ElixirLoop, Feed, Payload, Report, SplittingLoop}
+  alias Bench.{
+    Chart,
+    Consumers,
+    Contender,
+    ElixirLoop,
+    Feed,
+    Payload,
+    Publishers,
+    Report,
+    SplittingLoop
+  }
 
   @parsers Path.expand("target/release/parsers", __DIR__)
 
@@ -68,6 +78,7 @@ defmodule Bench do
       {"latency, busy VM", &latency(&1, busy)},
       {"latency, paced, idle VM", &paced(&1, 0)},
       {"latency, paced, busy VM", &paced(&1, busy)},
+      {"publishing, 256 B, 20 ms away", &publishing/1},
       {"acknowledgements written singly", &writes(&1)},
       {"decoders, 256 B", &decoders(&1, Payload.new(256))},
       {"Frame.parse_all, 256 B", &parse_all(&1, Payload.new(256))},
@@ -201,6 +212,25 @@ defmodule Bench do
         "messages/s": two.messages,
         "of one handler": two.messages / one.messages,
         "CPU us": two.cpu
+      ]
+    end)
+  end
+
+  # To a broker whose receipts come after 20 ms.
+  defp publishing(options) do
+    rounds(options, Feed.start(:receipts, "", 20), fn port ->
+      waiting = Publishers.measure(:publish_many, port, options.time)
+      lists = Publishers.measure(:lists, port, options.time)
+      singly = Publishers.measure(:singly, port, options.time)
+      in_files = Publishers.measure(:lists, port, options.time, spool: true)
+
+      [
+        "messages/s, lists": lists,
+        "x publish_many": lists / waiting,
+        "messages/s, singly": singly,
+        "singly x publish_many": singly / waiting,
+        "messages/s, lists, in files": in_files,
+        "in files x publish_many": in_files / waiting
       ]
     end)
   end

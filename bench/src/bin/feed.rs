@@ -12,12 +12,14 @@
 //! * `paced`: sends the file, which is a MESSAGE, at the interval in milliseconds, and adds the time
 //!   of sending as a header;
 //! * `sink`: reads, and sends nothing;
+//! * `receipts`: confirms each SEND, the time in milliseconds after it has come;
 //! * `beat`: sends an EOL at the interval in milliseconds.
 //!
 //! It exits at the end of its standard input.
 
 use std::io::{Read, Result, Write, stdin};
 use std::net::{TcpListener, TcpStream};
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 use std::{env, fs, process, thread};
@@ -66,6 +68,7 @@ fn main() -> Result<()> {
             "subscribed" => spawn(move || subscribed(stream, &payload))?,
             "echo" => spawn(move || echo(stream, &payload))?,
             "sink" => spawn(move || sink(stream))?,
+            "receipts" => spawn(move || receipts(stream, Duration::from_millis(beat)))?,
             "paced" => spawn(move || paced(stream, &payload, Duration::from_millis(beat)))?,
             _ => beating.lock().expect("not poisoned").push(stream),
         }
@@ -127,6 +130,50 @@ fn echo(mut stream: TcpStream, payload: &[u8]) -> Result<()> {
 fn sink(mut stream: TcpStream) -> Result<()> {
     let mut buffer = [0; STACK / 2];
     while stream.read(&mut buffer)? > 0 {}
+    Ok(())
+}
+
+/// A broker at the other end of a line that takes so long there and back. The bodies have no NUL.
+fn receipts(mut stream: TcpStream, delay: Duration) -> Result<()> {
+    let answers = stream.try_clone()?;
+    let (sender, answered) = channel();
+    spawn(move || answer_late(answers, &answered))?;
+    let mut buffer = vec![0; 256 * 1024];
+    let mut unfinished = Vec::new();
+    loop {
+        let length = stream.read(&mut buffer)?;
+        if length == 0 {
+            return Ok(());
+        }
+        unfinished.extend_from_slice(&buffer[..length]);
+        let Some(end) = unfinished.iter().rposition(|&byte| byte == 0) else {
+            continue;
+        };
+        let mut answer = Vec::new();
+        for frame in unfinished[..end].split(|&byte| byte == 0) {
+            if let Some(id) = receipt(frame) {
+                write!(answer, "RECEIPT\nreceipt-id:{id}\n\n\0\n")?;
+            }
+        }
+        unfinished.drain(..=end);
+        if sender.send((Instant::now() + delay, answer)).is_err() {
+            return Ok(());
+        }
+    }
+}
+
+fn receipt(frame: &[u8]) -> Option<&str> {
+    const NAME: &[u8] = b"\nreceipt:";
+    let start = frame.windows(NAME.len()).position(|bytes| bytes == NAME)? + NAME.len();
+    let length = frame[start..].iter().position(|&byte| byte == b'\n')?;
+    str::from_utf8(&frame[start..start + length]).ok()
+}
+
+fn answer_late(mut stream: TcpStream, answers: &Receiver<(Instant, Vec<u8>)>) -> Result<()> {
+    for (due, answer) in answers {
+        thread::sleep(due.saturating_duration_since(Instant::now()));
+        stream.write_all(&answer)?;
+    }
     Ok(())
 }
 

@@ -1,5 +1,5 @@
 # Run by script/chaos. Kills processes of clients and consumers at random, while messages are published and
-# handled, and harms their connections. At the end nothing that was confirmed may be missing, nothing may have
+# handled, and harms their connections. At the end nothing that was confirmed, or accepted by a spool, may be missing, nothing may have
 # been acknowledged that was not handled, no message of a key may have been handled before an earlier one, and
 # nothing may be left behind.
 Logger.configure(level: :none)
@@ -79,6 +79,7 @@ defmodule Chaos do
     missing = await(confirmed, handled, System.monotonic_time(:second) + @patience)
     Supervisor.stop(supervisor)
     left = left(before, 100)
+    File.rm_rf!(Path.dirname(spool(1)))
     %{violations: violations} = info.()
     disorder = :ets.match_object(handled, {{:disorder, :_}, :_})
     violations = if ordered?(broker), do: violations ++ disorder, else: violations
@@ -153,8 +154,10 @@ defmodule Chaos do
     ]
 
     publishers =
-      for n <- 1..@publishers,
-          do: {Client, opts ++ [name: :"publisher#{n}", backoff: {10, 200}]}
+      for n <- 1..@publishers do
+        spool = if spools?(n), do: [spool: spool(n)], else: []
+        {Client, opts ++ spool ++ [name: :"publisher#{n}", backoff: {10, 200}]}
+      end
 
     consumer = [init_arg: handled, concurrency: @consumers, shutdown: 5_000]
 
@@ -218,15 +221,7 @@ defmodule Chaos do
     key = "#{publisher}." <> String.pad_leading("#{n}", 8, "0")
     messages = for i <- 1..@batch, do: {queue, "#{key}.#{i}"}
 
-    left =
-      try do
-        case Client.publish_many(client, messages, wait: true, timeout: 2_000) do
-          :ok -> []
-          {:error, _reason, left} -> left
-        end
-      catch
-        :exit, _reason -> messages
-      end
+    left = publish_some(client, messages, spools?(publisher))
 
     for {_destination, body} = message <- messages,
         message not in left,
@@ -235,6 +230,32 @@ defmodule Chaos do
     if :atomics.get(running, 1) == 0,
       do: publish(client, publisher, n + @batch, confirmed, running)
   end
+
+  # What is neither confirmed nor accepted.
+  defp publish_some(client, messages, false) do
+    case Client.publish_many(client, messages, wait: true, timeout: 2_000) do
+      :ok -> []
+      {:error, _error, left} -> left
+    end
+  catch
+    :exit, _reason -> messages
+  end
+
+  defp publish_some(client, messages, true) do
+    # The disk takes more than the broker and the handlers.
+    Process.sleep(10)
+
+    case Client.publish_many_async(client, messages, to: :nobody, timeout: 2_000) do
+      {:ok, _reference} -> []
+      {:error, _error} -> messages
+    end
+  catch
+    :exit, _reason -> messages
+  end
+
+  # Every other publisher does not wait, and its messages are kept in files.
+  defp spools?(n), do: rem(n, 2) == 0
+  defp spool(n), do: Path.join([System.tmp_dir!(), "barytherium-chaos-#{System.pid()}", "#{n}"])
 
   defp harm(_n, supervisor, fault) do
     Process.sleep(:rand.uniform(15))

@@ -5,7 +5,7 @@ defmodule Barytherium.GuidesTest do
   import Barytherium.ReceiverCase, only: [eventually: 1]
   import ExUnit.CaptureLog
 
-  alias Barytherium.TestBroker
+  alias Barytherium.{Client, TestBroker}
 
   @moduletag capture_log: true
 
@@ -228,6 +228,8 @@ defmodule Barytherium.GuidesTest do
     assert binding[:reply].body == "1A23: 12.50"
     TestBroker.assert_published(broker, "/queue/invoices.failed", "not a number")
     TestBroker.assert_acked(broker, "/queue/deliveries", "150")
+    TestBroker.assert_published(broker, "/queue/positions", "1A23 at milepost 1000")
+    Client.close(binding[:publisher])
     for consumer <- [:prices, :invoices, :deliveries], do: Supervisor.stop(binding[consumer])
     GenServer.stop(binding[:client])
   after

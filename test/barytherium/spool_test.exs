@@ -2,7 +2,7 @@ defmodule Barytherium.SpoolTest do
   use Barytherium.ClientCase, async: true
 
   alias Barytherium.Client.Spool.{Segment, Store}
-  alias Barytherium.{Directory, Error}
+  alias Barytherium.{Directory, Error, TestBroker}
 
   setup do
     directory = Directory.path()
@@ -179,6 +179,80 @@ defmodule Barytherium.SpoolTest do
     System.cmd("elixir", paths ++ ["-e", code, "--" | args], stderr_to_stdout: true)
   end
 
+  # Prints the number of each message that was accepted.
+  @publisher """
+  [directory, url, first] = System.argv()
+  {:ok, client} = Barytherium.Client.start_link(url: url, spool: directory, publish_window: 50_000)
+
+  publish = fn publish, n ->
+    messages = for n <- n..(n + rem(n, 7)), do: {"/queue/a", Integer.to_string(n)}
+    {:ok, _reference} = Barytherium.Client.publish_many_async(client, messages, timeout: 60_000)
+    IO.puts("accepted \#{n + rem(n, 7)}")
+    publish.(publish, n + rem(n, 7) + 1)
+  end
+
+  publish.(publish, String.to_integer(first))
+  """
+
+  test "nothing that was accepted is lost when the VM is killed, and it comes in order", %{
+    directory: directory
+  } do
+    broker = start_supervised!(TestBroker)
+    url = "stomp://127.0.0.1:#{TestBroker.port(broker)}"
+    subscriber = start_supervised!({Client, url: url}, id: :subscriber)
+    {:ok, subscription} = Client.subscribe(subscriber, "/queue/a", ack: :auto)
+
+    accepted =
+      for lines <- [1, 300, 2_000], reduce: 0 do
+        accepted -> killed_after(lines, [directory, url, "#{accepted + 1}"])
+      end
+
+    client = client(directory, url: url)
+    {:ok, _reference} = Client.publish_async(client, "/queue/a", "0", to: :nobody)
+    assert Client.flush(client, 20_000) == :ok
+    numbers = subscription |> until("0", []) |> Enum.uniq()
+    # What was accepted last may not have been printed.
+    assert Enum.to_list(1..accepted) -- numbers == []
+    assert Enum.drop(numbers, -1) == Enum.to_list(1..(length(numbers) - 1))
+  end
+
+  # Runs the publisher, and kills it after so many lines. Returns the last number.
+  defp killed_after(lines, args) do
+    paths = Enum.flat_map(:code.get_path(), &["-pa", to_string(&1)])
+    args = paths ++ ["-e", @publisher, "--"] ++ args
+    elixir = System.find_executable("elixir")
+    options = [:binary, {:line, 100}, :exit_status, args: args]
+    port = Port.open({:spawn_executable, elixir}, options)
+    {:os_pid, pid} = Port.info(port, :os_pid)
+    read(port, lines, "0")
+    {_output, 0} = System.cmd("kill", ["-KILL", "#{pid}"])
+    String.to_integer(read(port, :infinity, "0"))
+  end
+
+  defp read(_port, 0, last), do: last
+
+  defp read(port, lines, last) do
+    receive do
+      {^port, {:data, {:eol, "accepted " <> number}}} ->
+        read(port, if(lines == :infinity, do: lines, else: lines - 1), number)
+
+      {^port, {:data, _log}} ->
+        read(port, lines, last)
+
+      {^port, {:exit_status, 137}} ->
+        last
+    end
+  end
+
+  defp until(subscription, last, numbers) do
+    assert_receive {:barytherium, :messages, {frames, ^subscription}}, 20_000
+    numbers = Enum.reduce(frames, numbers, &[&1.body | &2])
+
+    if hd(numbers) == last,
+      do: numbers |> Enum.reverse() |> Enum.map(&String.to_integer/1),
+      else: until(subscription, last, numbers)
+  end
+
   describe "a full disk" do
     # Without the right to mount, a limit on the size of a file does the same.
     test "refuses what has no room, and loses nothing of what was accepted", %{
@@ -230,12 +304,17 @@ defmodule Barytherium.SpoolTest do
       publish(client, names(1..10))
       Process.exit(client, :kill)
 
-      eventually(fn ->
-        match?({:ok, _lock}, Barytherium.Native.lock_file(Path.join(directory, "lock")))
-      end)
+      eventually(fn -> unlocked?(Path.join(directory, "lock")) end)
 
       [path] = segments(directory)
       %{path: path}
+    end
+
+    # The lock ends with the task.
+    defp unlocked?(path) do
+      fn -> match?({:ok, _lock}, Barytherium.Native.lock_file(path)) end
+      |> Task.async()
+      |> Task.await()
     end
 
     defp sent(directory, count) do
@@ -244,6 +323,8 @@ defmodule Barytherium.SpoolTest do
       peer = accept_connected(listener)
       bodies = confirmed(peer, count)
       assert Client.flush(client) == :ok
+      # The client's end waits for nobody then.
+      Peer.close(peer)
       bodies
     end
 

@@ -56,6 +56,7 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
             code
             |> with_alias()
             |> String.replace("61613", to_string(broker.port))
+            |> String.replace(~s[Path.join(System.tmp_dir!(), "positions")], "spool")
             |> String.replace(~r/\b(Prices|Invoices|Deliveries)\b/, "\\1#{suffix}")
             |> Code.eval_string(binding)
 
@@ -71,6 +72,19 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
       assert binding[:reply].body == "1A23: 12.50"
       Supervisor.stop(binding[:prices])
       Client.close(binding[:client])
+    end
+
+    test "the guide: publishing without waiting", %{broker: broker} do
+      directory = Barytherium.Directory.path()
+      on_exit(fn -> File.rm_rf!(directory) end)
+      client = client(broker.port)
+      binding = run_guide("Publishing without waiting", broker, spool: directory)
+
+      assert [%Frame{body: "1A23 at Watford"} | _] =
+               frames = take(client, "/queue/positions", 1_001)
+
+      assert List.last(frames).body == "1A23 at milepost 1000"
+      Client.close(binding[:publisher])
     end
 
     test "the guide: attempts", %{broker: broker} do

@@ -11,7 +11,9 @@ defmodule Barytherium.PublishAsyncTest do
   defp connected(opts \\ []) do
     {listener, url} = broker()
     client = client(url, opts)
-    {client, accept_connected(listener), listener}
+    peer = accept_connected(listener)
+    eventually(fn -> Client.status(client).state == :connected end)
+    {client, peer, listener}
   end
 
   defp receipt(peer, headers), do: reply(peer, :receipt, [{"receipt-id", headers["receipt"]}])
@@ -250,6 +252,8 @@ defmodule Barytherium.PublishAsyncTest do
       confirm(peer, :send)
       expect(peer, :send)
       confirm(peer, :send)
+      # Otherwise the end would be a reset, and discard receipts.
+      expect(peer, :send)
       Peer.close(peer)
       eventually(fn -> Client.status(client).state != :connected end)
       {:ok, third} = Client.publish_async(client, "/queue/a", "5")
@@ -304,6 +308,63 @@ defmodule Barytherium.PublishAsyncTest do
           # The receipt of the second one is lost with the connection the first time.
           unless body == "2" and Process.put(:lost, true) == nil, do: receipt(peer, headers)
           if body != "5", do: refuse_third(peer, listener)
+      end
+    end
+
+    for error <- [:always, :alone] do
+      # Where it is lost otherwise: the broker closes before it has read everything.
+      test "refused messages among many are found in a few connections (an ERROR: #{error})" do
+        {client, peer, listener} = connected(spool: :memory)
+        refused = ["1", "3000", "3001", "5000"]
+
+        lists =
+          for list <- Enum.chunk_every(1..5_000, 7), do: for(n <- list, do: {"/queue/a", "#{n}"})
+
+        for list <- lists, do: {:ok, _reference} = Client.publish_many_async(client, list)
+        broker = Task.async(fn -> refuse(peer, listener, refused, unquote(error)) end)
+        :ok = :gen_tcp.controlling_process(peer, broker.pid)
+        assert Client.flush(client, 20_000) == :ok
+
+        results =
+          for _list <- lists do
+            assert_received {:barytherium, :published, {_reference, result}}
+            result
+          end
+
+        assert [{:error, _, [0]}, {:error, _, [3, 4]}, {:error, _, [1]}] =
+                 Enum.reject(results, &(&1 == :ok))
+
+        # For each of them three connections on which it is alone, and those before, with 5,000, 312, 19 and 1 messages, and
+        # without an ERROR one more, on which something before it is confirmed.
+        assert Client.status(client).connections <= 4 * 8
+        Task.shutdown(broker, :brutal_kill)
+      end
+    end
+
+    defp refuse(peer, listener, refused, error) do
+      {:ok, data} = Barytherium.Connection.recv(peer, 0, 20_000)
+      {:ok, frames, state} = Frame.parse_all(data, Process.get(peer) || Frame.parse_state())
+      Process.put(peer, state)
+      {good, bad} = Enum.split_while(frames, &(&1.body not in refused))
+
+      for frame <- good,
+          do: reply(peer, :receipt, [{"receipt-id", Frame.header(frame, "receipt")}])
+
+      if bad == [] do
+        refuse(peer, listener, refused, error)
+      else
+        if error == :always or length(frames) == 1, do: reply(peer, :error, [{"message", "no"}])
+        # Reads the rest, so that the end is no reset.
+        :gen_tcp.shutdown(peer, :write)
+        read_all(peer)
+        listener |> accept_connected() |> refuse(listener, refused, error)
+      end
+    end
+
+    defp read_all(peer) do
+      case Barytherium.Connection.recv(peer, 0, 20_000) do
+        {:ok, _data} -> read_all(peer)
+        {:error, :closed} -> Peer.close(peer)
       end
     end
 

@@ -186,7 +186,7 @@ defmodule Barytherium.Client.Connecting do
 
     data = Renewals.write(subscriptions, data)
     data = Enum.reduce(waiting, data, &stop_waiting/2)
-    {:next_state, :connected, Publishing.go_on(data)}
+    {:next_state, :connected, Publishing.connected(data)}
   end
 
   defp stop_waiting({_number, %{from: {pid, _tag} = from, action: action, timer: timer}}, data) do
@@ -265,6 +265,7 @@ defmodule Barytherium.Client.Connecting do
     if network, do: Process.exit(network, :shutdown)
     data = if network, do: put_in(data.former[network], true), else: data
     data = if data.connection, do: Transactions.forget_all(data), else: data
+    data = Publishing.suspect_if_stuck(data)
     Publishing.disconnected(Exchange.fail_all(:unconfirmed, data))
   end
 

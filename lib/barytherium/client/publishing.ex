@@ -5,9 +5,10 @@ defmodule Barytherium.Client.Publishing do
   #
   # One chunk of it at a time is at the sender: a large one would be overtaken there by a small one.
   #
-  # When the broker refuses something and does not say what, all that was written is suspect. On the next connection
-  # frames are written one by one until the suspects are settled. A frame that is alone on the connection when that is
-  # refused, several times, has failed: a broker that stops may end its connections with an ERROR, too.
+  # When the broker refuses something and does not say what, all that was written is suspect. On the next connection fewer
+  # frames are written together, and fewer again when that is refused, until the suspects are settled. A frame that is
+  # alone on the connection when that is refused, several times, has failed: a broker that stops may end its connections
+  # with an ERROR, too.
 
   alias Barytherium.Client.{Events, Handlers, Requests, Session, Spool, State, Writing}
   alias Barytherium.Client.Spool.Store
@@ -16,7 +17,7 @@ defmodule Barytherium.Client.Publishing do
   @refusals 3
 
   # Milliseconds for what is still to be written to files when the client ends.
-  @stop_timeout 5_000
+  @stop_timeout 3_000
 
   @doc "Takes a publication. The caller gets `:ok` when it is accepted."
   @spec publish(Store.publication(), :gen_statem.from(), timeout(), atom(), State.t()) ::
@@ -83,9 +84,9 @@ defmodule Barytherium.Client.Publishing do
         go_on(confirm(number, refused(number, 0, :unescapable, data)))
 
       _several ->
-        spool = Enum.reduce(chunk, data.spool, &put_in(&2.written[&1].sent, 0))
-        spool = %{spool | chunk: [], suspects: Enum.max(chunk)}
-        go_on(%{data | spool: Spool.requeue(spool)})
+        spool = Spool.suspect(data.spool, chunk)
+        spool = Enum.reduce(chunk, spool, &put_in(&2.written[&1].sent, 0))
+        go_on(%{data | spool: Spool.requeue(%{spool | chunk: []})})
     end
   end
 
@@ -173,11 +174,15 @@ defmodule Barytherium.Client.Publishing do
            :queue.peek(blocked),
          true <- room?(size, spool) do
       Process.cancel_timer(timer)
-      unblock(accept(publication, from, put_in(data.spool.blocked, :queue.drop(blocked))))
+      data = put_in(data.spool.blocked, :queue.drop(blocked))
+      unblock(if waits?(from), do: accept(publication, from, data), else: data)
     else
       _nothing_or_no_room -> data
     end
   end
+
+  # Nobody would hear that it was accepted.
+  defp waits?({pid, _tag}), do: node(pid) != node() or Process.alive?(pid)
 
   # A client that closes leaves the rest in the files.
   defp read(%{closing: nil, spool: %{reading?: false, read: read, next: next} = spool} = data)
@@ -270,16 +275,14 @@ defmodule Barytherium.Client.Publishing do
       [{number, %{sent: 1, frames: [{position, _frame} | _unsent]}}] when alone? ->
         suspect(number, {number, position}, error, data)
 
-      written ->
-        {last, _publication} = Enum.max(written)
-        put_in(data.spool.suspects, last)
+      _several ->
+        %{data | spool: Spool.suspect(spool, Map.keys(spool.written))}
     end
   end
 
   defp suspect(number, frame, error, %{spool: spool} = data) do
     times = with {^frame, times} <- spool.refused, do: times + 1, else: (_other -> 1)
-    spool = %{spool | refused: {frame, times}, suspects: max(spool.suspects, number)}
-    data = %{data | spool: spool}
+    data = %{data | spool: %{Spool.suspect(spool, [number]) | refused: {frame, times}}}
 
     if times < @refusals,
       do: data,
@@ -290,6 +293,23 @@ defmodule Barytherium.Client.Publishing do
     do: update_in(data.requests, &Requests.forget(&1, for(n <- numbers, do: {:spool, n})))
 
   # Endings
+
+  @doc "There is a connection."
+  @spec connected(State.t()) :: State.t()
+  def connected(%{spool: spool} = data), do: go_on(put_in(data.spool.began, spool.low))
+
+  # An ERROR can be lost when the broker closes the connection and has not read everything.
+  @doc "The connection has ended, and nothing was confirmed on it. That may be due to what was written."
+  @spec suspect_if_stuck(State.t()) :: State.t()
+  def suspect_if_stuck(%{spool: %{low: low, began: low, keep: keep} = spool} = data)
+      when keep != :none do
+    case for {number, %{sent: sent}} <- spool.written, sent > 0, do: number do
+      [] -> data
+      numbers -> %{data | spool: Spool.suspect(spool, numbers)}
+    end
+  end
+
+  def suspect_if_stuck(data), do: data
 
   @doc "The connection has ended. Its requests have been answered."
   @spec disconnected(State.t()) :: State.t()

@@ -17,6 +17,10 @@ defmodule Barytherium.Client.Spool do
   # Bytes that are written together, so that others do not wait behind more.
   @chunk 256 * 1024
 
+  # By so much is narrowed down what was refused. With less there are more connections until it is found, each after a
+  # longer wait; with more there are more round trips on each.
+  @narrowing 16
+
   @enforce_keys [:keep, :limit]
   defstruct @enforce_keys ++
               [
@@ -34,8 +38,11 @@ defmodule Barytherium.Client.Spool do
                 size: 0,
                 # The numbers of those that the sender has, and perhaps not the socket.
                 chunk: [],
-                # Up to this number, frames are written alone. Which one was refused last, and how often.
+                # What `low` was when there was a connection.
+                began: 1,
+                # Up to this number, so many frames are written together. Which one was refused alone, and how often.
                 suspects: 0,
+                together: 1,
                 refused: {nil, 0},
                 # Calls whose publication the store has not written, and the bytes of these; calls that wait for room;
                 # and calls that wait until everything is settled.
@@ -96,19 +103,29 @@ defmodule Barytherium.Client.Spool do
     %{spool | queue: :queue.in({number, publication}, spool.queue), size: spool.size + size}
   end
 
-  @doc "Takes what is written next. A suspect frame is written when nothing else of the spool is on the connection."
+  @doc "Takes what is written next. Suspects are on the connection without anything else of the spool."
   @spec take_chunk(t()) :: {[{sequence_number(), publication()}], t()}
-  def take_chunk(%{queue: queue, suspects: suspects} = spool) do
+  def take_chunk(%{low: low, suspects: suspects, written: written} = spool)
+      when low <= suspects and written != %{},
+      do: {[], spool}
+
+  def take_chunk(%{low: low, suspects: suspects} = spool) when low <= suspects,
+    do: take_suspects(spool.queue, spool.together, [], spool)
+
+  def take_chunk(spool) do
+    {chunk, queue} = take(spool.queue, 0, [])
+    taken(chunk, queue, spool)
+  end
+
+  defp take_suspects(queue, left, chunk, %{suspects: suspects} = spool) do
     case :queue.peek(queue) do
-      {:value, {number, _publication}} when number <= suspects and spool.written != %{} ->
-        {[], spool}
+      {:value, {number, %{frames: frames} = publication}} when number <= suspects and left > 0 ->
+        sent = min(length(frames), left)
+        chunk = [{number, %{publication | sent: sent}} | chunk]
+        take_suspects(:queue.drop(queue), left - sent, chunk, spool)
 
-      {:value, {number, publication}} when number <= suspects ->
-        taken([{number, %{publication | sent: 1}}], :queue.drop(queue), spool)
-
-      _other ->
-        {chunk, queue} = take(queue, 0, [])
-        taken(chunk, queue, spool)
+      _no_more ->
+        taken(Enum.reverse(chunk), queue, spool)
     end
   end
 
@@ -126,6 +143,13 @@ defmodule Barytherium.Client.Spool do
     written = Enum.into(chunk, spool.written)
     numbers = for {number, _publication} <- chunk, do: number
     {chunk, %{spool | queue: queue, written: written, chunk: numbers}}
+  end
+
+  @doc "One of these publications holds what was refused, so fewer frames are written together until they are settled."
+  @spec suspect(t(), [sequence_number()]) :: t()
+  def suspect(spool, numbers) do
+    sent = for number <- numbers, reduce: 0, do: (sum -> sum + spool.written[number].sent)
+    %{spool | suspects: Enum.max(numbers), together: max(div(sent, @narrowing), 1)}
   end
 
   @doc "What was written and is not on a connection any more comes before everything else."

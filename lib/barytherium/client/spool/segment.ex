@@ -52,12 +52,12 @@ defmodule Barytherium.Client.Spool.Segment do
     end
   end
 
-  @spec encode(record()) :: iodata()
+  @spec encode(record()) :: iolist()
   def encode({:publication, payload}), do: encode(0, payload)
   def encode({:settled, number}), do: encode(1, <<number::64>>)
 
   defp encode(kind, payload),
-    do: [<<byte_size(payload)::32, :erlang.crc32([kind, payload])::32, kind>> | payload]
+    do: [<<byte_size(payload)::32, :erlang.crc32([kind, payload])::32, kind>>, payload]
 
   defp decode(0, payload), do: {:publication, payload}
   defp decode(1, <<number::64>>), do: {:settled, number}

@@ -1,7 +1,7 @@
 # Tests that have to pass with every broker. Tests for one broker only are in files of their own.
 for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
   defmodule Module.concat(kind, Test) do
-    use Barytherium.BrokerCase, async: false, broker: kind
+    use Barytherium.BrokerCase, async: true, broker: kind
 
     alias Barytherium.{FaultProxy, Network}
 

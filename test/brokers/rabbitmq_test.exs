@@ -1,5 +1,5 @@
 defmodule Barytherium.RabbitMQTest do
-  use Barytherium.BrokerCase, async: false, broker: Barytherium.Brokers.RabbitMQ
+  use Barytherium.BrokerCase, async: true, broker: Barytherium.Brokers.RabbitMQ
 
   alias Barytherium.Brokers.RabbitMQ
 

@@ -4,7 +4,7 @@ for {kind, like} <- [
       {Barytherium.Brokers.ActiveMQ, :activemq}
     ] do
   defmodule Module.concat(kind, TestBrokerTest) do
-    use Barytherium.BrokerCase, async: true, broker: kind
+    use Barytherium.BrokerCase, async: true, broker: kind, own: true
 
     alias Barytherium.{BrokerScript, TestBroker}
 

@@ -16,8 +16,7 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
 
     setup do
       if missing = unquote(kind).missing(), do: raise(missing)
-      broker = Broker.start!(unquote(kind))
-      on_exit(fn -> Broker.stop(broker) end)
+      broker = Broker.shared!(unquote(kind))
       %{url: "stomp://guest:guest@127.0.0.1:#{broker.port}"}
     end
 

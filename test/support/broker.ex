@@ -28,6 +28,18 @@ defmodule Barytherium.Broker do
   @doc "Starts a broker of `kind`, one of the modules `Barytherium.Brokers.*`."
   def start!(kind), do: kind |> prepare!() |> start_again!()
 
+  @doc "The broker of `kind` that tests share. The first who wants it starts it, and it ends with the tests."
+  def shared!(kind) do
+    # It belongs to a process that does not end with a module.
+    case Agent.start(fn -> start!(kind) end, name: kind, timeout: :infinity) do
+      {:ok, agent} -> ExUnit.after_suite(fn _results -> agent |> Agent.get(& &1) |> stop() end)
+      {:error, {:already_started, _agent}} -> :ok
+      {:error, {reason, stacktrace}} -> reraise reason, stacktrace
+    end
+
+    Agent.get(kind, & &1, :infinity)
+  end
+
   @doc "The files and the environment of a broker. `start_again!/1` starts it."
   def prepare!(kind) do
     directory = Barytherium.Directory.path()

@@ -1,7 +1,7 @@
 defmodule Barytherium.BrokerCase do
   @moduledoc """
-  For tests against a real broker, which is started once for each module: `use` this with
-  `broker: kind`. The test process is the callback process.
+  For tests against a real broker, which all modules share: `use` this with `broker: kind`. So each module has queues of
+  its own. With `own: true` the module has a broker of its own. The test process is the callback process.
   """
   use ExUnit.CaseTemplate
 
@@ -23,16 +23,21 @@ defmodule Barytherium.BrokerCase do
 
       @broker_kind unquote(kind)
 
+      defp module_broker(nil) do
+        broker = Broker.shared!(@broker_kind)
+        on_exit(fn -> Broker.report_end(broker) end)
+        broker
+      end
+
+      defp module_broker(true) do
+        broker = Broker.start!(@broker_kind)
+        on_exit(fn -> Broker.stop(broker) end)
+        broker
+      end
+
       setup_all do
         if missing = @broker_kind.missing(), do: raise(missing)
-        broker = Broker.start!(@broker_kind)
-
-        on_exit(fn ->
-          Broker.report_end(broker)
-          Broker.stop(broker)
-        end)
-
-        %{broker: broker}
+        %{broker: module_broker(unquote(opts[:own]))}
       end
     end
   end

@@ -308,7 +308,7 @@ defmodule Barytherium.Client do
           :ok | {:error, Error.t(), [message()]}
   def publish_many(client, messages, opts \\ []) do
     options = Schema.all!(opts, publish_schema() ++ frame_schema())
-    unless is_list(messages), do: raise(ArgumentError, "not a list of messages")
+    Outbound.check_list!(messages)
     frames = Enum.map(messages, &Outbound.send_frame(&1, options))
     observed(&write_chunks(client, &1, messages, options), client, frames)
   end
@@ -367,8 +367,9 @@ defmodule Barytherium.Client do
     * `:to` - the process that gets the result, or `:nobody`. Default: the caller. In a consumer's callback that is the
       process of the callback, which gets it in `handle_info/2`.
 
-  If the client ends, results may be missing, so monitor it. Other errors than those of `publish/4`: the reason is that of
-  the file system, `:enospc` for example, if the message cannot be written to the files of the spool. It is not accepted
+  The result comes when the broker has confirmed the message, however long that takes, or when the connection has ended. If the
+  client ends, results may be missing, or with files come twice, so monitor it. Other errors than those of `publish/4`: `:timeout` if the disk does not
+  answer; the message may be accepted then. The reason is that of the file system, `:enospc` for example, if the message cannot be written to the files of the spool. It is not accepted
   then.
   """
   @spec publish_async(client(), String.t(), iodata(), [publish_async_option()]) ::
@@ -392,7 +393,7 @@ defmodule Barytherium.Client do
           {:ok, reference()} | {:error, Error.t()}
   def publish_many_async(client, messages, opts \\ []) do
     options = Schema.all!(opts, async_schema() ++ frame_schema())
-    unless is_list(messages), do: raise(ArgumentError, "not a list of messages")
+    Outbound.check_list!(messages)
     accept(client, Enum.map(messages, &Outbound.send_frame(&1, options)), :many, options)
   end
 
@@ -423,7 +424,7 @@ defmodule Barytherium.Client do
   end
 
   @doc """
-  Waits until everything that `publish_async/4` and `publish_many_async/3` have given to the client before, in whatever
+  Waits until everything that the client has accepted before from `publish_async/4` and `publish_many_async/3`, in whatever
   process, has its result. With `:ok` the results of the caller are in its mailbox. What an earlier client has left in the
   files of the option `:spool` counts, too.
 

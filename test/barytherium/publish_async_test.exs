@@ -368,6 +368,52 @@ defmodule Barytherium.PublishAsyncTest do
       end
     end
 
+    test "a list that is suspect is not overtaken" do
+      {client, peer, listener} = connected(spool: :memory)
+      {:ok, _list} = Client.publish_many_async(client, for(n <- 1..3, do: {"/queue/a", "#{n}"}))
+      expect(peer, :send)
+      reply(peer, :error, [{"message", "no"}])
+      Peer.close(peer)
+      eventually(fn -> Client.status(client).state != :connected end)
+      for n <- 4..6, do: {:ok, _reference} = Client.publish_async(client, "/queue/a", "#{n}")
+      peer = accept_connected(listener)
+      assert for(_n <- 1..6, do: elem(confirm(peer, :send), 1)) == ~w(1 2 3 4 5 6)
+    end
+
+    test "one that is refused is found beside other requests, after more attempts" do
+      {client, peer, listener} = connected(spool: :memory)
+      # It never gets an answer.
+      waiting = Task.async(fn -> keep_asking(client) end)
+      {:ok, bad} = Client.publish_async(client, "/queue/a", "bad")
+      {:ok, good} = Client.publish_async(client, "/queue/a", "good")
+      broker = Task.async(fn -> refuse_bad(peer, listener) end)
+      :ok = :gen_tcp.controlling_process(peer, broker.pid)
+      assert_receive {:barytherium, :published, {^bad, {:error, %Error{reason: :refused}}}}
+      assert_receive {:barytherium, :published, {^good, :ok}}
+      for task <- [waiting, broker], do: Task.shutdown(task, :brutal_kill)
+    end
+
+    defp keep_asking(client) do
+      Client.request(client, "/queue/a", "question", timeout: 1_000, wait: true)
+      keep_asking(client)
+    end
+
+    defp refuse_bad(peer, listener) do
+      case next_frame(peer) do
+        %Frame{command: :send, body: "bad"} ->
+          reply(peer, :error, [{"message", "no"}])
+          Peer.close(peer)
+          listener |> accept_connected() |> refuse_bad(listener)
+
+        %Frame{command: :send, body: "good"} = frame ->
+          receipt(peer, %{"receipt" => Frame.header(frame, "receipt")})
+          refuse_bad(peer, listener)
+
+        _other ->
+          refuse_bad(peer, listener)
+      end
+    end
+
     test "an ERROR that concerns something else loses nothing" do
       {client, peer, listener} = connected(spool: :memory)
       {:ok, reference} = Client.publish_async(client, "/queue/a", "x")
@@ -414,12 +460,47 @@ defmodule Barytherium.PublishAsyncTest do
     assert_receive {:forwarded, :ok}
   end
 
+  test "callers that have ended while they waited for room are left out" do
+    {client, peer, _listener} = connected(publish_window: 1)
+    {:ok, _reference} = Client.publish_async(client, "/queue/a", "first")
+    parent = self()
+
+    waiting =
+      for body <- ["of the dead", "second"] do
+        spawn(fn -> send(parent, {body, Client.publish_async(client, "/queue/a", body)}) end)
+      end
+
+    eventually(fn -> map_size(elem(:sys.get_state(client), 1).spool.blocked.entries) == 2 end)
+    Process.exit(hd(waiting), :kill)
+    eventually(fn -> map_size(elem(:sys.get_state(client), 1).spool.blocked.entries) == 1 end)
+    assert {_headers, "first"} = confirm(peer, :send)
+    assert {_headers, "second"} = confirm(peer, :send)
+    assert_receive {"second", {:ok, _reference}}
+    assert_silent(peer)
+  end
+
+  test "a client survives strange receipts, and messages that are not for it" do
+    {client, peer, _listener} = connected()
+    send(client, {:spool, :x})
+    {:ok, reference} = Client.publish_many_async(client, [{"/queue/a", "1"}, {"/queue/a", "2"}])
+    {%{"receipt" => id}, "1"} = expect(peer, :send)
+    [number, "0"] = String.split(id, ".")
+    reply(peer, :error, [{"receipt-id", number <> ".7"}])
+
+    assert_receive {:barytherium, :published,
+                    {^reference, {:error, %Error{reason: :refused}, [0, 1]}}}
+
+    assert Process.alive?(client)
+  end
+
   test "mistakes are said" do
     {client, _peer, _listener} = connected()
 
     for {text, mistake} <- [
           {"the destination is a string", fn -> Client.publish_async(client, "", "x") end},
           {"not a list of messages", fn -> Client.publish_many_async(client, :x) end},
+          {"not a list of messages",
+           fn -> Client.publish_many_async(client, [{"/queue/a", "x"} | :y]) end},
           {"a pid or :nobody", fn -> Client.publish_async(client, "/queue/a", "x", to: :x) end},
           {"nearest that there is: :timeout",
            fn -> Client.publish_async(client, "/queue/a", "x", timeuot: 1) end},

@@ -1,7 +1,6 @@
 defmodule Barytherium.SpoolTest do
   use Barytherium.ClientCase, async: true
 
-  alias Barytherium.Client.Spool.{Segment, Store}
   alias Barytherium.{Directory, Error, TestBroker}
 
   setup do
@@ -25,6 +24,12 @@ defmodule Barytherium.SpoolTest do
   end
 
   defp stop, do: stop_supervised!(Client)
+
+  defp kill(client) do
+    monitor = Process.monitor(client)
+    Process.exit(client, :kill)
+    assert_receive {:DOWN, ^monitor, :process, _client, :killed}
+  end
 
   defp publish(client, bodies) do
     for body <- bodies do
@@ -59,9 +64,7 @@ defmodule Barytherium.SpoolTest do
   test "the results come after the client was killed and started again", %{directory: directory} do
     client = client(directory)
     [first, second] = publish(client, ["1", "2"])
-    monitor = Process.monitor(client)
-    Process.exit(client, :kill)
-    assert_receive {:DOWN, ^monitor, :process, _client, :killed}
+    kill(client)
     {listener, url} = broker()
     client(directory, url: url)
     peer = accept_connected(listener)
@@ -120,7 +123,7 @@ defmodule Barytherium.SpoolTest do
     peer = accept_connected(listener)
     confirmed(peer, 50)
     assert Client.flush(client) == :ok
-    eventually(fn -> length(segments(directory)) == 1 end)
+    eventually(fn -> segments(directory) == [] end)
   end
 
   defp segments(directory), do: Path.wildcard(Path.join(directory, "*.spool"))
@@ -339,6 +342,15 @@ defmodule Barytherium.SpoolTest do
       assert sent(directory, 1) == ["11"]
     end
 
+    test "is damaged in its first record is set aside", %{directory: directory, path: path} do
+      <<before::binary-size(30), byte, rest::binary>> = File.read!(path)
+      File.write!(path, [before, Bitwise.bxor(byte, 1), rest])
+      publish(client(directory), ["11"])
+      stop()
+      assert File.exists?(path <> ".damaged")
+      assert sent(directory, 1) == ["11"]
+    end
+
     test "was cut in a record has those before", %{directory: directory, path: path} do
       bytes = File.read!(path)
       File.write!(path, binary_part(bytes, 0, byte_size(bytes) - 20))
@@ -370,42 +382,23 @@ defmodule Barytherium.SpoolTest do
           assert Client.flush(client) == :ok
         end)
 
-      assert log =~ "is damaged at byte"
+      assert log =~ "were not written to their end, or are damaged"
       receive do: ({:sent, bodies} -> bodies)
     end
   end
 
-  test "damage in the middle leaves out what is behind it in that file", %{directory: directory} do
-    File.mkdir_p!(directory)
-    {:ok, store} = Store.start(directory)
-    assert_receive {:spool, {:recovered, 1, 1}}
-
-    frame = fn n ->
-      [{0, %Frame{command: :send, headers: [{"destination", "/queue/a"}], body: "#{n}"}}]
-    end
-
-    for n <- 1..4, do: Store.append(store, {nil, 10_000_000, frame.(n)})
-    for _n <- 1..4, do: assert_receive({:spool, {:stored, 1}})
-    Store.stop(store, 5_000)
+  test "what comes after damage goes into a file of its own", %{directory: directory} do
+    publish(client(directory), names(1..4))
+    stop()
     [path] = segments(directory)
-    # A second file, as after a start.
-    {:ok, store} = Store.start(directory)
-    assert_receive {:spool, {:recovered, 1, 5}}
-    Store.append(store, {nil, 10, frame.(5)})
-    assert_receive {:spool, {:stored, 1}}
-    Store.stop(store, 5_000)
-
-    {:halted, offset, _next} =
-      Segment.reduce(path, nil, 0, fn _record, n ->
-        if n == 2, do: {:halt, n}, else: {:cont, n + 1}
-      end)
-
-    assert offset == 2
     bytes = File.read!(path)
-    cut = byte_size(bytes) - 30
-    <<before::binary-size(cut), byte, rest::binary>> = bytes
+    size = byte_size(bytes) - 30
+    <<before::binary-size(size), byte, rest::binary>> = bytes
     File.write!(path, [before, Bitwise.bxor(byte, 1), rest])
-    assert sent(directory, 4) == ["1", "2", "3", "5"]
+    publish(client(directory), names(5..6))
+    stop()
+    assert length(segments(directory)) == 2
+    assert sent(directory, 5) == ["1", "2", "3", "5", "6"]
   end
 
   test "reports of the store show no bodies", %{directory: directory} do
@@ -418,8 +411,100 @@ defmodule Barytherium.SpoolTest do
     refute inspect(status, limit: :infinity) =~ "a secret"
   end
 
-  test "errors of the store come to the caller" do
-    assert %Error{} = Error.new(:enospc)
-    assert Exception.message(Error.new(:enospc)) =~ "no space left"
+  test "a path may have characters of patterns" do
+    directory = Directory.path() <> "_[x]{y}*?"
+    on_exit(fn -> File.rm_rf!(directory) end)
+    publish(client(directory), ["1"])
+    stop()
+    assert sent(directory, 1) == ["1"]
+  end
+
+  test "files of another format are left alone, and said", %{directory: directory} do
+    File.mkdir_p!(directory)
+    path = Path.join(directory, "00000000000000000001.spool")
+    File.write!(path, "STOMPSPL" <> <<2>> <> "something new")
+    Process.flag(:trap_exit, true)
+
+    assert Client.start_link(url: nowhere(), spool: directory) ==
+             {:error, {:spool, :unknown_format}}
+
+    assert File.exists?(path)
+    # One that was not even begun.
+    File.write!(path, "STOMP")
+    client(directory)
+  end
+
+  test "flush/2 waits until it is known what is in the files, and not for what could not be stored",
+       %{directory: directory} do
+    publish(client(directory), names(1..100))
+    stop()
+    client = client(directory)
+    assert {:error, %Error{reason: :timeout}} = Client.flush(client, 50)
+    assert %{publishing: 100} = Client.status(client)
+    stop()
+    assert sent(directory, 100) == names(1..100)
+    stop()
+
+    {listener, url} = broker()
+    client = client(directory, url: url)
+    peer = accept_connected(listener)
+    store = elem(:sys.get_state(client), 1).spool.store
+    :sys.suspend(store)
+    File.rm_rf!(directory)
+    publishing = Task.async(fn -> Client.publish_async(client, "/queue/a", "x") end)
+    eventually(fn -> :queue.len(elem(:sys.get_state(client), 1).spool.storing) == 1 end)
+    flushing = Task.async(fn -> Client.flush(client) end)
+    eventually(fn -> elem(:sys.get_state(client), 1).spool.flushes != [] end)
+    :sys.resume(store)
+    assert {:error, %Error{reason: :enoent}} = Task.await(publishing)
+    assert Task.await(flushing) == :ok
+    Peer.close(peer)
+  end
+
+  test "what was noted as confirmed stays so, however often the client is killed", %{
+    directory: directory
+  } do
+    {listener, url} = broker()
+    client = client(directory, url: url)
+    peer = accept_connected(listener)
+    publish(client, names(1..10))
+    confirmed(peer, 9)
+    expect(peer, :send)
+    store = elem(:sys.get_state(client), 1).spool.store
+    eventually(fn -> :sys.get_state(store).noted == 10 end)
+    Peer.close(peer)
+    Peer.close(listener)
+
+    kill(client)
+
+    for _n <- 1..3 do
+      client = client(directory)
+      eventually(fn -> Client.status(client).publishing == 1 end)
+      kill(client)
+    end
+
+    assert sent(directory, 1) == ["10"]
+  end
+
+  test "a file that cannot be read for a while is read later", %{directory: directory} do
+    {listener, url} = broker()
+    client = client(directory, url: url, publish_window: 1)
+    publish(client, names(1..3))
+    [path] = segments(directory)
+    File.rename!(path, path <> ".away")
+
+    log =
+      capture_log(fn ->
+        peer = accept_connected(listener)
+        assert confirmed(peer, 1) == ["1"]
+        eventually(fn -> elem(:sys.get_state(client), 1).spool.reading? end)
+        Process.sleep(50)
+        File.rename!(path <> ".away", path)
+        assert confirmed(peer, 2) == ["2", "3"]
+        assert Client.flush(client) == :ok
+        Peer.close(peer)
+      end)
+
+    assert log =~ "cannot be read or written: enoent"
   end
 end

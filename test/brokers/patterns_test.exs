@@ -134,11 +134,9 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
 
     # ActiveMQ has one queue for those of all queues.
     defp dead_letter(subscription, queue) do
-      [frame] = receive_messages(subscription, 1)
-
-      if header(frame, "original-destination") in [nil, queue],
-        do: frame,
-        else: dead_letter(subscription, queue)
+      assert_receive {:barytherium, :messages, {frames, ^subscription}}, 10_000
+      own? = &(header(&1, "original-destination") in [nil, queue])
+      Enum.find(frames, own?) || dead_letter(subscription, queue)
     end
 
     # To the queue that the consumer has declared, and not to one of another kind.

@@ -70,6 +70,7 @@ defmodule Barytherium.Broker do
     # They are opened one after the other.
     web = if broker.web, do: Map.values(broker.web), else: []
     for port <- [broker.port, broker.tls.port | web], do: await_port(opened, port, deadline())
+    await_login(broker.port, deadline())
     %{broker | pid: kind.pid(opened, directory)}
   end
 
@@ -178,6 +179,21 @@ defmodule Barytherium.Broker do
 
         if System.monotonic_time(:millisecond) > deadline, do: raise("the broker did not start")
         await_port(opened, port, deadline)
+    end
+  end
+
+  # RabbitMQ refuses everybody for a while after that.
+  defp await_login(port, deadline) do
+    {:ok, socket} = :gen_tcp.connect({127, 0, 0, 1}, port, [:binary, active: false])
+    connect = "CONNECT\naccept-version:1.2\nhost:/\nlogin:guest\npasscode:guest\n\n\0"
+    :ok = :gen_tcp.send(socket, connect)
+    answer = :gen_tcp.recv(socket, 0, 10_000)
+    :gen_tcp.close(socket)
+
+    unless match?({:ok, "CONNECTED" <> _rest}, answer) do
+      if System.monotonic_time(:millisecond) > deadline, do: raise("the broker did not start")
+      Process.sleep(100)
+      await_login(port, deadline)
     end
   end
 

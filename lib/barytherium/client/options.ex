@@ -450,7 +450,8 @@ defmodule Barytherium.Client.Options do
   def backoff?(_other), do: false
 
   @doc false
-  def spool?(value), do: value == :memory or Schema.valid?(:string, value)
+  def spool?(value),
+    do: value == :memory or (Schema.valid?(:string, value) and String.valid?(value))
 
   @doc false
   def versions?([_ | _] = versions), do: Enum.all?(versions, &(&1 in ["1.0", "1.1", "1.2"]))

@@ -138,6 +138,15 @@ defmodule Barytherium.Client.Outbound do
 
   defp message?(_other), do: false
 
+  @doc "Checks a list of messages, but not the messages."
+  @spec check_list!(term()) :: :ok
+  def check_list!(messages) do
+    unless Barytherium.Schema.valid?(:list, messages),
+      do: raise(ArgumentError, "not a list of messages")
+
+    :ok
+  end
+
   @doc "Checks a time-out."
   @spec check_timeout!(term()) :: :ok
   def check_timeout!(timeout) do

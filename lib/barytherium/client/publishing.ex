@@ -11,10 +11,13 @@ defmodule Barytherium.Client.Publishing do
   # with an ERROR, too.
 
   alias Barytherium.Client.{Events, Handlers, Requests, Session, Spool, State, Writing}
-  alias Barytherium.Client.Spool.Store
+  alias Barytherium.Client.Spool.{Blocked, Store}
   alias Barytherium.{Error, Frame}
 
   @refusals 3
+
+  # The same while other requests are open, of which one may be what is refused.
+  @refusals_beside_others 10
 
   # Milliseconds for what is still to be written to files when the client ends.
   @stop_timeout 3_000
@@ -27,13 +30,11 @@ defmodule Barytherium.Client.Publishing do
       not accepts?(state, data) ->
         reply(from, {:error, :disconnected}, data)
 
-      :queue.is_empty(spool.blocked) and room?(size, spool) ->
+      Blocked.empty?(spool.blocked) and room?(size, spool) ->
         publication |> accept(from, data) |> go_on()
 
       true ->
-        number = make_ref()
-        timer = Process.send_after(self(), {:spool, {:no_room, number}}, timeout)
-        put_in(data.spool.blocked, :queue.in({number, timer, publication, from}, spool.blocked))
+        put_in(data.spool.blocked, Blocked.put(spool.blocked, publication, from, timeout))
     end
   end
 
@@ -97,26 +98,22 @@ defmodule Barytherium.Client.Publishing do
   def event({:recovered, low, next}, %{spool: spool} = data) do
     flushes = for {target, from, timer} <- spool.flushes, do: {target + next - 1, from, timer}
     spool = %{spool | low: low, told: low, read: low, next: next, flushes: flushes}
-    go_on(%{data | spool: spool})
+    go_on(%{data | spool: %{spool | recovered?: true}})
   end
 
   def event({:stored, count}, data), do: go_on(Enum.reduce(1..count, data, &stored/2))
 
-  def event({:not_stored, count, reason}, data) do
-    not_stored = fn _n, data ->
-      {_publication, from, data} = take_stored(data)
-      reply(from, {:error, reason}, data)
-    end
+  def event({:not_stored, count, reason}, data),
+    do: go_on(Enum.reduce(1..count, data, fn _n, data -> not_stored(reason, data) end))
 
-    go_on(Enum.reduce(1..count, data, not_stored))
-  end
+  # A client that closes leaves it in the files.
+  def event({:read, _publications, _upto}, %{closing: closing} = data) when closing != nil,
+    do: put_in(data.spool.reading?, false)
 
   def event({:read, publications, upto}, %{spool: %{read: read} = spool} = data) do
-    spool = %{spool | read: upto, reading?: false}
-
     spool =
       for {number, one} <- publications,
-          reduce: spool,
+          reduce: %{spool | read: upto, reading?: false},
           do: (spool -> Spool.put(spool, number, one))
 
     there = MapSet.new(publications, fn {number, _publication} -> number end)
@@ -125,14 +122,10 @@ defmodule Barytherium.Client.Publishing do
     go_on(%{data | spool: Enum.reduce(lost, spool, &Spool.settled(&2, &1))})
   end
 
-  def event({:no_room, number}, data) do
-    {late, blocked} =
-      Enum.split_with(:queue.to_list(data.spool.blocked), &(elem(&1, 0) == number))
+  def event({:no_room, number}, data), do: give_up(number, data)
 
-    refuse(late, :not_written)
-    # Others may have waited behind it.
-    go_on(put_in(data.spool.blocked, :queue.from_list(blocked)))
-  end
+  # Nobody would hear that it was accepted.
+  def event({:gone, number}, data), do: give_up(number, data)
 
   def event({:flush_timeout, from}, data) do
     {late, flushes} = Enum.split_with(data.spool.flushes, &(elem(&1, 1) == from))
@@ -140,15 +133,39 @@ defmodule Barytherium.Client.Publishing do
     put_in(data.spool.flushes, flushes)
   end
 
+  def event(_stray, data), do: data
+
+  defp give_up(number, data) do
+    case Blocked.give_up(data.spool.blocked, number) do
+      {_publication, from, blocked} ->
+        # Others may have waited behind it.
+        go_on(reply(from, {:error, :not_written}, put_in(data.spool.blocked, blocked)))
+
+      nil ->
+        data
+    end
+  end
+
   # What comes behind something that is only in the files has to be read, too.
   defp stored(_n, data) do
     {{_to, size, _frames} = publication, from, %{spool: spool} = data} = take_stored(data)
-    in_memory? = spool.read == spool.next and Spool.room?(spool, size)
+    in_memory? = data.closing == nil and spool.read == spool.next and Spool.room?(spool, size)
 
     spool =
       if in_memory?, do: Spool.put(spool, publication), else: %{spool | next: spool.next + 1}
 
     reply(from, :ok, %{data | spool: spool})
+  end
+
+  # It would have got the number `next`, and those who wait for that number wait for one less.
+  defp not_stored(reason, data) do
+    {_publication, from, %{spool: %{next: next}} = data} = take_stored(data)
+
+    flushes =
+      for {target, from, timer} <- data.spool.flushes,
+          do: {if(target > next, do: target - 1, else: target), from, timer}
+
+    reply(from, {:error, reason}, put_in(data.spool.flushes, flushes))
   end
 
   defp take_stored(%{spool: spool} = data) do
@@ -169,20 +186,15 @@ defmodule Barytherium.Client.Publishing do
 
   defp tell_store(data), do: data
 
-  defp unblock(%{spool: %{blocked: blocked} = spool} = data) do
-    with {:value, {_number, timer, {_to, size, _frames} = publication, from}} <-
-           :queue.peek(blocked),
-         true <- room?(size, spool) do
-      Process.cancel_timer(timer)
-      data = put_in(data.spool.blocked, :queue.drop(blocked))
-      unblock(if waits?(from), do: accept(publication, from, data), else: data)
-    else
-      _nothing_or_no_room -> data
+  defp unblock(%{spool: spool} = data) do
+    case Blocked.take(spool.blocked, &room?(&1, spool)) do
+      {publication, from, blocked} ->
+        unblock(accept(publication, from, put_in(data.spool.blocked, blocked)))
+
+      nil ->
+        data
     end
   end
-
-  # Nobody would hear that it was accepted.
-  defp waits?({pid, _tag}), do: node(pid) != node() or Process.alive?(pid)
 
   # A client that closes leaves the rest in the files.
   defp read(%{closing: nil, spool: %{reading?: false, read: read, next: next} = spool} = data)
@@ -220,7 +232,9 @@ defmodule Barytherium.Client.Publishing do
   defp sent(%{frames: frames, sent: sent}),
     do: for({_position, frame} <- Enum.take(frames, sent), do: frame)
 
-  defp answer_flushes(%{spool: %{flushes: []}} = data), do: data
+  defp answer_flushes(%{spool: %{flushes: flushes, recovered?: recovered?}} = data)
+       when flushes == [] or not recovered?,
+       do: data
 
   defp answer_flushes(%{spool: %{low: low, flushes: flushes}} = data) do
     {done, flushes} = Enum.split_with(flushes, fn {target, _from, _timer} -> target <= low end)
@@ -269,10 +283,8 @@ defmodule Barytherium.Client.Publishing do
       do: data
 
   def suspect(error, %{spool: spool} = data) do
-    alone? = match?([_one], Requests.numbers(data.requests))
-
     case Map.to_list(spool.written) do
-      [{number, %{sent: 1, frames: [{position, _frame} | _unsent]}}] when alone? ->
+      [{number, %{sent: 1, frames: [{position, _frame} | _unsent]}}] ->
         suspect(number, {number, position}, error, data)
 
       _several ->
@@ -284,7 +296,9 @@ defmodule Barytherium.Client.Publishing do
     times = with {^frame, times} <- spool.refused, do: times + 1, else: (_other -> 1)
     data = %{data | spool: %{Spool.suspect(spool, [number]) | refused: {frame, times}}}
 
-    if times < @refusals,
+    alone? = match?([_one], Requests.numbers(data.requests))
+
+    if times < if(alone?, do: @refusals, else: @refusals_beside_others),
       do: data,
       else: confirm(number, refused(number, 0, error, forget_requests([number], data)))
   end
@@ -327,15 +341,9 @@ defmodule Barytherium.Client.Publishing do
   @doc "Refuses those that wait for room."
   @spec refuse_blocked(State.t()) :: State.t()
   def refuse_blocked(data) do
-    refuse(:queue.to_list(data.spool.blocked), :disconnected)
-    put_in(data.spool.blocked, :queue.new())
-  end
-
-  defp refuse(blocked, reason) do
-    for {_number, timer, _publication, from} <- blocked do
-      Process.cancel_timer(timer)
-      :gen_statem.reply(from, {:error, reason})
-    end
+    {froms, blocked} = Blocked.take_all(data.spool.blocked)
+    for from <- froms, do: :gen_statem.reply(from, {:error, :disconnected})
+    put_in(data.spool.blocked, blocked)
   end
 
   @doc "Whether something is still to be written before the client closes."

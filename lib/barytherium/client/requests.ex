@@ -40,10 +40,12 @@ defmodule Barytherium.Client.Requests do
     end
   end
 
-  @doc "The request that this receipt belongs to, and the index of the frame."
+  @doc "The request that waits for this receipt, and the index of the frame."
   @spec find(t(), nil | binary()) :: nil | {request(), non_neg_integer()}
   def find(%__MODULE__{open: open}, receipt_id) do
-    with {number, index} <- parse(receipt_id), true <- is_map_key(open, number) do
+    with {number, index} <- parse(receipt_id),
+         %{^number => {_from, left}} <- open,
+         true <- MapSet.member?(left, index) do
       {number, index}
     else
       _none -> nil

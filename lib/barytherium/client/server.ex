@@ -187,6 +187,9 @@ defmodule Barytherium.Client.Server do
   def handle_event(:info, {:spool, event}, state, data),
     do: Closing.close_if_done(state, Publishing.event(event, data))
 
+  def handle_event(:info, {{:blocked, number}, _monitor, :process, _pid, _reason}, state, data),
+    do: Closing.close_if_done(state, Publishing.event({:gone, number}, data))
+
   def handle_event(:info, {:written, {:spool, sender}}, state, data),
     do: Closing.close_if_done(state, Publishing.event({:written, sender}, data))
 

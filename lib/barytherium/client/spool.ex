@@ -11,7 +11,7 @@ defmodule Barytherium.Client.Spool do
   # and are written in this order. With `keep: :disk` all are in the files of `store`, and in memory are those from `low`
   # to `read`.
 
-  alias Barytherium.Client.Spool.Store
+  alias Barytherium.Client.Spool.{Blocked, Store}
   alias Barytherium.{Error, Frame}
 
   # Bytes that are written together, so that others do not wait behind more.
@@ -25,6 +25,8 @@ defmodule Barytherium.Client.Spool do
   defstruct @enforce_keys ++
               [
                 store: nil,
+                # Whether it is known what is in the files.
+                recovered?: true,
                 # All before `low` are settled, and these behind it. The store was told of those before `told`.
                 low: 1,
                 settled: MapSet.new(),
@@ -48,7 +50,7 @@ defmodule Barytherium.Client.Spool do
                 # and calls that wait until everything is settled.
                 storing: :queue.new(),
                 storing_size: 0,
-                blocked: :queue.new(),
+                blocked: %Blocked{},
                 flushes: []
               ]
 
@@ -75,7 +77,7 @@ defmodule Barytherium.Client.Spool do
 
   def new(%{spool: directory} = settings) do
     case Store.start(directory) do
-      {:ok, store} -> {:ok, %{in_memory(:disk, settings) | store: store}}
+      {:ok, store} -> {:ok, %{in_memory(:disk, settings) | store: store, recovered?: false}}
       {:error, reason} -> {:error, {:spool, reason}}
     end
   end
@@ -231,8 +233,12 @@ defmodule Barytherium.Client.Spool do
 
   defp tell(%{to: nil}), do: :ok
 
-  defp tell(%{to: {pid, reference, how}, failed: failed}),
-    do: send(pid, {:barytherium, :published, {reference, result(how, failed)}})
+  defp tell(%{to: {pid, reference, how}, failed: failed}) do
+    message = {:barytherium, :published, {reference, result(how, failed)}}
+    # The client does not wait for another node.
+    if Process.send(pid, message, [:nosuspend, :noconnect]) != :ok,
+      do: spawn(fn -> send(pid, message) end)
+  end
 
   defp result(_how, nil), do: :ok
   defp result(:one, {error, _positions}), do: {:error, error}

@@ -20,7 +20,7 @@ defmodule Barytherium.Network.Outbox do
             requested: 0
 
   @typedoc "A caller that waits, or a process that wants to know what is not written."
-  @type from :: GenServer.from() | {:tag, pid(), term()}
+  @type from :: GenServer.from() | {:tag | :report, pid(), term()}
 
   @typedoc "Prepared frames, their cost, and the caller that waits until they are written."
   @type write :: {[Frame.t()], non_neg_integer(), nil | from()}

@@ -1,27 +1,41 @@
 //! A file that one process at a time uses, in this VM or another.
 
 use crate::atoms;
-use rustler::Atom;
+use crate::lock::lock;
+use rustler::{Atom, Env, LocalPid, Monitor, ResourceArc};
 use std::fs::{File, TryLockError};
 use std::path::Path;
+use std::sync::Mutex;
 
-/// The file is locked until this is dropped, or the VM has ended, however that happened.
+/// The file is locked until the process that has locked it ends, or the VM, however that happens.
 pub struct FileLock {
-    _file: File,
+    file: Mutex<Option<File>>,
 }
 
 #[rustler::resource_impl]
-impl rustler::Resource for FileLock {}
+impl rustler::Resource for FileLock {
+    const IMPLEMENTS_DOWN: bool = true;
+
+    // Others may still refer to it: somebody who has looked at the state of that process.
+    fn down<'a>(&'a self, _env: Env<'a>, _pid: LocalPid, _monitor: Monitor) {
+        lock(&self.file).take();
+    }
+}
 
 impl FileLock {
-    /// `locked` if somebody else has the file, `enolck` if it cannot be locked.
-    pub fn new(path: &Path) -> Result<FileLock, Atom> {
+    /// Locks a file for the calling process: `locked` if somebody else has it, `enolck` if it cannot be locked.
+    pub fn new(env: Env, path: &Path) -> Result<ResourceArc<FileLock>, Atom> {
         let file = File::options().write(true).open(path);
         let file = file.map_err(|_| atoms::enolck())?;
-        match file.try_lock() {
-            Ok(()) => Ok(FileLock { _file: file }),
-            Err(TryLockError::WouldBlock) => Err(atoms::locked()),
-            Err(TryLockError::Error(_)) => Err(atoms::enolck()),
-        }
+        file.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => atoms::locked(),
+            TryLockError::Error(_) => atoms::enolck(),
+        })?;
+        let lock = ResourceArc::new(FileLock {
+            file: Mutex::new(Some(file)),
+        });
+        // Without a monitor, the process is ending: the lock ends with its last reference.
+        env.monitor(&lock, &env.pid());
+        Ok(lock)
     }
 }

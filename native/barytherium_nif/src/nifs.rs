@@ -37,10 +37,10 @@ fn is_abandoned(descriptor: i32) -> bool {
     socket::is_abandoned(descriptor)
 }
 
-/// `{:ok, lock}` on a file that exists, `{:error, :locked}` or `{:error, :enolck}`. It ends with the last reference to it.
+/// `{:ok, lock}` on a file that exists, `{:error, :locked}` or `{:error, :enolck}`. It ends with the calling process.
 #[rustler::nif(schedule = "DirtyIo")]
-fn lock_file(path: &str) -> Result<ResourceArc<FileLock>, Atom> {
-    FileLock::new(path.as_ref()).map(ResourceArc::new)
+fn lock_file(env: Env, path: &str) -> Result<ResourceArc<FileLock>, Atom> {
+    FileLock::new(env, path.as_ref())
 }
 
 /// `{:ok, connection}`, `{:error, posix}`, or `{:error, :used}` if `parse_state` was used before.

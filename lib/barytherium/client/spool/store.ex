@@ -5,7 +5,7 @@ defmodule Barytherium.Client.Spool.Store do
   #
   # Publications are appended to the last file, a `Barytherium.Client.Spool.Segment`, and numbered. What the client has
   # settled is noted there too, and a file in which all are settled is deleted. Nothing else is written, so a kill
-  # leaves an incomplete record at the end at worst, whose publication nobody was told of. A start begins a new file.
+  # leaves an incomplete record at the end at worst, whose publication nobody was told of.
   #
   # The client gets `{:spool, report}`:
   #
@@ -19,8 +19,7 @@ defmodule Barytherium.Client.Spool.Store do
   require Logger
 
   alias Barytherium.Client.Spool.Segment
-  alias Barytherium.Frame
-  alias Barytherium.Native
+  alias Barytherium.{Frame, Native}
 
   # Bytes from which on a new file is begun.
   @segment 16 * 1024 * 1024
@@ -32,6 +31,24 @@ defmodule Barytherium.Client.Spool.Store do
   # An earlier process, which is about to end, may have the directory: so many attempts, so many milliseconds apart.
   @attempts 40
   @pause 50
+  # Milliseconds after which is read again what could not be: there may have been no descriptor left.
+  @read_again 1_000
+
+  @enforce_keys [:client, :directory, :lock, :segments]
+  # `segments` are all files, in order. The last one is written if `file` is open, and has `size` bytes. `next` is the
+  # number of the next publication, and nil until it is known; all before `low` are settled, and those before `noted` are noted as such. `reader` is
+  # `{path, number, offset}`, where the last reading has ended.
+  defstruct @enforce_keys ++
+              [
+                file: nil,
+                size: 0,
+                low: 1,
+                next: nil,
+                noted: 1,
+                dirty: false,
+                timer: nil,
+                reader: nil
+              ]
 
   @typedoc "Who gets the result, the size, and the frames with their positions."
   @type publication :: {to :: term(), size :: pos_integer(), [{non_neg_integer(), Frame.t()}]}
@@ -43,7 +60,8 @@ defmodule Barytherium.Client.Spool.Store do
           | {:read, [{Segment.sequence_number(), publication()}], Segment.sequence_number()}
 
   @doc "Starts it for the calling process, with which it ends."
-  @spec start(Path.t()) :: {:ok, pid()} | {:error, File.posix() | :locked | :enolck}
+  @spec start(Path.t()) ::
+          {:ok, pid()} | {:error, File.posix() | :locked | :enolck | :unknown_format}
   def start(directory) do
     with {:error, {:shutdown, reason}} <- GenServer.start(__MODULE__, {self(), directory}),
          do: {:error, reason}
@@ -71,97 +89,129 @@ defmodule Barytherium.Client.Spool.Store do
   @impl true
   def init({client, directory}) do
     Process.flag(:trap_exit, true)
-    path = Path.join(directory, "lock")
+    directory = Path.expand(directory)
 
-    with :ok <- File.mkdir_p(directory),
-         :ok <- File.touch(path),
-         {:ok, lock} <- lock(path, @attempts) do
+    with :ok <- make(directory),
+         {:ok, lock} <- lock(Path.join(directory, "lock"), @attempts),
+         {:ok, segments} <- Segment.list(directory) do
       Process.link(client)
-
-      state = %{
-        client: client,
-        directory: directory,
-        lock: lock,
-        # All files, in order, and the one that is written, which is the last one, if there is one yet.
-        segments: Segment.list(directory),
-        file: nil,
-        size: 0,
-        low: 1,
-        next: 1,
-        # The number that was noted last, whether something is not brought to the disk, and when it will be.
-        noted: 1,
-        dirty: false,
-        timer: nil,
-        # Where the last reading has ended: `{path, number, offset}`.
-        reader: nil
-      }
-
-      {:ok, state, {:continue, :recover}}
+      store = %__MODULE__{client: client, directory: directory, lock: lock, segments: segments}
+      {:ok, store, {:continue, :recover}}
     else
       {:error, reason} -> {:stop, {:shutdown, reason}}
     end
   end
 
-  defp lock(path, attempts) do
-    case Native.lock_file(path) do
-      {:error, :locked} when attempts > 1 ->
-        Process.sleep(@pause)
-        lock(path, attempts - 1)
+  # Messages are not for everybody to read.
+  defp make(directory) do
+    with false <- File.dir?(directory),
+         :ok <- File.mkdir_p(directory),
+         do: File.chmod(directory, 0o700),
+         else:
+           (
+             true -> :ok
+             error -> error
+           )
+  end
 
-      result ->
-        result
+  defp lock(path, attempts) do
+    with :ok <- File.touch(path),
+         {:error, :locked} when attempts > 1 <- Native.lock_file(path) do
+      Process.sleep(@pause)
+      lock(path, attempts - 1)
     end
   end
 
   @impl true
-  def handle_continue(:recover, %{segments: segments} = state) do
+  def handle_continue(:recover, %{segments: segments} = store) do
     # Those before the first file are settled.
     first = with [{first, _path} | _more] <- segments, do: first, else: ([] -> 1)
-    {low, next} = Enum.reduce(segments, {first, first}, &recover/2)
-    # Files without a publication. The next one has the name of the last of them.
-    {empty, segments} = Enum.split_with(segments, fn {first, _path} -> first >= next end)
-    Enum.each(empty, &delete/1)
-    state = %{state | segments: segments, low: low, noted: first, next: max(low, next)}
-    report({:recovered, low, state.next}, state)
-    {:noreply, sync_later(state)}
+
+    case Enum.reduce_while(segments, {first, first, nil}, &recover/2) do
+      {:error, reason} ->
+        {:stop, {:shutdown, {:spool, reason}}, store}
+
+      {low, next, last} ->
+        store = go_on_with(last, %{store | low: low, noted: low, next: max(low, next)})
+        report({:recovered, low, store.next}, store)
+        {:noreply, sync_later(store)}
+    end
   end
 
-  defp recover({first, path}, {low, _next}) do
-    {why, {low, next}, offset} =
-      Segment.reduce(path, nil, {low, first}, fn
-        {:publication, _payload}, {low, next} -> {:cont, {low, next + 1}}
-        {:settled, number}, {low, next} -> {:cont, {max(low, number), next}}
-      end)
+  defp recover({first, path} = segment, {low, _next, _last}) do
+    count = fn
+      {:publication, _payload}, {low, next} -> {:cont, {low, next + 1}}
+      {:settled, number}, {low, next} -> {:cont, {max(low, number), next}}
+    end
 
-    if why == :damaged,
-      do: Logger.error("#{path} is damaged at byte #{offset}: the messages behind it are lost")
+    case Segment.reduce(segment, nil, {low, first}, count) do
+      {:error, reason} ->
+        Logger.error("#{path} cannot be read: #{reason}")
+        {:halt, {:error, reason}}
 
-    {low, next}
+      {why, {low, next}, offset} ->
+        warn(why, segment, offset)
+        {:cont, {low, next, {segment, why, offset}}}
+    end
   end
+
+  # The last file goes on, unless something in it cannot be read. If that is its first publication, the next file has
+  # the same name.
+  defp go_on_with({segment, :end, offset}, store) do
+    case Segment.reopen(segment, offset) do
+      {:ok, {file, size}} -> %{store | file: file, size: size}
+      {:error, _reason} -> store
+    end
+  end
+
+  defp go_on_with({{first, _path} = segment, {:damaged, _bytes}, _offset}, %{next: first} = store) do
+    Segment.set_aside(segment)
+    # What it has noted is to be noted again.
+    %{store | segments: List.delete(store.segments, segment), noted: 0}
+  end
+
+  defp go_on_with(_none_or_damaged, store), do: store
+
+  # A kill leaves the last record incomplete.
+  defp warn({:damaged, bytes}, {_first, path}, offset) do
+    Logger.warning(
+      "#{path}: the last #{bytes} bytes, from #{offset} on, were not written to their end, or are damaged; they are " <>
+        "left out"
+    )
+  end
+
+  defp warn(_whole, _segment, _offset), do: :ok
 
   @impl true
-  def handle_cast({:append, publication}, state) do
+  def handle_cast({:append, publication}, store) do
     publications = group([publication], elem(publication, 1))
     count = length(publications)
     records = for publication <- publications, do: Segment.encode(encode(publication))
 
-    case write(records, roll(state)) do
-      {:ok, state} ->
-        report({:stored, count}, state)
-        {:noreply, %{state | next: state.next + count}}
+    case write(records, roll(store)) do
+      {:ok, store} ->
+        report({:stored, count}, store)
+        {:noreply, %{store | next: store.next + count}}
 
-      {:error, reason, state} ->
-        report({:not_stored, count, reason}, state)
-        {:noreply, state}
+      {:error, reason, store} ->
+        report({:not_stored, count, reason}, store)
+        {:noreply, store}
     end
   end
 
-  def handle_cast({:settled, low}, state), do: {:noreply, sync_later(%{state | low: low})}
+  def handle_cast({:settled, low}, store), do: {:noreply, sync_later(%{store | low: low})}
 
-  def handle_cast({:read, from, bytes}, state) do
-    {publications, upto, reader} = read_records(from, bytes, state)
-    report({:read, publications, upto}, state)
-    {:noreply, %{state | reader: reader}}
+  def handle_cast({:read, from, bytes}, store) do
+    case read_records(from, bytes, store) do
+      {:ok, publications, upto, reader} ->
+        report({:read, publications, upto}, store)
+        {:noreply, %{store | reader: reader}}
+
+      {:error, reason} ->
+        log_error(reason, store)
+        Process.send_after(self(), {:read_again, from, bytes}, @read_again)
+        {:noreply, store}
+    end
   end
 
   # Those that have come meanwhile are written together.
@@ -177,19 +227,18 @@ defmodule Barytherium.Client.Spool.Store do
   defp group(publications, _bytes), do: Enum.reverse(publications)
 
   @impl true
-  def handle_info(:sync, state), do: {:noreply, sync(%{state | timer: nil})}
+  def handle_info(:sync, store), do: {:noreply, sync(%{store | timer: nil})}
+  def handle_info({:read_again, from, bytes}, store), do: handle_cast({:read, from, bytes}, store)
 
-  def handle_info({:EXIT, client, _reason}, %{client: client} = state),
-    do: {:stop, :shutdown, state}
+  def handle_info({:EXIT, client, _reason}, %{client: client} = store),
+    do: {:stop, :shutdown, store}
 
-  def handle_info(_stray, state), do: {:noreply, state}
+  def handle_info(_stray, store), do: {:noreply, store}
 
   @impl true
-  def terminate(_reason, state) do
-    state = sync(state)
-    if state.file, do: :file.close(state.file)
-    # There is nothing to be found again.
-    if state.low == state.next, do: Enum.each(state.segments, &delete/1)
+  def terminate(_reason, store) do
+    store = sync(store)
+    if store.file, do: :file.close(store.file)
   end
 
   @doc false
@@ -198,101 +247,115 @@ defmodule Barytherium.Client.Spool.Store do
   @impl {:format_status, 1} in GenServer.behaviour_info(:callbacks)
   def format_status(status), do: status |> Map.replace(:message, "...") |> Map.replace(:log, [])
 
-  defp report(report, state), do: send(state.client, {:spool, report})
+  defp report(report, store), do: send(store.client, {:spool, report})
 
   # Writing
 
-  defp roll(%{file: file, size: size} = state) when file != nil and size >= @segment do
-    state = to_disk(state)
-    :file.close(file)
-    %{state | file: nil}
+  defp roll(%{file: file, size: size} = store) when file != nil and size >= @segment,
+    do: store |> to_disk() |> close()
+
+  defp roll(store), do: store
+
+  defp close(store) do
+    :file.close(store.file)
+    %{store | file: nil}
   end
 
-  defp roll(state), do: state
-
-  defp write(data, %{file: nil} = state) do
-    case Segment.create(state.directory, state.next) do
-      {:ok, segment, file, size} ->
-        write(data, %{state | segments: state.segments ++ [segment], file: file, size: size})
+  defp write(data, %{file: nil} = store) do
+    case Segment.create(store.directory, store.next) do
+      {:ok, segment, {file, size}} ->
+        write(data, %{store | segments: store.segments ++ [segment], file: file, size: size})
 
       {:error, reason} ->
-        {:error, reason, state}
+        {:error, reason, store}
     end
   end
 
-  defp write(data, %{file: file, size: size} = state) do
+  defp write(data, %{file: file, size: size} = store) do
     case :file.write(file, data) do
       :ok ->
-        {:ok, sync_later(%{state | size: size + IO.iodata_length(data), dirty: true})}
+        {:ok, sync_later(%{store | size: size + IO.iodata_length(data), dirty: true})}
 
       {:error, reason} ->
         # A part of it may have been written.
         {:ok, ^size} = :file.position(file, size)
         :ok = :file.truncate(file)
-        {:error, reason, state}
+        {:error, reason, store}
     end
   end
 
-  defp sync_later(%{timer: nil} = state),
-    do: %{state | timer: Process.send_after(self(), :sync, @sync_after)}
+  defp sync_later(%{timer: nil} = store),
+    do: %{store | timer: Process.send_after(self(), :sync, @sync_after)}
 
-  defp sync_later(state), do: state
+  defp sync_later(store), do: store
+
+  # When everything is settled, nothing has to be noted.
+  defp sync(%{low: next, next: next} = store) do
+    store = if store.file, do: close(store), else: store
+    Enum.each(store.segments, &Segment.delete/1)
+    %{store | segments: [], noted: next, dirty: false, reader: nil}
+  end
 
   # A full disk gets room first. What cannot be noted is noted later.
-  defp sync(state), do: state |> delete_settled() |> note() |> to_disk()
+  defp sync(store), do: store |> delete_settled() |> note() |> to_disk()
 
-  defp to_disk(%{dirty: false} = state), do: state
+  defp to_disk(%{dirty: false} = store), do: store
 
-  defp to_disk(state) do
-    with {:error, reason} <- :file.datasync(state.file),
-         do: Logger.error("#{state.directory} cannot be brought to the disk: #{reason}")
+  defp to_disk(store) do
+    with :ok <- :file.datasync(store.file),
+         :ok <- Segment.sync_directory(store.directory),
+         do: :ok,
+         else: ({:error, reason} -> log_error(reason, store))
 
-    %{state | dirty: false}
+    %{store | dirty: false}
   end
 
-  defp note(%{low: low, noted: low} = state), do: state
-  # All files are deleted.
-  defp note(%{segments: [], low: low} = state), do: %{state | noted: low}
+  defp log_error(reason, store),
+    do: Logger.error("#{store.directory} cannot be read or written: #{reason}")
 
-  defp note(%{low: low} = state) do
-    case write(Segment.encode({:settled, low}), state) do
-      {:ok, state} -> %{state | noted: low}
-      {:error, _reason, state} -> sync_later(state)
+  defp note(%{low: low, noted: low} = store), do: store
+
+  defp note(%{low: low} = store) do
+    case write(Segment.encode({:settled, low}), store) do
+      {:ok, store} -> %{store | noted: low}
+      {:error, _reason, store} -> sync_later(store)
     end
   end
 
-  # The last file is deleted only while it is not written.
-  defp delete_settled(%{segments: segments, low: low, next: next, file: file} = state) do
+  # Not the last file, in which there is something that is not settled.
+  defp delete_settled(%{segments: segments, low: low} = store) do
     ends = segments |> Enum.drop(1) |> Enum.map(&elem(&1, 0))
-    ends = ends ++ [if(file, do: :infinity, else: next)]
 
     {settled, kept} =
-      segments |> Enum.zip(ends) |> Enum.split_while(fn {_segment, end_} -> end_ <= low end)
+      segments
+      |> Enum.zip(ends ++ [:none])
+      |> Enum.split_while(fn {_segment, end_} -> end_ <= low end)
 
-    for {segment, _end} <- settled, do: delete(segment)
-    %{state | segments: for({segment, _end} <- kept, do: segment)}
+    for {segment, _end} <- settled, do: Segment.delete(segment)
+    %{store | segments: for({segment, _end} <- kept, do: segment)}
   end
-
-  defp delete({_first, path}), do: File.rm(path)
 
   # Reading
 
-  defp read_records(from, bytes, %{segments: segments} = state) do
+  defp read_records(from, bytes, %{segments: segments} = store) do
     {before, later} = Enum.split_while(segments, fn {first, _path} -> first <= from end)
-    {first, path} = List.last(before)
+    {first, path} = segment = List.last(before)
 
     {number, offset} =
-      with {^path, ^from, offset} <- state.reader,
-           do: {from, offset},
-           else: (_other -> {first, nil})
+      case store.reader do
+        {^path, ^from, offset} -> {from, offset}
+        _elsewhere -> {first, nil}
+      end
 
-    {why, {number, publications, _size}, offset} =
-      Segment.reduce(path, offset, {number, [], 0}, &read_record(&1, &2, from, bytes))
+    read = &read_record(&1, &2, from, bytes)
 
-    # What is damaged is left out.
-    behind = with [{first, _path} | _more] <- later, do: first, else: ([] -> state.next)
-    upto = if why == :halted, do: number, else: behind
-    {Enum.reverse(publications), upto, if(why in [:halted, :end], do: {path, number, offset})}
+    with {why, {number, publications, _size}, offset} <-
+           Segment.reduce(segment, offset, {number, [], 0}, read) do
+      # What is damaged is left out.
+      behind = with [{first, _path} | _more] <- later, do: first, else: ([] -> store.next)
+      upto = if why == :halted, do: number, else: behind
+      {:ok, Enum.reverse(publications), upto, {path, number, offset}}
+    end
   end
 
   defp read_record({:publication, _payload}, {number, read, size}, from, _bytes)
@@ -308,10 +371,18 @@ defmodule Barytherium.Client.Spool.Store do
 
   defp read_record({:settled, _number}, acc, _from, _bytes), do: {:cont, acc}
 
-  defp encode(publication), do: {:publication, :erlang.term_to_binary({vm(), publication})}
+  defp encode({to, size, frames}) do
+    frames = for {position, frame} <- frames, do: {position, frame.headers, frame.body}
+    {:publication, :erlang.term_to_binary({vm(), to, size, frames})}
+  end
 
   defp decode(payload) do
-    {vm, {to, size, frames}} = :erlang.binary_to_term(payload)
+    {vm, to, size, frames} = :erlang.binary_to_term(payload)
+
+    frames =
+      for {position, headers, body} <- frames,
+          do: {position, %Frame{command: :send, headers: headers, body: body}}
+
     # The pid of another VM may be that of another process here.
     {if(vm == vm(), do: to), size, frames}
   end

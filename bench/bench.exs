@@ -223,6 +223,7 @@ defmodule Bench do
       lists = Publishers.measure(:lists, port, options.time)
       singly = Publishers.measure(:singly, port, options.time)
       in_files = Publishers.measure(:lists, port, options.time, spool: true)
+      singly_in_files = Publishers.measure(:singly, port, options.time, spool: true)
 
       [
         "messages/s, lists": lists,
@@ -230,7 +231,8 @@ defmodule Bench do
         "messages/s, singly": singly,
         "singly x publish_many": singly / waiting,
         "messages/s, lists, in files": in_files,
-        "in files x publish_many": in_files / waiting
+        "in files x publish_many": in_files / waiting,
+        "messages/s, singly, in files": singly_in_files
       ]
     end)
   end

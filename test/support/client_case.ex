@@ -2,6 +2,8 @@ defmodule Barytherium.ClientCase do
   @moduledoc "A scripted broker, for tests of the client and of consumers."
   use ExUnit.CaseTemplate
 
+  import Barytherium.ReceiverCase, only: [eventually: 1]
+
   alias Barytherium.{Frame, Peer}
 
   using do
@@ -37,6 +39,21 @@ defmodule Barytherium.ClientCase do
     peer
   end
 
+  @doc "A client, linked to the caller."
+  def start_client(url, opts \\ []) do
+    {:ok, client} = Barytherium.Client.start_link([url: url, backoff: {10, 20}] ++ opts)
+    client
+  end
+
+  @doc "A client that is connected to a broker of its own: `{client, peer, listener}`."
+  def connected_client(opts \\ []) do
+    {listener, url} = broker()
+    client = start_client(url, opts)
+    peer = accept_connected(listener)
+    eventually(fn -> Barytherium.Client.status(client).state == :connected end)
+    {client, peer, listener}
+  end
+
   @doc "The next frame from the client. Heart-beats are skipped."
   def next_frame(peer) do
     case Process.get({:frames, peer}, {[], Frame.parse_state()}) do
@@ -70,9 +87,12 @@ defmodule Barytherium.ClientCase do
   @doc "Expects a frame with this command, and sends the receipt that it asks for."
   def confirm(peer, command) do
     {headers, body} = expect(peer, command)
-    reply(peer, :receipt, [{"receipt-id", headers["receipt"]}])
+    receipt(peer, headers)
     {headers, body}
   end
+
+  @doc "Sends the receipt that a frame with these headers asks for."
+  def receipt(peer, headers), do: reply(peer, :receipt, [{"receipt-id", headers["receipt"]}])
 
   @doc "Sends a frame to the client."
   def reply(peer, command, headers, body \\ "") do

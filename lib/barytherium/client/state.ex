@@ -16,41 +16,35 @@ defmodule Barytherium.Client.State do
     :backoff,
     :spool
   ]
-  defstruct [
-    :parent,
-    :settings,
-    :handlers,
-    :subscriptions,
-    :next_subscription,
-    :backoff,
-    # What was published without waiting.
-    :spool,
-    # The brokers that are left to try before the next wait, and the one in use.
-    round: [],
-    endpoint: nil,
-    # nil while there is no attempt to connect.
-    connection: nil,
-    # Network processes of earlier connections, which still write what is left.
-    former: %{},
-    # Why the last connection, or attempt, ended, and how many attempts have failed since one succeeded.
-    reason: nil,
-    attempts: 0,
-    connections: 0,
-    requests: %Requests{},
-    # Whether the user may subscribe to topics, see `Barytherium.Client.Requeue`.
-    topics?: true,
-    # Calls that wait for a connection, by the order in which they came.
-    waiting: %{},
-    next_waiting: 1,
-    # A part of the ids of requests, see `Barytherium.Client.Replies`.
-    token: nil,
-    # Who gets copies of all frames.
-    tap: nil,
-    # What `Barytherium.Client.Health` has seen, if it looks.
-    health: nil,
-    # Who closes the client, by when, and how many milliseconds of that are for disconnecting.
-    closing: nil
-  ]
+  # `spool` is what was published without waiting.
+  defstruct @enforce_keys ++
+              [
+                # The brokers that are left to try before the next wait, and the one in use.
+                round: [],
+                endpoint: nil,
+                # nil while there is no attempt to connect.
+                connection: nil,
+                # Network processes of earlier connections, which still write what is left.
+                former: %{},
+                # Why the last connection, or attempt, ended, and how many attempts have failed since one succeeded.
+                reason: nil,
+                attempts: 0,
+                connections: 0,
+                requests: %Requests{},
+                # Whether the user may subscribe to topics, see `Barytherium.Client.Requeue`.
+                topics?: true,
+                # Calls that wait for a connection, by the order in which they came.
+                waiting: %{},
+                next_waiting: 1,
+                # A part of the ids of requests, see `Barytherium.Client.Replies`.
+                token: nil,
+                # Who gets copies of all frames.
+                tap: nil,
+                # What `Barytherium.Client.Health` has seen, if it looks.
+                health: nil,
+                # Who closes the client, by when, and how many milliseconds of that are for disconnecting.
+                closing: nil
+              ]
 
   @type t :: %__MODULE__{
           parent: pid(),

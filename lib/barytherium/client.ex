@@ -239,8 +239,9 @@ defmodule Barytherium.Client do
     started = System.monotonic_time()
     Telemetry.publish_start(client, frames, started)
     frames = Outbound.with_configured_headers(frames)
-    result = or_exit(fn -> write.(frames) end, client, frames, started)
-    report.(client, frames, started, summary(result))
+    ended = &report.(client, frames, started, &1)
+    result = or_exit(fn -> write.(frames) end, ended)
+    ended.(summary(result))
     result
   end
 
@@ -249,11 +250,11 @@ defmodule Barytherium.Client do
   defp summary(error), do: {:error, elem(error, 1)}
 
   # The events come in pairs.
-  defp or_exit(write, client, frames, started) do
+  defp or_exit(write, ended) do
     write.()
   catch
     kind, reason ->
-      Telemetry.publish(client, frames, started, {:error, Error.new(:closed)})
+      ended.({:error, Error.new(:closed)})
       :erlang.raise(kind, reason, __STACKTRACE__)
   end
 

@@ -166,6 +166,39 @@ defmodule Barytherium.TelemetryTest do
     end
   end
 
+  test "publishing without waiting is over when it is accepted, and what is given up is an event" do
+    {client, peer, listener} = ClientCase.connected_client(spool: :memory)
+    {:ok, _reference} = Client.publish_many_async(client, [{"/a", "1"}, {"/a", "23"}])
+
+    assert_receive {[:barytherium, :client, :publish, :start], %{count: 2, bytes: 3},
+                    %{client: ^client}}
+
+    assert_receive {[:barytherium, :client, :publish], %{count: 2}, %{result: :ok}}
+    {%{"receipt" => id}, "1"} = expect(peer, :send)
+    reply(peer, :error, [{"receipt-id", id}, {"message", "no"}])
+    assert_receive {[:barytherium, :client, :not_published], %{}, %{client: ^client} = metadata}
+    assert %{frame: %Frame{body: "1"}, error: %Barytherium.Error{reason: :refused}} = metadata
+    Peer.close(listener)
+  end
+
+  test "a call to a client that has ended has an event for its end, too" do
+    for {event, call} <- [
+          publish: &Client.publish(&1, "/a", "x"),
+          publish: &Client.publish_async(&1, "/a", "x"),
+          request: &Client.request(&1, "/a", "x")
+        ] do
+      {ended, monitor} = spawn_monitor(fn -> :ok end)
+      assert_receive {:DOWN, ^monitor, :process, ^ended, :normal}
+      assert {:noproc, _call} = catch_exit(call.(ended))
+      assert_receive {[:barytherium, :client, :publish, :start], _measurements, %{client: ^ended}}
+
+      assert_receive {[:barytherium, :client, ^event], _measurements,
+                      %{client: ^ended} = metadata}
+
+      assert {:error, %Barytherium.Error{reason: :closed}} = metadata.result
+    end
+  end
+
   describe "a consumer" do
     defmodule Messages do
       use Barytherium.Consumer, subscribe: "/queue/a"

@@ -212,7 +212,7 @@ defmodule Barytherium.SpoolTest do
     stop()
     client = client(directory)
     assert {:error, %Error{reason: :timeout}} = Client.flush(client, 50)
-    assert %{publishing: 100} = Client.status(client)
+    eventually(fn -> Client.status(client).publishing == 100 end)
     stop()
     assert sent(directory, 100) == names(1..100)
     stop()

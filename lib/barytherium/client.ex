@@ -376,6 +376,7 @@ defmodule Barytherium.Client do
   @spec publish_async(client(), String.t(), iodata(), [publish_async_option()]) ::
           {:ok, reference()} | {:error, Error.t()}
   def publish_async(client, destination, body, opts \\ []) do
+    refuse_transaction!(client)
     options = Schema.all!(opts, async_schema() ++ message_schema())
     frame = Outbound.send_frame({destination, body, options.headers}, options)
     accept(client, [frame], :one, options)
@@ -393,10 +394,16 @@ defmodule Barytherium.Client do
   @spec publish_many_async(client(), [message()], [publish_async_option()]) ::
           {:ok, reference()} | {:error, Error.t()}
   def publish_many_async(client, messages, opts \\ []) do
+    refuse_transaction!(client)
     options = Schema.all!(opts, async_schema() ++ frame_schema())
     Outbound.check_list!(messages)
     accept(client, Enum.map(messages, &Outbound.send_frame(&1, options)), :many, options)
   end
+
+  defp refuse_transaction!(%Transaction{}),
+    do: raise(ArgumentError, "in a transaction there is publish/4, which does not wait")
+
+  defp refuse_transaction!(_client), do: :ok
 
   defp async_schema,
     do: [

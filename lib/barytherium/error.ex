@@ -13,6 +13,8 @@ defmodule Barytherium.Error do
     * `:disconnected` - there is no connection. Nothing was written;
     * `:not_written` - there was no room for it within the time-out, because the broker reads slowly. Nothing
       was written;
+    * `:enospc`, and others of the file system - a message cannot be written to the files of the option `:spool`. It was
+      not accepted;
     * `:unescapable` - the negotiated version of STOMP cannot write one of the headers. Nothing was written;
     * `:transaction_over` - the transaction has been committed or aborted. Nothing was written;
     * `:stale` - an acknowledgement of a message of an earlier connection, or of a subscription that has ended.

@@ -333,6 +333,8 @@ defmodule Barytherium.PublishAsyncTest do
           {"not a list of messages", fn -> Client.publish_many_async(client, :x) end},
           {"not a list of messages",
            fn -> Client.publish_many_async(client, [{"/queue/a", "x"} | :y]) end},
+          {"in a transaction there is publish/4",
+           fn -> Client.transaction(client, &Client.publish_async(&1, "/queue/a", "x")) end},
           {"a pid or :nobody", fn -> Client.publish_async(client, "/queue/a", "x", to: :x) end},
           {"nearest that there is: :timeout",
            fn -> Client.publish_async(client, "/queue/a", "x", timeuot: 1) end},

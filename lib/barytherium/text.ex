@@ -11,6 +11,12 @@ defmodule Barytherium.Text do
   @spec block(binary()) :: binary()
   def block(bytes), do: bytes |> String.replace("\r\n", "\n") |> escape([?\n, ?\t], <<>>)
 
+  @doc "What has ended a user's function, and nothing that it was raised with: that may be a password."
+  @spec failure(:error | :exit | :throw, term()) :: String.t()
+  def failure(_kind, exception) when is_exception(exception), do: inspect(exception.__struct__)
+  def failure(_kind, reason) when is_atom(reason), do: inspect(reason)
+  def failure(kind, _reason), do: Atom.to_string(kind)
+
   @doc "Whether a character may not reach a terminal as it is."
   @spec unsafe?(char()) :: boolean()
   # C0 and DEL.

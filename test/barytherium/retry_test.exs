@@ -11,7 +11,7 @@ defmodule Barytherium.RetryTest do
     @impl true
     def handle_message(frame, test) do
       send(test, {:tried, frame.body, System.monotonic_time(:millisecond)})
-      if frame.body =~ ~r/^bad/, do: raise("hunter2")
+      if frame.body =~ ~r/^bad/, do: raise("swordfish")
       {:ack, test}
     end
   end
@@ -78,7 +78,7 @@ defmodule Barytherium.RetryTest do
       {broker, _consumer} = start(Failing, opts, like: unquote(like))
       headers = [{"a", "b"}, {"persistent", "true"}]
       log = capture_log(fn -> fail(broker, headers) end)
-      refute log =~ "hunter2" and log =~ "the body"
+      refute log =~ "swordfish" and log =~ "the body"
       # Nothing is left, and the others are not disturbed.
       assert_receive {:tried, "good", _at}
       refute_receive {:tried, "bad", _at}, 50

@@ -124,21 +124,16 @@ defmodule Barytherium.Client.Events do
   end
 
   def no_credentials(kind, reason) do
-    what = failure(kind, reason)
+    what = Text.failure(kind, reason)
     Logger.error("Barytherium cannot log in: a function for the credentials failed (#{what})")
   end
 
   @spec no_headers(atom(), term(), String.t()) :: :ok
   def no_headers(kind, reason, destination) do
     Logger.error(
-      "Barytherium: the function for the headers of #{Text.line(destination)} failed (#{failure(kind, reason)}); " <>
+      "Barytherium: the function for the headers of #{Text.line(destination)} failed (#{Text.failure(kind, reason)}); " <>
         "those of the last connection are used"
     )
-  end
-
-  defp failure(kind, reason) do
-    what = if is_exception(reason), do: reason.__struct__, else: reason
-    if is_atom(what), do: inspect(what), else: kind
   end
 
   @doc "What is wrong has changed; nothing, if it is well again."

@@ -5,7 +5,7 @@ defmodule Barytherium.Client.Outbound do
 
   require Logger
 
-  alias Barytherium.Frame
+  alias Barytherium.{Frame, Text}
 
   # Headers that the client sets itself. Of repeated headers only the first would count.
   @reserved %{
@@ -90,9 +90,9 @@ defmodule Barytherium.Client.Outbound do
     {%Frame{headers: headers}, _cost} = Frame.prepare(%Frame{command: :send, headers: headers})
     Enum.uniq_by(headers, fn {name, _value} -> name end)
   catch
-    kind, _reason ->
+    kind, reason ->
       Logger.error(
-        "Barytherium: the function in :publish_headers of its configuration failed (#{kind})"
+        "Barytherium: the function in :publish_headers of its configuration failed (#{Text.failure(kind, reason)})"
       )
 
       []

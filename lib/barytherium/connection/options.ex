@@ -7,7 +7,7 @@ defmodule Barytherium.Connection.Options do
   import Barytherium.Schema, only: [name: 1, raise_unknown: 2]
 
   alias Barytherium.Connection.{Http, WebSocket}
-  alias Barytherium.Schema
+  alias Barytherium.{Schema, Text}
 
   @schema [
     secure: {:boolean, false, "Connect with TLS."},
@@ -107,11 +107,7 @@ defmodule Barytherium.Connection.Options do
           else: {:error, {:upgrade_headers, "it returned no such headers"}}
     end
   catch
-    :error, error when is_exception(error) ->
-      {:error, {:upgrade_headers, inspect(error.__struct__)}}
-
-    kind, _reason ->
-      {:error, {:upgrade_headers, to_string(kind)}}
+    kind, reason -> {:error, {:upgrade_headers, Text.failure(kind, reason)}}
   end
 
   defp reveal(headers) when is_list(headers), do: headers

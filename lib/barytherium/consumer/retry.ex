@@ -8,7 +8,7 @@ defmodule Barytherium.Consumer.Retry do
 
   require Logger
 
-  alias Barytherium.{Frame, Telemetry}
+  alias Barytherium.{Frame, Telemetry, Text}
   alias Barytherium.Client.Session
   alias Barytherium.Consumer.Decisions
 
@@ -129,8 +129,7 @@ defmodule Barytherium.Consumer.Retry do
     end
   catch
     kind, reason ->
-      what = if is_exception(reason), do: inspect(reason.__struct__), else: kind
-      not_decided(handler, "has failed (#{what})")
+      not_decided(handler, "has failed (#{Text.failure(kind, reason)})")
   end
 
   defp not_decided(%{module: module}, what) do

@@ -362,16 +362,23 @@ defmodule Barytherium.Client do
   broker at least once. Messages are then accepted without a connection, too. See
   [Publishing without waiting](patterns.html#publishing-without-waiting).
 
+  Otherwise the result comes when the broker has confirmed the message, however long that takes. If the client ends,
+  results may be missing, so monitor it; with files they may come twice.
+
   Options are `:headers`, `:persistent` and `:content_length` as for `publish/4`, and
 
     * `:timeout` - milliseconds to wait for room. Default: 5,000;
     * `:to` - the process that gets the result, or `:nobody`. Default: the caller. In a consumer's callback that is the
       process of the callback, which gets it in `handle_info/2`.
 
-  The result comes when the broker has confirmed the message, however long that takes, or when the connection has ended. If the
-  client ends, results may be missing, or with files come twice, so monitor it. Other errors than those of `publish/4`: `:timeout` if the disk does not
-  answer; the message may be accepted then. The reason is that of the file system, `:enospc` for example, if the message cannot be written to the files of the spool. It is not accepted
-  then.
+  Errors that are returned, with these reasons:
+
+    * `:not_written` - there was no room in time. The message is not accepted;
+    * `:disconnected` - there is no connection, and no spool, or the client closes. The message is not accepted;
+    * `:enospc`, and others of the file system - the message cannot be written to the files. It is not accepted;
+    * `:timeout`, `:unconfirmed` - the disk does not answer, or the client has ended meanwhile. The message may be accepted.
+
+  Raises `ArgumentError` for a message that cannot be written, for invalid options, and in a transaction.
   """
   @spec publish_async(client(), String.t(), iodata(), [publish_async_option()]) ::
           {:ok, reference()} | {:error, Error.t()}

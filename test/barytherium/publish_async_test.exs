@@ -207,6 +207,26 @@ defmodule Barytherium.PublishAsyncTest do
       assert_receive {:barytherium, :published, {^other, :ok}}
     end
 
+    test "an ERROR while such a header is at the sender ends only the connection" do
+      {listener, url} = broker()
+      client = start_client(url)
+      peer = accept_connected(listener, [{"version", "1.0"}])
+      eventually(fn -> Client.status(client).state == :connected end)
+      sender = elem(:sys.get_state(client), 1).connection.sender
+      :sys.suspend(sender)
+      bad = [{"name", "a\nb"}]
+      {:ok, first} = Client.publish_async(client, "/queue/a", "bad", headers: bad)
+      {:ok, second} = Client.publish_async(client, "/queue/a", "good")
+      reply(peer, :error, [{"message", "no"}])
+      assert_receive {:barytherium, :published, {^first, {:error, %Error{reason: :refused}}}}
+      :sys.resume(sender)
+
+      assert_receive {:barytherium, :published,
+                      {^second, {:error, %Error{reason: :disconnected}}}}
+
+      accept_connected(listener)
+    end
+
     test "close/2 waits for the results" do
       {client, peer, _listener} = connected_client()
       {:ok, reference} = Client.publish_async(client, "/queue/a", "x")

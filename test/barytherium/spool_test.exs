@@ -196,6 +196,52 @@ defmodule Barytherium.SpoolTest do
       else: until(subscription, last, numbers)
   end
 
+  test "a message that is not confirmed keeps only itself in memory, however many are" do
+    {client, peer, _listener} = connected_client(spool: :memory)
+    publish(client, ["first"])
+    {headers, "first"} = expect(peer, :send)
+    publish(client, names(1..1_000))
+    confirmed(peer, 1_000)
+    eventually(fn -> Client.status(client).publishing == 1 end)
+    assert :erlang.external_size(spool(client)) < 2_000
+    receipt(peer, headers)
+    assert Client.flush(client) == :ok
+  end
+
+  test "a consumer that stops can still publish, and wait for that", %{directory: directory} do
+    defmodule Stopping do
+      use Barytherium.Consumer, subscribe: "/queue/a"
+
+      @impl true
+      def handle_connected(info, test), do: {:ok, {test, info.client}}
+
+      @impl true
+      def handle_message(_message, {test, client} = state) do
+        send(test, {:handling, self(), client})
+        receive do: (:go_on -> :ok)
+        {:ok, _reference} = Client.publish_async(client, "/queue/b", "x", to: :nobody)
+        send(test, {:flushed, Client.flush(client, 5_000)})
+        {:ack, state}
+      end
+    end
+
+    broker = start_supervised!(TestBroker)
+    url = "stomp://127.0.0.1:#{TestBroker.port(broker)}"
+    start_supervised!({Stopping, url: url, init_arg: self(), spool: directory}, id: :consumer)
+    TestBroker.await_subscription(broker, "/queue/a")
+    TestBroker.publish(broker, "/queue/a", "x")
+    assert_receive {:handling, handler, client}
+    waiting = Task.async(fn -> go_on_when_closing(client, handler) end)
+    stop_supervised!(:consumer)
+    Task.await(waiting)
+    assert_receive {:flushed, :ok}
+  end
+
+  defp go_on_when_closing(client, handler) do
+    eventually(fn -> Client.status(client).state == :closing end)
+    send(handler, :go_on)
+  end
+
   test "reports of the store show no bodies", %{directory: directory} do
     client = client(directory)
     publish(client, ["a secret"])

@@ -73,6 +73,15 @@ defmodule Barytherium.SpoolCase do
     bodies
   end
 
+  @doc "Changes a bit of a file. From its end on, if `at` is negative."
+  def damage(path, at) do
+    bytes = File.read!(path)
+    at = if at < 0, do: byte_size(bytes) + at, else: at
+    flipped = Bitwise.bxor(:binary.at(bytes, at), 1)
+    rest = binary_part(bytes, at + 1, byte_size(bytes) - at - 1)
+    File.write!(path, [binary_part(bytes, 0, at), flipped, rest])
+  end
+
   @doc "The files of the spool."
   def segments(directory), do: Path.wildcard(Path.join(directory, "*.spool"))
 

@@ -137,8 +137,9 @@ defmodule Barytherium.WebSocketPeer do
 
   defp parse(opcode, length, bytes) do
     case bytes do
-      <<key::binary-4, payload::binary-size(length), rest::binary>> ->
-        {{opcode, unmask(payload, key)}, rest}
+      <<key::binary-4, rest::binary>> when byte_size(rest) >= length ->
+        payload = binary_part(rest, 0, length)
+        {{opcode, unmask(payload, key)}, binary_part(rest, length, byte_size(rest) - length)}
 
       _part ->
         :more

@@ -6,18 +6,20 @@ defmodule Barytherium.Client.Publishing do
   # One chunk of it at a time is at the sender: a large one would be overtaken there by a small one.
   #
   # When the broker refuses something and does not say what, all that was written is suspect. On the next connection fewer
-  # frames are written together, and fewer again when that is refused, until the suspects are settled. A frame that is
-  # alone on the connection when that is refused, several times, has failed: a broker that stops may end its connections
-  # with an ERROR, too.
+  # frames are written together, and fewer again when that is refused, until the suspects are settled. One that is refused
+  # several times while it is the only one of them is put to the test: on the next connection it is withheld. If that
+  # connection is refused, too, something else is the reason: an acknowledgement, or a message of `publish/4`. If it is
+  # not, the message has failed.
 
-  alias Barytherium.Client.{Events, Handlers, Requests, Session, Spool, State, Writing}
+  alias Barytherium.Client.{Events, Handlers, Requests, Routing, Session, Spool, State, Writing}
   alias Barytherium.Client.Spool.{Blocked, Store}
   alias Barytherium.{Error, Frame}
 
+  # A broker that stops may end its connections with an ERROR, too.
   @refusals 3
 
-  # The same while other requests are open, of which one may be what is refused.
-  @refusals_beside_others 10
+  # Milliseconds for which a connection has to last without the message that is withheld.
+  @test_time 1_000
 
   # Milliseconds for what is still to be written to files when the client ends.
   @stop_timeout 3_000
@@ -43,6 +45,10 @@ defmodule Barytherium.Client.Publishing do
   defp accepts?(:connecting, _data), do: true
   defp accepts?(_state, %{spool: %{keep: :none}} = data), do: ready?(data)
   defp accepts?(_state, _data), do: true
+
+  # Whether there will be time for more. While a consumer stops, its callbacks may publish, and wait for that.
+  defp open?(%{closing: closing, handlers: handlers}),
+    do: closing == nil or Handlers.running?(handlers)
 
   # When its end is decided, nothing more is written on a connection.
   defp ready?(data), do: match?(%{connection: %{session: %Session{}, verdict: nil}}, data)
@@ -75,19 +81,21 @@ defmodule Barytherium.Client.Publishing do
     do: go_on(put_in(data.spool.chunk, []))
 
   # Nothing of the chunk was written. Which frame it is shows as with one that the broker refuses.
-  def event({:not_written, sender, :unescapable}, %{connection: %{sender: sender}} = data) do
+  def event(
+        {:not_written, sender, :unescapable},
+        %{connection: %{sender: sender, verdict: nil}} = data
+      ) do
     %{chunk: chunk, written: written} = data.spool
-    data = forget_requests(chunk, data)
+    data = forget_requests(chunk, put_in(data.spool.chunk, []))
 
     case Map.take(written, chunk) |> Map.to_list() do
       [{number, %{sent: 1}}] ->
-        data = put_in(data.spool.chunk, [])
         go_on(confirm(number, refused(number, 0, :unescapable, data)))
 
       _several ->
         spool = Spool.suspect(data.spool, chunk)
         spool = Enum.reduce(chunk, spool, &put_in(&2.written[&1].sent, 0))
-        go_on(%{data | spool: Spool.requeue(%{spool | chunk: []})})
+        go_on(%{data | spool: Spool.requeue(spool)})
     end
   end
 
@@ -97,7 +105,7 @@ defmodule Barytherium.Client.Publishing do
 
   def event({:recovered, low, next}, %{spool: spool} = data) do
     flushes = for {target, from, timer} <- spool.flushes, do: {target + next - 1, from, timer}
-    spool = %{spool | low: low, told: low, read: low, next: next, flushes: flushes}
+    spool = %{spool | low: low, told: low, unread: low, next: next, flushes: flushes}
     go_on(%{data | spool: %{spool | recovered?: true}})
   end
 
@@ -107,19 +115,19 @@ defmodule Barytherium.Client.Publishing do
     do: go_on(Enum.reduce(1..count, data, fn _n, data -> not_stored(reason, data) end))
 
   # A client that closes leaves it in the files.
-  def event({:read, _publications, _upto}, %{closing: closing} = data) when closing != nil,
-    do: put_in(data.spool.reading?, false)
+  def event({:read, publications, unread}, data) do
+    if open?(data),
+      do: go_on(update_in(data.spool, &Spool.put_read(&1, publications, unread))),
+      else: put_in(data.spool.reading?, false)
+  end
 
-  def event({:read, publications, upto}, %{spool: %{read: read} = spool} = data) do
-    spool =
-      for {number, one} <- publications,
-          reduce: %{spool | read: upto, reading?: false},
-          do: (spool -> Spool.put(spool, number, one))
-
-    there = MapSet.new(publications, fn {number, _publication} -> number end)
-    # The others are not in the files any more.
-    lost = Enum.reject(read..(upto - 1)//1, &(&1 in there))
-    go_on(%{data | spool: Enum.reduce(lost, spool, &Spool.settled(&2, &1))})
+  def event({:test_over, sender}, %{connection: %{sender: sender, verdict: nil}} = data)
+      when data.spool.withheld != nil do
+    {:value, {_number, %{frames: [{_position, frame} | _more]}}} = :queue.peek(data.spool.queue)
+    error = Error.new(data.spool.withheld)
+    Events.not_published(frame, error, data)
+    spool = Spool.fail_first(data.spool, error)
+    go_on(%{data | spool: %{spool | withheld: nil, refused: {nil, 0}}})
   end
 
   def event({:no_room, number}, data), do: give_up(number, data)
@@ -149,7 +157,7 @@ defmodule Barytherium.Client.Publishing do
   # What comes behind something that is only in the files has to be read, too.
   defp stored(_n, data) do
     {{_to, size, _frames} = publication, from, %{spool: spool} = data} = take_stored(data)
-    in_memory? = data.closing == nil and spool.read == spool.next and Spool.room?(spool, size)
+    in_memory? = open?(data) and spool.unread == spool.next and Spool.room?(spool, size)
 
     spool =
       if in_memory?, do: Spool.put(spool, publication), else: %{spool | next: spool.next + 1}
@@ -176,7 +184,8 @@ defmodule Barytherium.Client.Publishing do
 
   @doc "Does what can be done now: accepts, reads, writes, and answers."
   @spec go_on(State.t()) :: State.t()
-  def go_on(data), do: data |> tell_store() |> unblock() |> read() |> write() |> answer_flushes()
+  def go_on(data),
+    do: data |> tell_store() |> unblock() |> read_on() |> write() |> answer_flushes()
 
   defp tell_store(%{spool: %{keep: :disk, low: low, told: told} = spool} = data)
        when low > told do
@@ -197,21 +206,21 @@ defmodule Barytherium.Client.Publishing do
   end
 
   # A client that closes leaves the rest in the files.
-  defp read(%{closing: nil, spool: %{reading?: false, read: read, next: next} = spool} = data)
-       when read < next do
+  defp read_on(%{spool: %{reading?: false, unread: unread, next: next} = spool} = data)
+       when unread < next do
     half = div(spool.limit, 2)
 
-    if ready?(data) and spool.size <= half do
-      Store.read(spool.store, read, max(half, 1))
+    if open?(data) and ready?(data) and spool.size <= half do
+      Store.read(spool.store, unread, max(half, 1))
       put_in(data.spool.reading?, true)
     else
       data
     end
   end
 
-  defp read(data), do: data
+  defp read_on(data), do: data
 
-  defp write(%{spool: %{chunk: []} = spool} = data) do
+  defp write(%{spool: %{chunk: [], withheld: nil} = spool} = data) do
     if :queue.is_empty(spool.queue) or not ready?(data), do: data, else: write_chunk(data)
   end
 
@@ -278,6 +287,10 @@ defmodule Barytherium.Client.Publishing do
 
   @doc "The broker has refused something, and does not say what."
   @spec suspect(Frame.t(), State.t()) :: State.t()
+  # It was not what is withheld.
+  def suspect(_error, %{spool: %{withheld: withheld} = spool} = data) when withheld != nil,
+    do: %{data | spool: %{spool | withheld: nil, refused: {nil, 0}}}
+
   def suspect(_error, %{spool: %{keep: keep, written: written}} = data)
       when keep == :none or written == %{},
       do: data
@@ -285,35 +298,37 @@ defmodule Barytherium.Client.Publishing do
   def suspect(error, %{spool: spool} = data) do
     case Map.to_list(spool.written) do
       [{number, %{sent: 1, frames: [{position, _frame} | _unsent]}}] ->
-        suspect(number, {number, position}, error, data)
+        %{data | spool: count_refusal({number, position}, error, spool)}
 
       _several ->
         %{data | spool: Spool.suspect(spool, Map.keys(spool.written))}
     end
   end
 
-  defp suspect(number, frame, error, %{spool: spool} = data) do
+  defp count_refusal({number, _position} = frame, error, spool) do
     times = with {^frame, times} <- spool.refused, do: times + 1, else: (_other -> 1)
-    data = %{data | spool: %{Spool.suspect(spool, [number]) | refused: {frame, times}}}
-
-    alone? = match?([_one], Requests.numbers(data.requests))
-
-    if times < if(alone?, do: @refusals, else: @refusals_beside_others),
-      do: data,
-      else: confirm(number, refused(number, 0, error, forget_requests([number], data)))
+    withheld = if times >= @refusals, do: error
+    %{Spool.suspect(spool, [number]) | refused: {frame, times}, withheld: withheld}
   end
 
-  defp forget_requests(numbers, data),
-    do: update_in(data.requests, &Requests.forget(&1, for(n <- numbers, do: {:spool, n})))
+  defp forget_requests(numbers, data) do
+    froms = for number <- numbers, do: {:spool, number}
+    data = update_in(data.requests, &Requests.forget(&1, froms))
+    if Requests.none?(data.requests), do: Routing.urgent(false, data)
+    data
+  end
 
   # Endings
 
   @doc "There is a connection."
   @spec connected(State.t()) :: State.t()
-  def connected(%{spool: spool} = data), do: go_on(put_in(data.spool.began, spool.low))
+  def connected(%{spool: spool, connection: %{sender: sender}} = data) do
+    if spool.withheld, do: Process.send_after(self(), {:spool, {:test_over, sender}}, @test_time)
+    go_on(put_in(data.spool.began, spool.low))
+  end
 
   # An ERROR can be lost when the broker closes the connection and has not read everything.
-  @doc "The connection has ended, and nothing was confirmed on it. That may be due to what was written."
+  @doc "The connection ends. If it has not come further than the one before, that may be due to what was written."
   @spec suspect_if_stuck(State.t()) :: State.t()
   def suspect_if_stuck(%{spool: %{low: low, began: low, keep: keep} = spool} = data)
       when keep != :none do
@@ -348,7 +363,8 @@ defmodule Barytherium.Client.Publishing do
 
   @doc "Whether something is still to be written before the client closes."
   @spec busy?(State.t()) :: boolean()
-  def busy?(data), do: ready?(data) and not :queue.is_empty(data.spool.queue)
+  def busy?(%{spool: %{queue: queue, withheld: withheld}} = data),
+    do: ready?(data) and withheld == nil and not :queue.is_empty(queue)
 
   @doc "The client ends. What is in files stays there."
   @spec stop(State.t()) :: State.t()
@@ -360,7 +376,7 @@ defmodule Barytherium.Client.Publishing do
 
     case spool.keep do
       :disk ->
-        Store.settled(spool.store, spool.low)
+        data = tell_store(data)
         Store.stop(spool.store, @stop_timeout)
         data
 

@@ -38,7 +38,7 @@ defmodule Barytherium.Client.Replies do
   def request(frame, %{token: token, requests: requests}) do
     # Some 1.0 servers pad their headers.
     with id when is_binary(id) <- Frame.header(frame, "correlation-id"),
-         <<^token::binary-size(byte_size(token)), "-", number::binary>> <- String.trim(id),
+         [^token, number] <- id |> String.trim() |> String.split("-", parts: 2),
          {number, ""} <- Integer.parse(number) do
       if match?({:reply, _from, _monitor}, Requests.from(requests, number)),
         do: number,

@@ -8,8 +8,8 @@ defmodule Barytherium.Client.Spool do
   #                  └─────────────────┘ the connection has ended, and `keep` is not :none
   #
   # A publication is what one call has given: one message, or several. Publications are numbered as they are accepted,
-  # and are written in this order. With `keep: :disk` all are in the files of `store`, and in memory are those from `low`
-  # to `read`.
+  # and are written in this order. `keep` is :none, :memory or :disk. With :disk all are in the files of `store`, and in
+  # memory are those from `low` to `unread`.
 
   alias Barytherium.Client.Spool.{Blocked, Store}
   alias Barytherium.{Error, Frame}
@@ -27,12 +27,13 @@ defmodule Barytherium.Client.Spool do
                 store: nil,
                 # Whether it is known what is in the files.
                 recovered?: true,
-                # All before `low` are settled, and these behind it. The store was told of those before `told`.
+                # All before `low` are settled, of which the store was told of those before `told`. `open` are the numbers
+                # of those in memory that are not. `unread` is the first one that is not in memory.
                 low: 1,
-                settled: MapSet.new(),
+                open: :gb_sets.new(),
                 told: 1,
                 next: 1,
-                read: 1,
+                unread: 1,
                 reading?: false,
                 # In memory: those that are to be written, those that were, and the bytes of both.
                 queue: :queue.new(),
@@ -40,12 +41,14 @@ defmodule Barytherium.Client.Spool do
                 size: 0,
                 # The numbers of those that the sender has, and perhaps not the socket.
                 chunk: [],
-                # What `low` was when there was a connection.
+                # `low` when this connection was made.
                 began: 1,
-                # Up to this number, so many frames are written together. Which one was refused alone, and how often.
+                # Up to this number, so many frames are written together. Which one was refused alone, and how often. If
+                # that was too often, nothing is written for a while, and `withheld` is the error.
                 suspects: 0,
                 together: 1,
                 refused: {nil, 0},
+                withheld: nil,
                 # Calls whose publication the store has not written, and the bytes of these; calls that wait for room;
                 # and calls that wait until everything is settled.
                 storing: :queue.new(),
@@ -86,23 +89,37 @@ defmodule Barytherium.Client.Spool do
 
   @doc "How many publications are not settled."
   @spec count(t()) :: non_neg_integer()
-  def count(spool), do: spool.next - spool.low - MapSet.size(spool.settled)
+  def count(spool), do: spool.next - spool.unread + :gb_sets.size(spool.open)
 
   # One that is larger than the limit is let in alone.
   @doc "Whether there is room in memory for so many bytes."
   @spec room?(t(), pos_integer()) :: boolean()
   def room?(spool, size), do: spool.size + size <= spool.limit or spool.size == 0
 
-  @doc "Adds a publication, with the number `next`."
+  @doc "Adds a publication that is new, and that is in memory. It has the number `next`."
   @spec put(t(), Store.publication()) :: t()
   def put(%{next: next} = spool, publication),
-    do: put(%{spool | next: next + 1, read: next + 1}, next, publication)
+    do: put(%{spool | next: next + 1, unread: next + 1}, next, publication)
 
   @doc "Adds one that has this number."
   @spec put(t(), sequence_number(), Store.publication()) :: t()
   def put(spool, number, {to, size, frames}) do
     publication = %{to: to, size: size, frames: frames, sent: 0, failed: nil}
-    %{spool | queue: :queue.in({number, publication}, spool.queue), size: spool.size + size}
+    queue = :queue.in({number, publication}, spool.queue)
+    open = :gb_sets.add_element(number, spool.open)
+    with_low(%{spool | queue: queue, open: open, size: spool.size + size})
+  end
+
+  defp with_low(%{open: open} = spool) do
+    low = if :gb_sets.is_empty(open), do: spool.unread, else: :gb_sets.smallest(open)
+    %{spool | low: low}
+  end
+
+  @doc "Adds those that were read from the files, which have no others before `unread`."
+  @spec put_read(t(), [{sequence_number(), Store.publication()}], sequence_number()) :: t()
+  def put_read(spool, publications, unread) do
+    spool = with_low(%{spool | unread: unread, reading?: false})
+    Enum.reduce(publications, spool, fn {number, one}, spool -> put(spool, number, one) end)
   end
 
   @doc "Takes what is written next. Suspects are on the connection without anything else of the spool."
@@ -147,7 +164,7 @@ defmodule Barytherium.Client.Spool do
     {chunk, %{spool | queue: queue, written: written, chunk: numbers}}
   end
 
-  @doc "One of these publications holds what was refused, so fewer frames are written together until they are settled."
+  @doc "One of these publications holds what was refused: fewer frames are written together until they are settled."
   @spec suspect(t(), [sequence_number()]) :: t()
   def suspect(spool, numbers) do
     sent = for number <- numbers, reduce: 0, do: (sum -> sum + spool.written[number].sent)
@@ -162,7 +179,7 @@ defmodule Barytherium.Client.Spool do
     %{spool | queue: queue, written: Map.new(written)}
   end
 
-  @doc "Of what was written, these are left: the frames at these places, and those that were not sent."
+  @doc "Of a publication, these are left, and none of them is on a connection: those at these places, and those not sent."
   @spec left(t(), sequence_number(), [non_neg_integer()]) :: t()
   def left(spool, number, places) do
     places = MapSet.new(places)
@@ -172,6 +189,19 @@ defmodule Barytherium.Client.Spool do
       sent = for {frame, place} <- Enum.with_index(sent), place in places, do: frame
       %{publication | frames: sent ++ unsent, sent: 0}
     end)
+  end
+
+  @doc "The frame at the head of the queue has failed."
+  @spec fail_first(t(), Error.t()) :: t()
+  def fail_first(spool, error) do
+    {{:value, {number, %{frames: [{position, _frame} | _more]} = publication}}, queue} =
+      :queue.out(spool.queue)
+
+    written = Map.put(spool.written, number, %{publication | sent: 1})
+
+    %{spool | queue: queue, written: written}
+    |> add_failure(number, [position], error)
+    |> confirm(number)
   end
 
   @doc "What was sent of it is confirmed, or has failed."
@@ -216,27 +246,17 @@ defmodule Barytherium.Client.Spool do
 
   defp settle(spool, number, publication) do
     tell(publication)
-    size = spool.size - publication.size
-    settled(%{spool | written: Map.delete(spool.written, number), size: size}, number)
-  end
-
-  @doc "There is nothing more to be done for this number."
-  @spec settled(t(), sequence_number()) :: t()
-  def settled(%{low: number} = spool, number), do: advance(%{spool | low: number + 1})
-  def settled(spool, number), do: %{spool | settled: MapSet.put(spool.settled, number)}
-
-  defp advance(%{low: low, settled: settled} = spool) do
-    if low in settled,
-      do: advance(%{spool | low: low + 1, settled: MapSet.delete(settled, low)}),
-      else: spool
+    open = :gb_sets.del_element(number, spool.open)
+    written = Map.delete(spool.written, number)
+    with_low(%{spool | open: open, written: written, size: spool.size - publication.size})
   end
 
   defp tell(%{to: nil}), do: :ok
 
   defp tell(%{to: {pid, reference, how}, failed: failed}) do
     message = {:barytherium, :published, {reference, result(how, failed)}}
-    # The client does not wait for another node.
-    if Process.send(pid, message, [:nosuspend, :noconnect]) != :ok,
+    # The client does not wait for another node. One that is not connected is gone.
+    if Process.send(pid, message, [:nosuspend, :noconnect]) == :nosuspend,
       do: spawn(fn -> send(pid, message) end)
   end
 

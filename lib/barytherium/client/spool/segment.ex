@@ -21,7 +21,7 @@ defmodule Barytherium.Client.Spool.Segment do
   @digits 20
 
   @type sequence_number :: pos_integer()
-  @type record :: {:publication, binary()} | {:settled, sequence_number()}
+  @type entry :: {:publication, binary()} | {:settled, sequence_number()}
   @type t :: {first :: sequence_number(), Path.t()}
   @type open :: {:file.io_device(), size :: pos_integer()}
 
@@ -105,11 +105,12 @@ defmodule Barytherium.Client.Spool.Segment do
   @spec delete(t()) :: :ok | {:error, File.posix()}
   def delete({_first, path}), do: :file.delete(path, [:raw])
 
-  @doc "Keeps a file that is damaged from being read again."
+  @doc "Keeps a file that is damaged from being read again. Its number may come again."
   @spec set_aside(t()) :: :ok | {:error, File.posix()}
-  def set_aside({_first, path}), do: :file.rename(path, path <> ".damaged")
+  def set_aside({_first, path}),
+    do: :file.rename(path, "#{path}.#{System.os_time(:millisecond)}.damaged")
 
-  @spec encode(record()) :: iolist()
+  @spec encode(entry()) :: iolist()
   def encode({:publication, payload}), do: encode(0, payload)
   def encode({:settled, number}), do: encode(1, <<number::64>>)
 
@@ -128,7 +129,7 @@ defmodule Barytherium.Client.Spool.Segment do
           t(),
           nil | pos_integer(),
           acc,
-          (record(), acc -> {:cont, acc} | {:halt, acc})
+          (entry(), acc -> {:cont, acc} | {:halt, acc})
         ) ::
           {:halted | :end | {:damaged, pos_integer()}, acc, pos_integer()}
           | {:error, File.posix()}

@@ -35,9 +35,10 @@ defmodule Barytherium.Client.Spool.Store do
   @read_again 1_000
 
   @enforce_keys [:client, :directory, :lock, :segments]
-  # `segments` are all files, in order. The last one is written if `file` is open, and has `size` bytes. `next` is the
-  # number of the next publication, and nil until it is known; all before `low` are settled, and those before `noted` are noted as such. `reader` is
-  # `{path, number, offset}`, where the last reading has ended.
+  # `segments` are all files, in order. The last one is written if `file` is open, and has `size` bytes, of which not all
+  # are on the disk if it is `dirty`. `next` is the number of the next publication, and nil until it is known; all before
+  # `low` are settled, and that is noted of those before `noted`. `reader` is `{path, number, offset}`, where the last
+  # reading has ended.
   defstruct @enforce_keys ++
               [
                 file: nil,
@@ -104,14 +105,11 @@ defmodule Barytherium.Client.Spool.Store do
 
   # Messages are not for everybody to read.
   defp make(directory) do
-    with false <- File.dir?(directory),
-         :ok <- File.mkdir_p(directory),
-         do: File.chmod(directory, 0o700),
-         else:
-           (
-             true -> :ok
-             error -> error
-           )
+    if File.dir?(directory) do
+      :ok
+    else
+      with :ok <- File.mkdir_p(directory), do: File.chmod(directory, 0o700)
+    end
   end
 
   defp lock(path, attempts) do
@@ -127,15 +125,24 @@ defmodule Barytherium.Client.Spool.Store do
     # Those before the first file are settled.
     first = with [{first, _path} | _more] <- segments, do: first, else: ([] -> 1)
 
-    case Enum.reduce_while(segments, {first, first, nil}, &recover/2) do
-      {:error, reason} ->
-        {:stop, {:shutdown, {:spool, reason}}, store}
-
-      {low, next, last} ->
-        store = go_on_with(last, %{store | low: low, noted: low, next: max(low, next)})
-        report({:recovered, low, store.next}, store)
-        {:noreply, sync_later(store)}
+    with {low, next, last} <- Enum.reduce_while(segments, {first, first, nil}, &recover/2),
+         store = %{store | low: low, noted: low, next: max(low, next)},
+         {:ok, store} <- go_on_with(last, store) do
+      report({:recovered, low, store.next}, store)
+      {:noreply, sync_later(store)}
+    else
+      {:error, reason} -> recover_again(reason, store)
     end
+  end
+
+  # There may have been no descriptor left.
+  defp recover_again(reason, store) do
+    log_error(reason, store)
+    Process.sleep(@read_again)
+
+    if Process.alive?(store.client),
+      do: {:noreply, store, {:continue, :recover}},
+      else: {:stop, :shutdown, store}
   end
 
   defp recover({first, path} = segment, {low, _next, _last}) do
@@ -146,11 +153,10 @@ defmodule Barytherium.Client.Spool.Store do
 
     case Segment.reduce(segment, nil, {low, first}, count) do
       {:error, reason} ->
-        Logger.error("#{path} cannot be read: #{reason}")
         {:halt, {:error, reason}}
 
       {why, {low, next}, offset} ->
-        warn(why, segment, offset)
+        warn(why, path, offset)
         {:cont, {low, next, {segment, why, offset}}}
     end
   end
@@ -158,29 +164,28 @@ defmodule Barytherium.Client.Spool.Store do
   # The last file goes on, unless something in it cannot be read. If that is its first publication, the next file has
   # the same name.
   defp go_on_with({segment, :end, offset}, store) do
-    case Segment.reopen(segment, offset) do
-      {:ok, {file, size}} -> %{store | file: file, size: size}
-      {:error, _reason} -> store
-    end
+    # Its end may not be on the disk yet.
+    with {:ok, {file, size}} <- Segment.reopen(segment, offset),
+         do: {:ok, %{store | file: file, size: size, dirty: true}}
   end
 
   defp go_on_with({{first, _path} = segment, {:damaged, _bytes}, _offset}, %{next: first} = store) do
-    Segment.set_aside(segment)
-    # What it has noted is to be noted again.
-    %{store | segments: List.delete(store.segments, segment), noted: 0}
+    # What it has noted is noted again.
+    with :ok <- Segment.set_aside(segment),
+         do: {:ok, %{store | segments: List.delete(store.segments, segment), noted: 0}}
   end
 
-  defp go_on_with(_none_or_damaged, store), do: store
+  defp go_on_with(_none_or_damaged, store), do: {:ok, store}
 
   # A kill leaves the last record incomplete.
-  defp warn({:damaged, bytes}, {_first, path}, offset) do
+  defp warn({:damaged, bytes}, path, offset) do
     Logger.warning(
       "#{path}: the last #{bytes} bytes, from #{offset} on, were not written to their end, or are damaged; they are " <>
         "left out"
     )
   end
 
-  defp warn(_whole, _segment, _offset), do: :ok
+  defp warn(_whole, _path, _offset), do: :ok
 
   @impl true
   def handle_cast({:append, publication}, store) do
@@ -251,8 +256,12 @@ defmodule Barytherium.Client.Spool.Store do
 
   # Writing
 
-  defp roll(%{file: file, size: size} = store) when file != nil and size >= @segment,
-    do: store |> to_disk() |> close()
+  defp roll(%{file: file, size: size, next: next} = store)
+       when file != nil and size >= @segment do
+    # The name of the next file is the number of its first publication.
+    {first, _path} = List.last(store.segments)
+    if first < next, do: store |> to_disk() |> close(), else: store
+  end
 
   defp roll(store), do: store
 
@@ -373,7 +382,7 @@ defmodule Barytherium.Client.Spool.Store do
 
   defp encode({to, size, frames}) do
     frames = for {position, frame} <- frames, do: {position, frame.headers, frame.body}
-    {:publication, :erlang.term_to_binary({vm(), to, size, frames})}
+    {:publication, :erlang.term_to_binary({vm(), to_write(to), size, frames})}
   end
 
   defp decode(payload) do
@@ -384,8 +393,20 @@ defmodule Barytherium.Client.Spool.Store do
           do: {position, %Frame{command: :send, headers: headers, body: body}}
 
     # The pid of another VM may be that of another process here.
-    {if(vm == vm(), do: to), size, frames}
+    {if(vm == vm(), do: as_read(to)), size, frames}
   end
 
-  defp vm, do: {System.pid(), :erlang.system_info(:start_time), :erlang.system_info(:creation)}
+  # They are the same when the node gets a name.
+  defp to_write({pid, reference, how}) when node(pid) == node(),
+    do: {:erlang.pid_to_list(pid), :erlang.ref_to_list(reference), how}
+
+  defp to_write(nobody_or_remote), do: nobody_or_remote
+
+  defp as_read({pid, reference, how}) when is_list(pid),
+    do: {:erlang.list_to_pid(pid), :erlang.list_to_ref(reference), how}
+
+  defp as_read(nobody_or_remote), do: nobody_or_remote
+
+  # When it was started, in nanoseconds.
+  defp vm, do: {System.pid(), :erlang.system_info(:start_time) + :erlang.time_offset()}
 end

@@ -200,10 +200,10 @@ defmodule Barytherium.SpoolTest do
     {client, peer, _listener} = connected_client(spool: :memory)
     publish(client, ["first"])
     {headers, "first"} = expect(peer, :send)
-    publish(client, names(1..1_000))
-    confirmed(peer, 1_000)
+    publish(client, names(1..5_000))
+    confirmed(peer, 5_000)
     eventually(fn -> Client.status(client).publishing == 1 end)
-    assert :erlang.external_size(spool(client)) < 2_000
+    assert :erlang.external_size(spool(client)) < 10_000
     receipt(peer, headers)
     assert Client.flush(client) == :ok
   end

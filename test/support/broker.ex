@@ -30,14 +30,31 @@ defmodule Barytherium.Broker do
 
   @doc "The broker of `kind` that tests share. The first who wants it starts it, and it ends with the tests."
   def shared!(kind) do
-    # It belongs to a process that does not end with a module.
-    case Agent.start(fn -> start!(kind) end, name: kind, timeout: :infinity) do
+    case Agent.start(fn -> start_in_background(kind) end, name: kind, timeout: :infinity) do
       {:ok, agent} -> ExUnit.after_suite(fn _results -> agent |> Agent.get(& &1) |> stop() end)
       {:error, {:already_started, _agent}} -> :ok
       {:error, {reason, stacktrace}} -> reraise reason, stacktrace
     end
 
     Agent.get(kind, & &1, :infinity)
+  end
+
+  # Its output goes to a process that takes it, and does not end with a module.
+  defp start_in_background(kind) do
+    agent = self()
+
+    spawn_link(fn ->
+      send(agent, {:broker, start!(kind)})
+      take_output()
+    end)
+
+    receive do: ({:broker, broker} -> broker)
+  end
+
+  defp take_output do
+    receive do
+      _output -> take_output()
+    end
   end
 
   @doc "The files and the environment of a broker. `start_again!/1` starts it."

@@ -19,7 +19,7 @@ defmodule Barytherium.Client.Publishing do
   @refusals 3
 
   # Milliseconds for which a connection has to last without the message that is withheld.
-  @test_time 1_000
+  @test_time 500
 
   # Milliseconds for what is still to be written to files when the client ends.
   @stop_timeout 3_000

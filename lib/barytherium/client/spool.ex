@@ -21,16 +21,21 @@ defmodule Barytherium.Client.Spool do
   # longer wait; with more there are more round trips on each.
   @narrowing 16
 
+  # Numbers that may stay in `order` after they are settled.
+  @most_settled 1_000
+
   @enforce_keys [:keep, :limit]
   defstruct @enforce_keys ++
               [
                 store: nil,
                 # Whether it is known what is in the files.
                 recovered?: true,
-                # All before `low` are settled, of which the store was told of those before `told`. `open` are the numbers
-                # of those in memory that are not. `unread` is the first one that is not in memory.
+                # All before `low` are settled, of which the store was told of those before `told`. `unread` is the first one
+                # that is not in memory. There are `count` in memory, whose numbers are in `order`, with some that are settled.
                 low: 1,
-                open: :gb_sets.new(),
+                count: 0,
+                order: :queue.new(),
+                ordered: 0,
                 told: 1,
                 next: 1,
                 unread: 1,
@@ -89,7 +94,7 @@ defmodule Barytherium.Client.Spool do
 
   @doc "How many publications are not settled."
   @spec count(t()) :: non_neg_integer()
-  def count(spool), do: spool.next - spool.unread + :gb_sets.size(spool.open)
+  def count(spool), do: spool.next - spool.unread + spool.count
 
   # One that is larger than the limit is let in alone.
   @doc "Whether there is room in memory for so many bytes."
@@ -105,14 +110,34 @@ defmodule Barytherium.Client.Spool do
   @spec put(t(), sequence_number(), Store.publication()) :: t()
   def put(spool, number, {to, size, frames}) do
     publication = %{to: to, size: size, frames: frames, sent: 0, failed: nil}
-    queue = :queue.in({number, publication}, spool.queue)
-    open = :gb_sets.add_element(number, spool.open)
-    with_low(%{spool | queue: queue, open: open, size: spool.size + size})
+
+    with_low(%{
+      spool
+      | queue: :queue.in({number, publication}, spool.queue),
+        order: :queue.in(number, spool.order),
+        ordered: spool.ordered + 1,
+        count: spool.count + 1,
+        size: spool.size + size
+    })
   end
 
-  defp with_low(%{open: open} = spool) do
-    low = if :gb_sets.is_empty(open), do: spool.unread, else: :gb_sets.smallest(open)
-    %{spool | low: low}
+  # What is settled is taken out of `order` when it comes first, so that each number costs little.
+  defp with_low(%{order: order} = spool) do
+    case :queue.peek(order) do
+      :empty ->
+        %{spool | low: spool.unread}
+
+      {:value, number} ->
+        if open?(number, spool),
+          do: %{spool | low: number},
+          else: with_low(%{spool | order: :queue.drop(order), ordered: spool.ordered - 1})
+    end
+  end
+
+  # Of the first one in `order`: the queue has no number before that.
+  defp open?(number, %{written: written, queue: queue}) do
+    is_map_key(written, number) or
+      match?({:value, {^number, _publication}}, :queue.peek(queue))
   end
 
   @doc "Adds those that were read from the files, which have no others before `unread`."
@@ -246,10 +271,20 @@ defmodule Barytherium.Client.Spool do
 
   defp settle(spool, number, publication) do
     tell(publication)
-    open = :gb_sets.del_element(number, spool.open)
     written = Map.delete(spool.written, number)
-    with_low(%{spool | open: open, written: written, size: spool.size - publication.size})
+    size = spool.size - publication.size
+    with_low(without_settled(%{spool | written: written, size: size, count: spool.count - 1}))
   end
+
+  # Numbers behind one that is not settled would become more and more.
+  defp without_settled(%{ordered: ordered, count: count} = spool)
+       when ordered > 2 * count + @most_settled do
+    queued = for {number, _publication} <- :queue.to_list(spool.queue), do: number
+    numbers = Enum.sort(Map.keys(spool.written) ++ queued)
+    %{spool | order: :queue.from_list(numbers), ordered: length(numbers)}
+  end
+
+  defp without_settled(spool), do: spool
 
   defp tell(%{to: nil}), do: :ok
 

@@ -184,8 +184,10 @@ defmodule Barytherium.TlsTest do
         listener = Peer.listen(:tcp)
         connect("localhost", Peer.port(listener), @tls ++ [connect_timeout: 200])
         assert_refused(:timeout)
+        # On a busy machine the time may be over before there is a connection.
+        listener = Peer.listen(:tcp)
         connect("localhost", Peer.port(listener), @tls)
-        for _connection <- 1..2, do: listener |> Peer.accept() |> Peer.close()
+        listener |> Peer.accept() |> Peer.close()
         assert_refused(:closed)
       end
 

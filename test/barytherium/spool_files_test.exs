@@ -59,8 +59,7 @@ defmodule Barytherium.SpoolFilesTest do
 
     # Blocks of 512 bytes in a shell of POSIX: 1 MiB. The signal is ignored, so that writing fails.
     defp limited(code, args) do
-      paths = Enum.flat_map(:code.get_path(), &["-pa", to_string(&1)])
-      command = ["elixir"] ++ paths ++ ["-e", code, "--"] ++ args
+      command = ["elixir"] ++ code_path() ++ ["-e", code, "--"] ++ args
       script = ~S(trap '' XFSZ; ulimit -f 2048; exec "$@")
       System.cmd("sh", ["-c", script, "sh" | command], stderr_to_stdout: true)
     end

@@ -118,8 +118,7 @@ defmodule Barytherium.SpoolTest do
   end
 
   defp elixir(code, args) do
-    paths = Enum.flat_map(:code.get_path(), &["-pa", to_string(&1)])
-    System.cmd("elixir", paths ++ ["-e", code, "--" | args], stderr_to_stdout: true)
+    System.cmd("elixir", code_path() ++ ["-e", code, "--" | args], stderr_to_stdout: true)
   end
 
   # Prints the number of each message that was accepted.
@@ -161,8 +160,7 @@ defmodule Barytherium.SpoolTest do
 
   # Runs the publisher, and kills it after so many lines. Returns the last number.
   defp killed_after(lines, args) do
-    paths = Enum.flat_map(:code.get_path(), &["-pa", to_string(&1)])
-    args = paths ++ ["-e", @publisher, "--"] ++ args
+    args = code_path() ++ ["-e", @publisher, "--"] ++ args
     elixir = System.find_executable("elixir")
     options = [:binary, {:line, 100}, :exit_status, args: args]
     port = Port.open({:spawn_executable, elixir}, options)

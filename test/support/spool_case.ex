@@ -73,6 +73,9 @@ defmodule Barytherium.SpoolCase do
     bodies
   end
 
+  @doc "Arguments of a VM that is to find this library."
+  def code_path, do: ["-pa", Path.join(Mix.Project.app_path(), "ebin")]
+
   @doc "Changes a bit of a file. From its end on, if `at` is negative."
   def damage(path, at) do
     bytes = File.read!(path)

@@ -40,13 +40,13 @@ defmodule Barytherium.Client.Publishing do
     end
   end
 
-  # While a consumer handles what has arrived before it stops, its callbacks may still publish.
-  defp accepts?(:closing, data), do: ready?(data) and Handlers.running?(data.handlers)
+  defp accepts?(:closing, data), do: open?(data) and ready?(data)
   defp accepts?(:connecting, _data), do: true
   defp accepts?(_state, %{spool: %{keep: :none}} = data), do: ready?(data)
   defp accepts?(_state, _data), do: true
 
-  # Whether there will be time for more. While a consumer stops, its callbacks may publish, and wait for that.
+  # Whether there will be time for more. While a consumer handles what has arrived before it stops, its callbacks may
+  # publish, and wait for that.
   defp open?(%{closing: closing, handlers: handlers}),
     do: closing == nil or Handlers.running?(handlers)
 
@@ -99,10 +99,6 @@ defmodule Barytherium.Client.Publishing do
     end
   end
 
-  # An earlier connection, or the end of this one, of which there will be a report.
-  def event({:written, _sender}, data), do: data
-  def event({:not_written, _sender, _reason}, data), do: data
-
   def event({:recovered, low, next}, %{spool: spool} = data) do
     flushes = for {target, from, timer} <- spool.flushes, do: {target + next - 1, from, timer}
     spool = %{spool | low: low, told: low, unread: low, next: next, flushes: flushes}
@@ -123,11 +119,11 @@ defmodule Barytherium.Client.Publishing do
 
   def event({:test_over, sender}, %{connection: %{sender: sender, verdict: nil}} = data)
       when data.spool.withheld != nil do
-    {:value, {_number, %{frames: [{_position, frame} | _more]}}} = :queue.peek(data.spool.queue)
-    error = Error.new(data.spool.withheld)
-    Events.not_published(frame, error, data)
-    spool = Spool.fail_first(data.spool, error)
-    go_on(%{data | spool: %{spool | withheld: nil, refused: {nil, 0}}})
+    error = data.spool.withheld
+    # Suspects come first, and this one alone.
+    {[{number, _publication}], spool} = Spool.take_chunk(data.spool)
+    spool = %{spool | chunk: [], withheld: nil, refused: {nil, 0}}
+    go_on(confirm(number, refused(number, 0, error, %{data | spool: spool})))
   end
 
   def event({:no_room, number}, data), do: give_up(number, data)
@@ -141,7 +137,8 @@ defmodule Barytherium.Client.Publishing do
     put_in(data.spool.flushes, flushes)
   end
 
-  def event(_stray, data), do: data
+  # Strays, and what is about an earlier connection, or the end of this one, of which there will be a report.
+  def event(_other, data), do: data
 
   defp give_up(number, data) do
     case Blocked.give_up(data.spool.blocked, number) do

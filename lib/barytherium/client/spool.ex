@@ -216,19 +216,6 @@ defmodule Barytherium.Client.Spool do
     end)
   end
 
-  @doc "The frame at the head of the queue has failed."
-  @spec fail_first(t(), Error.t()) :: t()
-  def fail_first(spool, error) do
-    {{:value, {number, %{frames: [{position, _frame} | _more]} = publication}}, queue} =
-      :queue.out(spool.queue)
-
-    written = Map.put(spool.written, number, %{publication | sent: 1})
-
-    %{spool | queue: queue, written: written}
-    |> add_failure(number, [position], error)
-    |> confirm(number)
-  end
-
   @doc "What was sent of it is confirmed, or has failed."
   @spec confirm(t(), sequence_number()) :: t()
   def confirm(spool, number) do

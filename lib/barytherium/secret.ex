@@ -16,6 +16,11 @@ defmodule Barytherium.Secret do
   @spec reveal(t(value)) :: value when value: term()
   def reveal(%__MODULE__{value: value}), do: value.()
 
+  @doc "What the `format_status` of a process reports, without the messages that it got."
+  @spec without_messages(map()) :: map()
+  def without_messages(status),
+    do: status |> Map.replace(:message, "...") |> Map.replace(:log, [])
+
   defimpl Inspect do
     def inspect(_secret, _opts), do: "#Barytherium.Secret<...>"
   end

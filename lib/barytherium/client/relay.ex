@@ -4,6 +4,8 @@ defmodule Barytherium.Client.Relay do
   # read, only this process waits.
   use GenServer, restart: :temporary
 
+  alias Barytherium.Secret
+
   @doc "Starts it for the calling client."
   @spec start(pid()) :: pid()
   def start(subscriber) do
@@ -43,5 +45,5 @@ defmodule Barytherium.Client.Relay do
   @doc false
   # The message may hold bodies.
   @impl {:format_status, 1} in GenServer.behaviour_info(:callbacks)
-  def format_status(status), do: status |> Map.replace(:message, "...") |> Map.replace(:log, [])
+  defdelegate format_status(status), to: Secret, as: :without_messages
 end

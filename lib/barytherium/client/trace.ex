@@ -7,7 +7,7 @@ defmodule Barytherium.Client.Trace do
   use GenServer, restart: :temporary
 
   alias Barytherium.Client.State
-  alias Barytherium.{Native, Telemetry}
+  alias Barytherium.{Native, Secret, Telemetry}
   alias Barytherium.Network.Sender
 
   @typedoc "Who gets the copies, its monitor, and whether it is a process of this module."
@@ -72,5 +72,5 @@ defmodule Barytherium.Client.Trace do
   @doc false
   # The message may hold bodies.
   @impl {:format_status, 1} in GenServer.behaviour_info(:callbacks)
-  def format_status(status), do: status |> Map.replace(:message, "...") |> Map.replace(:log, [])
+  defdelegate format_status(status), to: Secret, as: :without_messages
 end

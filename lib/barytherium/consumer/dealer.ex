@@ -6,6 +6,7 @@ defmodule Barytherium.Consumer.Dealer do
   use GenServer, restart: :temporary
 
   alias Barytherium.Consumer.Workers
+  alias Barytherium.Secret
 
   # `several?`: whether more than one may handle the messages of this connection.
   @enforce_keys [:client, :workers, :free, :batches?]
@@ -124,5 +125,5 @@ defmodule Barytherium.Consumer.Dealer do
   @doc false
   # The message may hold bodies.
   @impl {:format_status, 1} in GenServer.behaviour_info(:callbacks)
-  def format_status(status), do: status |> Map.replace(:message, "...") |> Map.replace(:log, [])
+  defdelegate format_status(status), to: Secret, as: :without_messages
 end

@@ -140,8 +140,7 @@ defmodule Barytherium.Consumer.Worker do
   @impl {:format_status, 1} in GenServer.behaviour_info(:callbacks)
   def format_status(status) do
     status
-    |> Map.replace(:message, "...")
-    |> Map.replace(:log, [])
+    |> Secret.without_messages()
     |> Map.replace_lazy(:state, &if(&1, do: %{&1 | state: "...", batcher: "...", acks: []}))
   end
 

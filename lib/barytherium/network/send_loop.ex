@@ -11,7 +11,7 @@ defmodule Barytherium.Network.SendLoop do
 
   require Logger
 
-  alias Barytherium.{Connection, Frame}
+  alias Barytherium.{Connection, Frame, Secret}
   alias Barytherium.Frame.Outgoing
   alias Barytherium.Network.{Admission, HeartBeat, Outbox, WriteCounters, Writer}
 
@@ -199,8 +199,7 @@ defmodule Barytherium.Network.SendLoop do
   @impl {:format_status, 1} in GenServer.behaviour_info(:callbacks)
   def format_status(status) do
     status
-    |> Map.replace(:message, "...")
-    |> Map.replace(:log, [])
+    |> Secret.without_messages()
     |> Map.replace_lazy(:state, &Map.drop(&1, [:admission, :outbox, :held, :writing]))
   end
 

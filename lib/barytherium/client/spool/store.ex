@@ -19,7 +19,7 @@ defmodule Barytherium.Client.Spool.Store do
   require Logger
 
   alias Barytherium.Client.Spool.Segment
-  alias Barytherium.{Frame, Native}
+  alias Barytherium.{Frame, Native, Secret}
 
   # Bytes from which on a new file is begun.
   @segment 16 * 1024 * 1024
@@ -250,7 +250,7 @@ defmodule Barytherium.Client.Spool.Store do
   # Messages hold bodies.
   # A callback of GenServer since Elixir 1.17. OTP has called it before.
   @impl {:format_status, 1} in GenServer.behaviour_info(:callbacks)
-  def format_status(status), do: status |> Map.replace(:message, "...") |> Map.replace(:log, [])
+  defdelegate format_status(status), to: Secret, as: :without_messages
 
   defp report(report, store), do: send(store.client, {:spool, report})
 

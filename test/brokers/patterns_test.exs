@@ -23,12 +23,7 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
 
     defp url(port), do: "stomp://guest:guest@127.0.0.1:#{port}"
 
-    defp client(port, opts \\ []) do
-      opts = [url: url(port), backoff: {50, 200}] ++ opts
-      client = start_supervised!({Client, opts}, id: make_ref())
-      eventually(fn -> Client.status(client).state == :connected end, 1_000)
-      client
-    end
+    defp client(port, opts \\ []), do: connected_client([url: url(port)] ++ opts)
 
     defp queue, do: "/queue/patterns#{System.unique_integer([:positive])}"
 

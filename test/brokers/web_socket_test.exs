@@ -4,7 +4,6 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
     use Barytherium.BrokerCase, async: true, broker: kind
 
     import Barytherium.ClientCase, only: [receive_messages: 2]
-    import Barytherium.ReceiverCase, only: [eventually: 2]
 
     alias Barytherium.{Client, HttpProxy}
 
@@ -18,12 +17,6 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
     defp url(broker, userinfo \\ "guest:guest"),
       do: "ws://#{userinfo}@127.0.0.1:#{broker.web.port}#{@path}"
 
-    defp client(opts) do
-      client = start_supervised!({Client, [backoff: {50, 200}] ++ opts}, id: make_ref())
-      eventually(fn -> Client.status(client).state == :connected end, 1_000)
-      client
-    end
-
     defp subscribed(client, opts \\ []) do
       queue = "/queue/web#{System.unique_integer([:positive])}"
       {:ok, subscription} = Client.subscribe(client, queue, opts)
@@ -31,11 +24,11 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
     end
 
     test "a client publishes, subscribes, acknowledges, and disconnects", %{broker: broker} do
-      client = client(url: url(broker), heart_beat: {500, 500})
+      client = connected_client(url: url(broker), heart_beat: {500, 500})
       {queue, subscription} = subscribed(client, ack: :client_individual)
 
       for version <- ["1.0", "1.1", "1.2"] do
-        publisher = client(url: url(broker), versions: [version])
+        publisher = connected_client(url: url(broker), versions: [version])
         assert Client.publish(publisher, queue, "späť #{version}") == :ok
         assert [%Frame{body: body} = frame] = receive_messages(subscription, 1)
         assert body == "späť " <> version
@@ -74,11 +67,11 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
     end
 
     test "large and many messages", %{broker: broker} do
-      client = client(url: url(broker))
+      client = connected_client(url: url(broker))
       {queue, subscription} = subscribed(client, prefetch: 2_000)
       # Jetty takes 64 KiB of a message, if it is not told otherwise.
       large = String.duplicate("x", if(@rabbitmq, do: 1_000_000, else: 30_000))
-      publisher = client(url: url(broker))
+      publisher = connected_client(url: url(broker))
       assert Client.publish(publisher, queue, large) == :ok
       messages = for n <- 1..1_000, do: {queue, "#{n}"}
       publishing = Task.async(fn -> Client.publish_many(publisher, messages) end)
@@ -89,7 +82,7 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
 
     if @rabbitmq do
       test "bodies of any bytes", %{broker: broker} do
-        client = client(url: url(broker))
+        client = connected_client(url: url(broker))
         {queue, subscription} = subscribed(client)
         bytes = :binary.list_to_bin(Enum.to_list(0..255))
         assert Client.publish(client, queue, bytes) == :ok
@@ -99,13 +92,13 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
       test "the login may be in the opening handshake", %{broker: broker} do
         @broker_kind.take_http_login(broker, true)
         on_exit(fn -> @broker_kind.take_http_login(broker, false) end)
-        client(url: url(broker), login_in: :upgrade)
+        connected_client(url: url(broker), login_in: :upgrade)
 
         assert refused(url: url(broker, "guest:wrong"), login_in: :upgrade) == :refused
       end
     else
       test "bodies that are not UTF-8 are lost on the way", %{broker: broker} do
-        client = client(url: url(broker))
+        client = connected_client(url: url(broker))
         {queue, _subscription} = subscribed(client)
         # A message of bytes is dropped.
         assert {:error, %{reason: :timeout}} =
@@ -116,7 +109,10 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
     for tls <- [:native, :otp] do
       test "with TLS (#{tls})", %{broker: broker} do
         url = "wss://guest:guest@localhost:#{broker.web.tls_port}#{@path}"
-        client = client(url: url, tls: unquote(tls), ssl: [cacertfile: broker.tls.cacertfile])
+
+        client =
+          connected_client(url: url, tls: unquote(tls), ssl: [cacertfile: broker.tls.cacertfile])
+
         {queue, subscription} = subscribed(client)
         assert Client.stats(client).tls == unquote(tls)
         assert Client.publish(client, queue, "x") == :ok
@@ -125,7 +121,7 @@ for kind <- [Barytherium.Brokers.RabbitMQ, Barytherium.Brokers.ActiveMQ] do
     end
 
     test "through a proxy", %{broker: broker} do
-      client = client(url: url(broker), proxy: "http://localhost:#{HttpProxy.start()}")
+      client = connected_client(url: url(broker), proxy: "http://localhost:#{HttpProxy.start()}")
       assert_receive {:proxied, _target, _headers}
       {queue, subscription} = subscribed(client)
       assert Client.publish(client, queue, "x") == :ok

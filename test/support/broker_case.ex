@@ -5,9 +5,10 @@ defmodule Barytherium.BrokerCase do
   """
   use ExUnit.CaseTemplate
 
+  import Barytherium.ReceiverCase, only: [eventually: 2]
   import ExUnit.Assertions
 
-  alias Barytherium.{Broker, Frame, Network}
+  alias Barytherium.{Broker, Client, Frame, Network}
   alias Barytherium.Network.Sender
 
   using opts do
@@ -62,6 +63,14 @@ defmodule Barytherium.BrokerCase do
     assert_receive {:"$gen_cast", {:barytherium, :frames, {[frame], ^sender}}}, 10_000
     assert %Frame{command: :connected} = frame
     {sender, frame}
+  end
+
+  @doc "A client that is connected, of the test's supervisor. `opts` have its URL."
+  def connected_client(opts) do
+    opts = opts ++ [backoff: {50, 200}]
+    client = start_supervised!({Client, opts}, id: make_ref())
+    eventually(fn -> Client.status(client).state == :connected end, 1_000)
+    client
   end
 
   @doc "The network process of the last connection."

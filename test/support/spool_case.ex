@@ -8,14 +8,8 @@ defmodule Barytherium.SpoolCase do
 
   using do
     quote do
-      import Barytherium.ClientCase
-      import Barytherium.ReceiverCase, only: [eventually: 1]
+      use Barytherium.ClientCase
       import Barytherium.SpoolCase
-      import ExUnit.CaptureLog
-
-      alias Barytherium.{Client, Frame, Peer}
-
-      @moduletag capture_log: true
     end
   end
 
